@@ -1,0 +1,1 @@
+"""Training: VSD distillation with LoRaD, and the scripts that made the embedded model."""

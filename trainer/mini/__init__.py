@@ -1,0 +1,1 @@
+"""The scripts that made wadi-mini: scenes, autoencoder, teacher; one command each."""

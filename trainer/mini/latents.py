@@ -1,0 +1,74 @@
+"""Encode scenes once, so that training the teacher costs no autoencoder: shards of latents and captions.
+
+    python -m trainer.mini.latents --vae runs/mini-vae/vae --output runs/mini-latents --shards 4
+
+Shard k holds the scenes of seeds k*4096 to (k+1)*4096-1. Shards that exist are left alone, and more can be made
+at any time, also while a teacher trains: it takes up new ones at its next start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from ..state import write_atomically
+from . import scenes
+from .vae import to_tensor
+
+SHARD = 4096  # scenes
+
+
+@torch.no_grad()
+def make_shard(vae: torch.nn.Module, index: int, path: Path) -> None:
+    """Draw, encode (posterior means, scaled) and write one shard: ``latents`` (4096, 4, 16, 16) float16."""
+    latents, captions = [], []
+    for start in tqdm(range(index * SHARD, (index + 1) * SHARD, 32), desc=path.name, mininterval=5):
+        plans = [scenes.scene(seed) for seed in range(start, start + 32)]
+        captions += [plan.caption for plan in plans]
+        images = to_tensor([scenes.draw(plan) for plan in plans]).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            mean = vae.encode(images).latent_dist.mean
+        latents.append((mean.float() * vae.config.scaling_factor).half().contiguous())
+    tensors = {"latents": torch.cat(latents)}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, {"captions": json.dumps(captions)}))
+
+
+def read_shards(folder: Path) -> tuple[torch.Tensor, list[str]]:
+    """All latents (n, 4, 16, 16) float16 and captions of a folder.
+
+    Raises:
+        ValueError: the folder holds no shard.
+    """
+    latents, captions = [], []
+    for path in sorted(folder.glob("shard-*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            latents.append(file.get_tensor("latents"))
+            captions += json.loads(file.metadata()["captions"])
+    if not latents:
+        raise ValueError(f"{folder}: no shard-*.safetensors here; make some with python -m trainer.mini.latents")
+    return torch.cat(latents), captions
+
+
+def main() -> None:
+    from diffusers import AutoencoderKL
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--vae", required=True, help="the autoencoder's folder")
+    parser.add_argument("--output", required=True, type=Path, help="folder of the shards")
+    parser.add_argument("--shards", type=int, default=4, help="how many there shall be")
+    arguments = parser.parse_args()
+    vae = AutoencoderKL.from_pretrained(arguments.vae).to(memory_format=torch.channels_last).eval()
+    for index in range(arguments.shards):
+        path = arguments.output / f"shard-{index:03d}.safetensors"
+        if not path.exists():
+            make_shard(vae, index, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""The pictures that wadi-mini learns from: one or two emoji on a plain background, with a caption.
+
+Scenes are drawn at random from a seed, so there are as many as one wants and each can be made again. A caption
+names the objects and only partly the rest (place, size, mirror and background vary unsaid), so that one caption
+has many pictures. Left and right are never named: they are kept for learning a new relation later.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+SIZE = 128  # pixels of a scene's side
+GLYPH_SIZE = 109  # the one size at which the bitmaps of Noto Color Emoji are stored
+FONT_PLACES = (
+    "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",
+    "/usr/share/fonts/noto/NotoColorEmoji.ttf",
+    "/usr/share/fonts/google-noto-emoji/NotoColorEmoji.ttf",
+)
+COLOURS = {
+    "white": (250, 250, 250),
+    "grey": (150, 150, 155),
+    "black": (28, 28, 32),
+    "red": (205, 60, 60),
+    "orange": (240, 150, 60),
+    "yellow": (245, 215, 90),
+    "green": (95, 170, 95),
+    "blue": (75, 125, 205),
+    "light blue": (165, 210, 240),
+    "purple": (140, 95, 175),
+    "pink": (245, 175, 195),
+    "brown": (140, 100, 70),
+}
+SINGLE_PHRASES = ("{a}", "{a}", "a picture of {a}", "an emoji of {a}", "one {n}", "{n}")
+PAIR_PHRASES = ("{a} and {b}", "{a} and {b}", "{a} with {b}", "a picture of {a} and {b}", "{a} next to {b}")
+ABOVE_PHRASES = ("{a} on top of {b}", "{a} above {b}", "{b} under {a}")
+PLURALS = frozenset("grapes cherries blueberries pancakes spaghetti ramen sushi popcorn bacon scales headphones glasses "
+                    "sunglasses scissors jeans socks".split())  # fmt: skip
+PLURAL_ENDS = ("french fries", "folded hands", "bowling pins", "hundred points", "fork and knife", "bow and arrow",
+               "thumbs up", "thumbs down", "planet earth", "statue of liberty", "santa claus", "fire", "wheat", "bamboo",
+               "broccoli", "lettuce", "corn", "garlic", "cheese")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object: its index in the list, its character and its name."""
+
+    index: int
+    character: str
+    name: str
+
+    @property
+    def phrase(self) -> str:
+        """The name with its article."""
+        if self.name in PLURALS or self.name in PLURAL_ENDS:
+            return self.name
+        return ("an " if self.name[0] in "aeiou" and not self.name.startswith("uni") else "a ") + self.name
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An object in a scene: centre and longer side in pixels."""
+
+    thing: Thing
+    x: float
+    y: float
+    size: float
+    mirrored: bool
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that draws one picture."""
+
+    caption: str
+    background: tuple[int, int, int]
+    shade: float
+    placed: tuple[Placed, ...]
+
+
+@functools.cache
+def things() -> tuple[Thing, ...]:
+    """The objects of ``objects.txt``, in its order."""
+    lines = (Path(__file__).parent / "objects.txt").read_text(encoding="utf-8").splitlines()
+    pairs = [line.split(" ", 1) for line in lines if line and not line.startswith("#")]
+    return tuple(Thing(index, character, name) for index, (character, name) in enumerate(pairs))
+
+
+def held_out(first: Thing, second: Thing) -> bool:
+    """Whether this combination of two objects (in either order) is never trained on: one in ten, by a hash."""
+    key = "|".join(sorted((first.name, second.name)))
+    return hashlib.sha256(key.encode()).digest()[0] < 26
+
+
+@functools.cache
+def _font() -> ImageFont.FreeTypeFont:
+    places = [os.environ["WADI_EMOJI_FONT"]] if "WADI_EMOJI_FONT" in os.environ else list(FONT_PLACES)
+    for place in places:
+        if Path(place).is_file():
+            return ImageFont.truetype(place, GLYPH_SIZE)
+    raise OSError(
+        "NotoColorEmoji.ttf was not found: install the package fonts-noto-color-emoji "
+        "or name the file in the environment variable WADI_EMOJI_FONT"
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def glyph(character: str) -> Image.Image:
+    """The object as an RGBA picture, cropped to what is drawn."""
+    canvas = Image.new("RGBA", (2 * GLYPH_SIZE, 2 * GLYPH_SIZE))
+    ImageDraw.Draw(canvas).text((20, 20), character, font=_font(), embedded_color=True)
+    return canvas.crop(canvas.getbbox())
+
+
+def _pick_pair(rng: random.Random, held: bool) -> tuple[Thing, Thing]:
+    while True:
+        first, second = rng.sample(things(), 2)
+        if held_out(first, second) == held:
+            return first, second
+
+
+def _place_pair(rng: random.Random, above: bool) -> list[tuple[float, float, float]]:
+    """Centres and sizes of two objects that at most touch: one over the other, or anyhow side by side."""
+    first, second = rng.uniform(44, 62), rng.uniform(44, 62)
+    margin = 3.0
+    spare = SIZE - 2 * margin - first - second
+    start = margin + rng.uniform(0, spare)
+    along = (start + first / 2, min(start + first + rng.uniform(0, spare - start + margin), SIZE - margin - second) + second / 2)
+    middle = rng.uniform(0.3, 0.7) * SIZE
+    across = []
+    for size in (first, second):
+        half = size / 2 + margin
+        across.append(min(max(middle + rng.uniform(-12, 12), half), SIZE - half))
+    if above:
+        return [(across[0], along[0], first), (across[1], along[1], second)]
+    places = [(along[0], across[0], first), (along[1], across[1], second)]
+    if rng.random() < 0.5:
+        places = [(SIZE - x, y, size) for x, y, size in places]
+    return places
+
+
+def draw_plan(rng: random.Random, pair: bool | None = None, held: bool = False, only: Thing | None = None) -> Scene:
+    """A random scene.
+
+    Args:
+        rng: the source of every choice.
+        pair: two objects, one, or (None) either at even odds.
+        held: take a combination that training never shows (two objects only).
+        only: the object of a single-object scene, where it matters.
+    """
+    colour = rng.choice(list(COLOURS))
+    background = tuple(min(255, max(0, channel + rng.randint(-14, 14))) for channel in COLOURS[colour])
+    shade = rng.uniform(-0.22, 0.22) if rng.random() < 0.4 else 0.0
+    pair = (rng.random() < 0.5) if pair is None else pair
+    if pair:
+        first, second = _pick_pair(rng, held)
+        above = rng.random() < 0.4
+        phrase = rng.choice(ABOVE_PHRASES if above and rng.random() < 0.75 else PAIR_PHRASES)
+        caption = phrase.format(a=first.phrase, b=second.phrase)
+        spots = _place_pair(rng, above)
+        chosen = (first, second)
+    else:
+        thing = only or rng.choice(things())
+        size = rng.uniform(58, 118)
+        half = size / 2 + 2
+        spots = [(rng.uniform(half, SIZE - half), rng.uniform(half, SIZE - half), size)]
+        word = rng.random()
+        phrase = rng.choice(SINGLE_PHRASES)
+        caption = phrase.format(a=thing.phrase, n=thing.name)
+        if size > 98 and word < 0.3:
+            caption = f"a big {thing.name}"
+        elif size < 76 and word < 0.3:
+            caption = f"a small {thing.name}"
+        chosen = (thing,)
+    if rng.random() < 0.5:
+        caption += f" on {'an' if colour[0] in 'aeiou' else 'a'} {colour} background"
+    placed = tuple(Placed(thing, *spot, rng.random() < 0.5) for thing, spot in zip(chosen, spots, strict=True))
+    return Scene(caption, background, shade, placed)
+
+
+def draw(scene: Scene) -> Image.Image:
+    """The scene as a 128x128 RGB picture."""
+    picture = Image.new("RGB", (SIZE, SIZE), scene.background)
+    if scene.shade:
+        # A soft vertical gradient of the background's own colour.
+        ends = [tuple(int(min(255, max(0, channel * (1 + sign * scene.shade)))) for channel in scene.background) for sign in (1, -1)]
+        strip = Image.new("RGB", (1, 2))
+        strip.putpixel((0, 0), ends[0])
+        strip.putpixel((0, 1), ends[1])
+        picture = strip.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    for item in scene.placed:
+        stamp = glyph(item.thing.character)
+        scale = item.size / max(stamp.size)
+        width, height = (max(1, round(side * scale)) for side in stamp.size)
+        stamp = stamp.resize((width, height), Image.Resampling.LANCZOS)
+        if item.mirrored:
+            stamp = stamp.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        picture.paste(stamp, (round(item.x - width / 2), round(item.y - height / 2)), stamp)
+    return picture
+
+
+def scene(seed: int, **choices: object) -> Scene:
+    """The scene of a seed; ``choices`` as in :func:`draw_plan`."""
+    return draw_plan(random.Random(seed), **choices)

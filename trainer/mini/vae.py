@@ -1,0 +1,197 @@
+"""Train the autoencoder of wadi-mini: 128x128 RGB to 16x16x4 latents and back.
+
+    python -m trainer.mini.vae --config trainer/configs/mini-vae.yaml
+
+It learns on 64 px crops (convolutions do not mind). Besides reconstruction, half of the steps ask that a mirrored
+or halved latent decodes to the mirrored or halved crop: latents that behave like pictures are easier to learn for
+the diffusion model (Kouzelis et al., EQ-VAE, 2025). With ``decoder_only`` the encoder, and so every latent that a
+teacher has learned, stays as it is.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from .. import config as settings
+from ..state import Checkpoints, random_state, restore_random_state
+from ..watch import LossTable, contact_sheet, save_picture
+from . import scenes
+
+
+@dataclass
+class VaeConfig:
+    """Settings of the autoencoder's training."""
+
+    output: str = "runs/mini-vae"
+    seed: int = 0
+    channels: tuple[int, ...] = (64, 64, 96, 128)
+    steps: int = 1700
+    batch: int = 16
+    crop: int = 64  # pixels
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    kl_weight: float = 1e-4
+    edge_weight: float = 1.0
+    decoder_only: bool = False
+    start_from: str | None = None  # a trained autoencoder's folder (diffusers layout)
+    save_every: int = 200
+
+
+def make_vae(channels: tuple[int, ...]) -> torch.nn.Module:
+    """An untrained ``AutoencoderKL`` of factor 8, laid out as Stable Diffusion's."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=channels,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=32,
+        sample_size=scenes.SIZE,
+    )
+
+
+def to_tensor(pictures: list) -> torch.Tensor:
+    """PIL pictures of one size as (n, 3, h, w) in [-1, 1]."""
+    array = np.stack([np.asarray(picture) for picture in pictures])
+    return torch.from_numpy(array).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+
+
+def to_pictures(images: torch.Tensor) -> list:
+    """(n, 3, h, w) in [-1, 1] as PIL pictures."""
+    from PIL import Image
+
+    array = images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(picture) for picture in array]
+
+
+def random_crops(rng: random.Random, count: int, side: int) -> torch.Tensor:
+    """Crops of fresh scenes, each centred near one of the scene's objects."""
+    crops = []
+    for _ in range(count):
+        plan = scenes.draw_plan(rng)
+        item = rng.choice(plan.placed)
+        reach = item.size / 2
+        left = min(max(int(item.x + rng.uniform(-reach, reach)) - side // 2, 0), scenes.SIZE - side)
+        top = min(max(int(item.y + rng.uniform(-reach, reach)) - side // 2, 0), scenes.SIZE - side)
+        crops.append(scenes.draw(plan).crop((left, top, left + side, top + side)))
+    return to_tensor(crops)
+
+
+def reconstruction_loss(decoded: torch.Tensor, target: torch.Tensor, edge_weight: float) -> torch.Tensor:
+    """Mean absolute error of the pixels and of their differences to the right and downward."""
+    loss = F.l1_loss(decoded, target)
+    for axis in (2, 3):
+        loss = loss + 0.5 * edge_weight * F.l1_loss(decoded.diff(dim=axis), target.diff(dim=axis))
+    return loss
+
+
+def run(config: VaeConfig) -> None:
+    """Train to the end, going on from the newest checkpoint of ``config.output``."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(config.seed)
+    rng = random.Random(config.seed)
+    output = Path(config.output)
+    vae = AutoencoderKL.from_pretrained(config.start_from) if config.start_from else make_vae(config.channels)
+    vae = vae.float().to(memory_format=torch.channels_last).train()
+    if config.decoder_only:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    checkpoints = Checkpoints(output)
+    step = 0
+    if state := checkpoints.latest():
+        vae.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        restore_random_state(state["random"])
+        version, internal, gauss = state["scenes"]
+        rng.setstate((version, tuple(internal), gauss))
+        step = state["step"]
+    table = LossTable(output / "losses.csv", step)
+    shown = to_tensor([scenes.draw(scenes.scene(10_000_000 + index)) for index in range(10)])
+
+    def checkpoint() -> None:
+        version, internal, gauss = rng.getstate()
+        checkpoints.save(
+            step,
+            {
+                "step": step,
+                "model": vae.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "random": random_state(),
+                "scenes": [version, list(internal), gauss],
+            },
+        )
+        vae.eval()
+        with torch.no_grad():
+            decoded = vae(shown).sample
+        vae.train()
+        error = F.mse_loss(decoded, shown)
+        table.add(step, {"psnr_of_sheet": float(10 * torch.log10(4 / error))})
+        table.plot(output / "losses.png", ["reconstruction"], "wadi-mini autoencoder")
+        save_picture(contact_sheet([to_pictures(shown), to_pictures(decoded)]), output / f"sheet-{step:06d}.png")
+
+    stop = []
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: stop.append(True))
+    with tqdm(total=config.steps, initial=step, unit="step", mininterval=5) as bar:
+        while step < config.steps and not stop:
+            rate = min(1, (step + 1) / config.warmup) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * max(rate, 0.01)
+            target = random_crops(rng, config.batch, config.crop).contiguous(memory_format=torch.channels_last)
+            with torch.autocast("cpu", torch.bfloat16):
+                posterior = vae.encode(target).latent_dist
+                latent = posterior.mean if config.decoder_only else posterior.sample()
+                choice = rng.random()
+                if choice < 0.25:
+                    latent, target = latent.flip(3), target.flip(3)
+                elif choice < 0.5:
+                    latent, target = F.avg_pool2d(latent, 2), F.interpolate(target, scale_factor=0.5, mode="area")
+                decoded = vae.decode(latent).sample
+            reconstruction = reconstruction_loss(decoded.float(), target, config.edge_weight)
+            divergence = posterior.kl().float().mean() / (config.crop // 8) ** 2
+            (reconstruction + config.kl_weight * divergence).backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            bar.update()
+            if step % 20 == 0:
+                values = {"reconstruction": reconstruction.item(), "kl": divergence.item()}
+                bar.set_postfix(values)
+                table.add(step, values)
+            if step % config.save_every == 0 or step == config.steps:
+                checkpoint()
+    if stop:
+        checkpoint()
+        return
+    with torch.no_grad():
+        spread = []
+        for start in range(0, 512, 32):
+            pictures = to_tensor([scenes.draw(scenes.scene(20_000_000 + start + index)) for index in range(32)])
+            spread.append(vae.encode(pictures).latent_dist.mean)
+    if not config.decoder_only:
+        vae.register_to_config(scaling_factor=round(1.0 / torch.cat(spread).std().item(), 5))
+    vae.save_pretrained(output / "vae")
+
+
+def main() -> None:
+    arguments = settings.parser(__doc__.splitlines()[0]).parse_args()
+    run(settings.load(VaeConfig, arguments.config, arguments.overrides))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Looking at a run: a table of losses, its curve as a picture, sheets of samples."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from .state import write_atomically
+
+
+class LossTable:
+    """Appends rows to ``losses.csv``; rows after ``step`` are dropped when a run goes on from an older checkpoint."""
+
+    def __init__(self, path: str | os.PathLike[str], resume_step: int = 0) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.rows: list[dict[str, float]] = []
+        if resume_step and self.path.exists():
+            with open(self.path, newline="", encoding="utf-8") as file:
+                rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+            self.rows = [row for row in rows if row["step"] <= resume_step]
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Append one row and write the table anew (it is small: one row every so many steps)."""
+        self.rows.append({"step": step, **values})
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+
+        def write(temporary: Path) -> None:
+            with open(temporary, "w", newline="", encoding="utf-8") as file:
+                table = csv.DictWriter(file, names)
+                table.writeheader()
+                table.writerows(self.rows)
+
+        write_atomically(self.path, write)
+
+    def plot(self, path: str | os.PathLike[str], columns: Sequence[str], title: str) -> None:
+        """Draw ``columns`` against the step, logarithmic, as one PNG."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        figure, axes = pyplot.subplots(figsize=(7, 3.6), dpi=120)
+        for column in columns:
+            points = [(row["step"], row[column]) for row in self.rows if column in row]
+            axes.plot(*zip(*points, strict=True), label=column, linewidth=1.2)
+        axes.set(xlabel="step", yscale="log", title=title)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        figure.tight_layout()
+        write_atomically(Path(path), lambda temporary: figure.savefig(temporary, format="png"))
+        pyplot.close(figure)
+
+
+def contact_sheet(rows: Sequence[Sequence[Image.Image]], captions: Sequence[str] = (), titles: Sequence[str] = ()) -> Image.Image:
+    """Pictures of one size in a grid, with a title over each column and a caption left of each row."""
+    width, height = rows[0][0].size
+    left = 190 if captions else 0
+    top = 22 if titles else 0
+    columns = max(len(row) for row in rows)
+    sheet = Image.new("RGB", (left + columns * (width + 4), top + len(rows) * (height + 4)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(titles):
+        draw.text((left + column * (width + 4) + 4, 5), title, fill="black")
+    for index, row in enumerate(rows):
+        y = top + index * (height + 4)
+        if captions:
+            words, lines = captions[index].split(), [""]
+            for word in words:
+                lines[-1:] = [f"{lines[-1]} {word}".strip()] if len(lines[-1]) + len(word) < 28 else [lines[-1], word]
+            draw.multiline_text((6, y + 6), "\n".join(lines), fill="black")
+        for column, picture in enumerate(row):
+            sheet.paste(picture, (left + column * (width + 4), y))
+    return sheet
+
+
+def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> None:
+    """Write a PNG atomically."""
+    write_atomically(Path(path), lambda temporary: picture.save(temporary, format="PNG"))

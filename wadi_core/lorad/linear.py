@@ -1,0 +1,207 @@
+"""LoRaD on a live network: linear layers that rotate their frozen weight as they compute.
+
+The base weight stays where it is, one copy of it, bit for bit. Each layer holds any number of named adapters, and
+the active ones add their angles; with none active it is the bare linear layer. That is how one network serves as
+teacher, student and fake score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .rotation import rotate, rotate_, working_dtype
+
+
+class _RotatedLinearFunction(torch.autograd.Function):
+    """``y = x R^T + bias`` with R = W turned by ``theta_a @ theta_b``; gradients for x, bias, theta_a and theta_b.
+
+    With G = dL/dR, dtheta[i,j] = G[i,2j+1] R[i,2j] - G[i,2j] R[i,2j+1]: neither cosines nor sines nor theta are
+    kept for backward. R is kept, or, with ``recompute``, rotated once more.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, theta_a: Tensor, theta_b: Tensor, recompute: bool
+    ) -> Tensor:
+        rotated = rotate(weight, theta_a @ theta_b).to(x.dtype)
+        ctx.save_for_backward(x, weight if recompute else rotated, theta_a, theta_b)
+        ctx.recompute = recompute
+        return F.linear(x, rotated, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, rotated, theta_a, theta_b = ctx.saved_tensors
+        if ctx.recompute:
+            rotated = rotate(rotated, theta_a @ theta_b).to(x.dtype)
+        grad_x = grad_bias = grad_a = grad_b = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad @ rotated
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.flatten(0, -2).sum(0)
+        if ctx.needs_input_grad[3] or ctx.needs_input_grad[4]:
+            grad_rotated = grad.flatten(0, -2).T @ x.flatten(0, -2)
+            g_even, g_odd = grad_rotated.to(theta_a.dtype).unflatten(1, (-1, 2)).unbind(-1)
+            r_even, r_odd = rotated.to(theta_a.dtype).unflatten(1, (-1, 2)).unbind(-1)
+            grad_theta = g_odd * r_even - g_even * r_odd
+            grad_a = grad_theta @ theta_b.T
+            grad_b = theta_a.T @ grad_theta
+        return grad_x, None, grad_bias, grad_a, grad_b, None
+
+
+class RotatedLinear(nn.Linear):
+    """An ``nn.Linear`` whose weight is turned by the active adapters as it is used.
+
+    It shares the parameters of the layer it stands for, so the names in a state dict stay what they were.
+
+    Attributes:
+        active: names of the adapters whose angles are added; empty means the bare layer.
+        recompute: rotate again in backward instead of keeping the rotated weight.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        self.weight = linear.weight
+        self.bias = linear.bias
+        self.training = linear.training
+        self._original = (linear,)  # in a tuple: not a submodule of its own
+        self.lorad_a = nn.ParameterDict()
+        self.lorad_b = nn.ParameterDict()
+        self.strengths: dict[str, float] = {}
+        self.active: tuple[str, ...] = ()
+        self.recompute = False
+
+    @property
+    def original(self) -> nn.Linear:
+        """The layer this one stands for."""
+        return self._original[0]
+
+    def add(self, name: str, theta_a: Tensor, theta_b: Tensor, strength: float = 1.0, trainable: bool = False) -> None:
+        """Add an adapter, active from now on. ``theta_a`` (out, r), ``theta_b`` (r, in/2); kept in float32 or more."""
+        dtype, device = working_dtype(self.weight), self.weight.device
+        self.lorad_a[name] = nn.Parameter(theta_a.detach().to(device, dtype), requires_grad=trainable)
+        self.lorad_b[name] = nn.Parameter(theta_b.detach().to(device, dtype), requires_grad=trainable)
+        self.strengths[name] = strength
+        self.active = tuple(dict.fromkeys((*self.active, name)))
+
+    def drop(self, name: str) -> None:
+        """Take an adapter away."""
+        del self.lorad_a[name], self.lorad_b[name], self.strengths[name]
+        self.active = tuple(other for other in self.active if other != name)
+
+    def _factors(self) -> tuple[Tensor, Tensor] | None:
+        """Factors of the summed angles: the adapters side by side along the rank, strengths in theta_a."""
+        names = [name for name in self.active if self.strengths[name] != 0.0]
+        if not names:
+            return None
+        scaled = [self.lorad_a[n] if self.strengths[n] == 1.0 else self.lorad_a[n] * self.strengths[n] for n in names]
+        if len(names) == 1:
+            return scaled[0], self.lorad_b[names[0]]
+        return torch.cat(scaled, dim=1), torch.cat([self.lorad_b[name] for name in names], dim=0)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name of nn.Linear's argument
+        factors = self._factors()
+        if factors is None:
+            return F.linear(input, self.weight, self.bias)
+        kind = input.device.type
+        bias = self.bias
+        if torch.is_autocast_enabled(kind):
+            input = input.to(torch.get_autocast_dtype(kind))  # noqa: A001
+            bias = bias if bias is None else bias.to(input.dtype)
+        with torch.autocast(kind, enabled=False):
+            return _RotatedLinearFunction.apply(input, self.weight, bias, *factors, self.recompute)
+
+    @torch.no_grad()
+    def rotated_weight(self) -> Tensor:
+        """A new tensor: the weight as the active adapters turn it, in the weight's own type."""
+        turned = self.weight.detach().clone()
+        return rotate_(turned, [(self.lorad_a[n], self.lorad_b[n], self.strengths[n]) for n in self.active])
+
+    def extra_repr(self) -> str:
+        ranks = ", ".join(f"{name}: rank {self.lorad_b[name].shape[0]}" for name in self.lorad_b)
+        return f"{super().extra_repr()}, {ranks}"
+
+
+def check_fits(layer: str, linear: nn.Module | None, theta_a: Tensor, theta_b: Tensor) -> nn.Linear:
+    """The linear layer, if these factors fit it.
+
+    Raises:
+        ValueError: no such layer, not a linear one, or other shapes; one line that names the layer.
+    """
+    if not isinstance(linear, nn.Linear):
+        raise ValueError(f"{layer}: the network has no linear layer of this name")
+    rank = theta_b.shape[0]
+    if theta_a.shape != (linear.out_features, rank) or theta_b.shape[1] * 2 != linear.in_features:
+        raise ValueError(
+            f"{layer}: factors of shapes {tuple(theta_a.shape)} and {tuple(theta_b.shape)} do not fit "
+            f"a weight of shape {(linear.out_features, linear.in_features)}"
+        )
+    return linear
+
+
+def attach(
+    module: nn.Module,
+    factors: Mapping[str, tuple[Tensor, Tensor]],
+    name: str,
+    strength: float = 1.0,
+    trainable: bool = False,
+) -> None:
+    """Put an adapter on a network: each named linear layer becomes a :class:`RotatedLinear`, in place.
+
+    Args:
+        module: the network.
+        factors: path of a layer in ``module`` -> (theta_a (out, r), theta_b (r, in/2)).
+        name: the adapter's name, replaced where it is there already.
+        strength: scales the angles.
+        trainable: whether the factors get gradients.
+
+    Raises:
+        ValueError: a layer is missing or a shape is wrong; nothing has been changed then.
+    """
+    layers = dict(module.named_modules())
+    linears = {path: check_fits(path, layers.get(path), *pair) for path, pair in factors.items()}
+    for path, linear in linears.items():
+        if not isinstance(linear, RotatedLinear):
+            linear = RotatedLinear(linear)
+            _replace(module, path, linear)
+        linear.add(name, *factors[path], strength=strength, trainable=trainable)
+
+
+def detach(module: nn.Module, name: str) -> None:
+    """Take an adapter off a network; layers left with none are the original ``nn.Linear`` objects again."""
+    for path, layer in list(rotated_layers(module)):
+        if name in layer.strengths:
+            layer.drop(name)
+        if not layer.strengths:
+            original = layer.original
+            original.train(layer.training)
+            _replace(module, path, original)
+
+
+def set_active(module: nn.Module, names: Iterable[str]) -> None:
+    """Switch a network to these adapters; layers that hold none of them are bare."""
+    wanted = tuple(names)
+    for _, layer in rotated_layers(module):
+        layer.active = tuple(name for name in wanted if name in layer.strengths)
+
+
+def factors_of(module: nn.Module, name: str) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+    """Path of each layer that holds the adapter -> its (theta_a, theta_b), the live parameters."""
+    layers = rotated_layers(module)
+    return {path: (layer.lorad_a[name], layer.lorad_b[name]) for path, layer in layers if name in layer.strengths}
+
+
+def rotated_layers(module: nn.Module) -> Iterator[tuple[str, RotatedLinear]]:
+    """Paths and layers of a network that carry adapters."""
+    return ((path, layer) for path, layer in module.named_modules() if isinstance(layer, RotatedLinear))
+
+
+def _replace(module: nn.Module, path: str, layer: nn.Module) -> None:
+    parent, _, attribute = path.rpartition(".")
+    setattr(module.get_submodule(parent), attribute, layer)
