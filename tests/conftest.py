@@ -1,0 +1,36 @@
+"""What every test runs under: no model hub, the same random numbers each time, no more threads than cores."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports transformers or diffusers: they read these once. Subprocesses of the tests inherit them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import random
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+if "OMP_NUM_THREADS" not in os.environ:
+    # In a container torch counts the host's cores. More than a handful of threads only slows small networks down.
+    torch.set_num_threads(min(CORES, 8))
+    os.environ["OMP_NUM_THREADS"] = str(min(CORES, 8))
+
+# The same examples on every machine, and no time limit on one: what fails here fails everywhere.
+hypothesis.settings.register_profile("wadi", derandomize=True, deadline=None, database=None, print_blob=True)
+hypothesis.settings.load_profile("wadi")
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Seeds every generator that code could fall back on."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
