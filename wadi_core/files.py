@@ -1,0 +1,101 @@
+"""Files: written whole or not at all, and messages of one line."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+MESSAGE_LENGTH = 400
+
+
+def one_line(text: object) -> str:
+    """Text as one line that any terminal or log can take, at most a few hundred characters of it.
+
+    Names out of a damaged file may hold anything: line ends, control characters, half of a surrogate pair.
+    """
+    line = " ".join(str(text).split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
+    return line if len(line) <= MESSAGE_LENGTH else line[: MESSAGE_LENGTH - 3] + "..."
+
+
+def refusal(path: str | os.PathLike[str], why: str) -> ValueError:
+    """The error, to be raised, that says in one line what is wrong with a file."""
+    return ValueError(one_line(f"{path}: {why}"))
+
+
+def existing_file(path: str | os.PathLike[str]) -> Path:
+    """The path, if there is a file that can be read.
+
+    Raises:
+        OSError: there is none, or it is a folder; one line.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(one_line(f"{path}: this is a folder, a file is needed"))
+    if not path.exists():
+        raise FileNotFoundError(one_line(f"{path}: there is no such file"))
+    return path
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Write a file that appears under its name only when it is complete and on the disk.
+
+    The bytes go to a temporary name in the same folder, which is removed if anything goes wrong: what was at
+    ``path`` before stays as it was. A link is followed, not replaced.
+
+    Raises:
+        OSError: the folder does not exist or cannot be written, or the disk is full; one line.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(one_line(f"{path}: this is a folder, a file name is needed"))
+    temporary = target.with_name(f".wadi-{secrets.token_hex(8)}.tmp")
+    try:
+        # Unlike tempfile's, a file made this way has the permissions that the user's umask gives.
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _about(error, temporary, target) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+
+
+def _about(error: OSError, temporary: Path, target: Path) -> OSError:
+    """The same error, speaking of the file that was asked for; one about some other file stays as it is."""
+    if error.errno is None or error.filename not in (None, str(temporary)):
+        return error
+    missing_folder = error.errno == errno.ENOENT
+    why = "the folder does not exist" if missing_folder else (error.strerror or type(error).__name__)
+    return type(error)(one_line(f"{target}: cannot be written: {why}"))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the new name on the disk too, where the system can (Windows cannot open a folder)."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sha256_of_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
