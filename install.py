@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -69,10 +70,12 @@ def check_host() -> int:
     return 0
 
 
-def quoted(path: "str | Path") -> str:
-    """A path as one word of a command line."""
-    text = str(path)
-    return '"' + text + '"' if " " in text else text
+def quoted(text: "str | Path") -> str:
+    """A path or a prompt as one word of a command line that the user may copy."""
+    text = str(text)
+    if os.name == "nt":
+        return '"' + text + '"' if " " in text else text
+    return shlex.quote(text)
 
 
 # ---------------------------------------------------------------- the environment
@@ -277,9 +280,13 @@ def explain(output: str, log: Path) -> str:
 
 
 def last_line(output: str) -> str:
-    """The last line that says ERROR, else the last of all."""
+    """The last line that names an error, pip's own before those it passes on; else the last of all."""
     lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
-    return ([line for line in lines if line.startswith("ERROR")] or lines)[-1]
+    for pattern in ("ERROR", r"\w*Error\b", "error: "):
+        found = [line for line in lines if re.match(pattern, line)]
+        if found:
+            return found[-1]
+    return lines[-1]
 
 
 def append(log: Path, text: str) -> None:
@@ -312,14 +319,15 @@ def demo(arguments: "list[str]") -> int:
     python = prepared("generate")
     picture = ROOT / "outputs" / (file_name(prompt) + ".png")
     picture.parent.mkdir(exist_ok=True)
-    command = [str(python), "-m", "wadi_core", "generate", "--base", "mini", "-o", str(picture), "--", prompt]
+    say(f"Drawing: {prompt}")
+    command = [str(python), "-m", "wadi_core", "generate", prompt, "-o", str(picture)]
     status = subprocess.call(command, cwd=str(ROOT))
     if status != 0:
         return status
-    command_name = quoted(python.relative_to(ROOT) if ROOT in python.parents else python)
-    say("Next, nine seeds on one sheet:")
-    say(f"  {command_name} -m wadi_core generate {json.dumps(prompt)} --batch 9 --sheet outputs/sheet.png")
-    say("README.md tells the rest: your own Stable Diffusion, adapters, ComfyUI and A1111, training.")
+    program = quoted(os.path.relpath(python) if Path.cwd() == ROOT and ROOT in python.parents else python)
+    say("Next, nine seeds in one go, with a sheet of them:")
+    say(f"  {program} -m wadi_core generate {quoted(prompt)} --batch 9 -o outputs/nine.png --sheet outputs/sheet.png")
+    say("README.md tells the rest: your own Stable Diffusion, adapters, host programs, training.")
     return 0
 
 

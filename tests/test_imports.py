@@ -21,11 +21,12 @@ HOSTS = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "executi
 HOSTS |= {"modules", "modules_forge", "backend", "gradio", "networks", "scripts"}
 ROOMS = {"wadi_core", "trainer", "comfy_nodes", "a1111_extension"}
 
-# The core's floors, lowest first; a module may import from its own floor and those below. What is not named here is
-# an operation if it names no diffusers, and stands on the top floor otherwise.
+# The core's floors, lowest first; a module may import from its own floor and those below. What is named nowhere here
+# is an operation on networks and stands between ADAPTER and TOP: no diffusers.
 FOUNDATION = {"lorad.rotation"}
-ADAPTER = {"", "files", "schedule", "lorad"} | {f"lorad.{m}" for m in ("linear", "layers", "metadata", "adapter", "checkpoint")}
-TOP = {"pipeline", "control", "cli", "__main__", "settings", "pictures"}
+ADAPTER = {"", "files", "schedule", "lorad"}
+ADAPTER |= {f"lorad.{module}" for module in ("linear", "layers", "format", "metadata", "adapter", "checkpoint")}
+TOP = {"base", "pipeline", "control", "cli", "__main__", "settings", "pictures"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def root_of(name: str) -> str:
     return name.split(".")[0]
 
 
-def core_floor(name: str, path: Path | None = None) -> int:
+def core_floor(name: str) -> int:
     """The floor of a module of the core: 0 rotation, 1 adapter, 2 operations, 3 what needs diffusers."""
     inner = name.removeprefix("wadi_core").removeprefix(".")
     if inner in FOUNDATION:
