@@ -1,0 +1,304 @@
+"""The command line: ``python -m wadi_core <command>``, or ``wadi <command>``.
+
+Exit status 0 on success, 2 on bad usage, 1 on any other failure, with one line on stderr; ``--debug`` shows where it
+came from. What takes seconds to import is imported when a command needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from . import __version__, settings
+from .files import one_line
+from .settings import help_of
+
+if TYPE_CHECKING:
+    from .lorad.adapter import LoRaD
+
+DEFAULT_BATCH = 4
+INSTALL = "python -m pip install 'wadi[generate]'"
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, and which takes no abbreviations that a later option could break."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status (bad usage leaves by SystemExit, as argparse does it)."""
+    options = _parser().parse_args(arguments)
+    if not options.debug:
+        _silence()
+    try:
+        options.command(options)
+    except KeyboardInterrupt:
+        sys.stderr.write("wadi: interrupted\n")
+        return 130
+    except Exception as error:  # the last stop: whatever went wrong becomes one line and a status
+        if options.debug:
+            traceback.print_exc()
+        else:
+            sys.stderr.write(f"wadi: error: {_explain(error)}\n")
+        return 1
+    return 0
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="wadi", description="One-step pictures from Stable Diffusion with LoRaD adapters.")
+    parser.add_argument("--version", action="version", version=f"wadi {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    common = _Parser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show where an error comes from, and the libraries' messages")
+
+    generate = commands.add_parser("generate", parents=[common], help="make pictures", description="Make pictures.")
+    generate.set_defaults(command=_generate, usage_error=generate.error)
+    add = generate.add_argument
+    add("prompt", nargs="*", metavar="PROMPT", help=f"{help_of('prompt')}; one picture for each")
+    add("-o", "--output", required=True, metavar="FILE", help="the picture, a .png; several are numbered: name-0001.png")
+    add("--prompts", metavar="FILE", help="a text file with one prompt per line; empty lines are left out")
+    add("--base", default="mini", metavar="DIR|FILE", help=f"{help_of('base')} (default: mini)")
+    add("--lorad", action="append", metavar="FILE[:STRENGTH]", help=_LORAD_HELP)
+    add("--seed", type=int, default=0, metavar="N", help=f"{help_of('seed')} (default: 0)")
+    add("--width", type=int, metavar="W", help=help_of("width"))
+    add("--height", type=int, metavar="H", help=help_of("height"))
+    add("--batch", type=int, metavar="N", help=_BATCH_HELP)
+    add("--sheet", metavar="FILE", help="also a contact sheet of all pictures, a .png")
+    add("--device", metavar="D", help="cpu, cuda, cuda:1, mps and so on (default: a GPU if there is one)")
+    add("--dtype", metavar="T", help=f"{help_of('dtype')}: fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32)")
+    add("--alpha-T-squared", type=float, metavar="A", help=_ALPHA_HELP)
+
+    inspect = commands.add_parser("inspect", parents=[common], help="say what is in an adapter file", description=_INSPECT)
+    inspect.set_defaults(command=_inspect)
+    add = inspect.add_argument
+    add("file", metavar="FILE", help="an adapter")
+    add("--base", metavar="B", help="also say how many layers of this base it matches")
+    add("--json", action="store_true", help="for programs")
+    return parser
+
+
+_INSPECT = "Say what is in an adapter file: layers, ranks, parameters, metadata."
+_LORAD_HELP = (
+    "an adapter and its strength (default: 1); may be repeated, angles are added. "
+    '"mini" is the one that belongs to the base mini and its default; "none" is none at all'
+)
+_BATCH_HELP = (
+    f"how many pictures share a network call (default: {DEFAULT_BATCH}); a single prompt is drawn N times, "
+    "with seeds N apart by one"
+)
+_ALPHA_HELP = "the base is a one-step network itself, with its LoRaD merged into it; released ones: 0.0047"
+
+
+def _generate(options: argparse.Namespace) -> None:
+    """Make pictures and save each batch as soon as it is there."""
+    prompts = list(options.prompt)
+    if options.prompts:
+        prompts += _read_prompts(Path(options.prompts))
+    if not prompts:
+        options.usage_error("a PROMPT or --prompts FILE is needed")
+    batch = DEFAULT_BATCH if options.batch is None else options.batch
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, not {batch}")
+    if len(prompts) == 1 and options.batch:
+        prompts *= batch
+    for name in ("seed", "width", "height", "alpha_T_squared"):
+        settings.check(name, getattr(options, name))
+
+    from . import pictures
+
+    paths = pictures.numbered(options.output, len(prompts))
+    sheet_path = Path(options.sheet) if options.sheet else None
+    for path in [paths[0], *([sheet_path] if sheet_path else [])]:
+        pictures.check_writable(path)
+    if sheet_path in paths:
+        raise ValueError(f"{sheet_path}: the contact sheet would overwrite a picture")
+
+    from tqdm import tqdm
+
+    from .pipeline import OneStepPipeline
+
+    _show_messages()
+    pipe = OneStepPipeline.from_pretrained(
+        options.base,
+        lorad=_adapters(options.lorad),
+        device=options.device,
+        dtype=options.dtype,
+        alpha_T_squared=options.alpha_T_squared,
+        keep_base=False,
+    )
+    wanted = pipe.plan(prompts, options.seed, width=options.width, height=options.height)
+    sheet = pictures.ContactSheet()
+    seconds, calls, left = 0.0, 0, iter(paths)
+    with tqdm(total=len(wanted), unit="picture", disable=len(wanted) == 1) as bar:
+        for part in pipe.run(wanted, batch):
+            for image, its_settings in zip(part.images, part.settings, strict=True):
+                pictures.save(image, next(left), its_settings)
+                sheet.add(image, its_settings.prompt) if sheet_path else None
+            seconds, calls = seconds + part.seconds, calls + part.calls
+            bar.update(len(part.images))
+    for path in paths:
+        sys.stdout.write(f"{path}\n")
+    if sheet_path:
+        pictures.save(sheet.draw(), sheet_path)
+        sys.stdout.write(f"{sheet_path}\n")
+    each = f" ({seconds / len(wanted):.3f} s a picture)" if len(wanted) > 1 else ""
+    sys.stdout.write(f"{calls} network call{'s' if calls > 1 else ''}: {seconds:.3f} s{each}\n")
+
+
+def _read_prompts(path: Path) -> list[str]:
+    """The lines of a text file that say something."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: prompts are read as UTF-8 text, and this is none") from error
+    except OSError as error:
+        raise type(error)(f"{path}: the prompts cannot be read: {error.strerror or error}") from error
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError(f"{path}: there is no prompt in this file")
+    return prompts
+
+
+def _adapters(entries: list[str] | None) -> list[tuple[str | Path, float]] | None:
+    """``FILE[:STRENGTH]``, as often as given; None where nothing was said."""
+    if entries is None:
+        return None
+    from . import mini
+
+    found = []
+    for entry in entries:
+        name, strength = _split_strength(entry)
+        if name != "none":
+            found.append((mini.lorad_path() if name == "mini" else Path(name), strength))
+    if len(found) < len(entries) and len(entries) > 1:
+        raise ValueError('"--lorad none" does not go with other adapters')
+    return found
+
+
+def _split_strength(entry: str) -> tuple[str, float]:
+    name, colon, strength = entry.rpartition(":")
+    if colon and name and not Path(entry).exists():
+        try:
+            return name, float(strength)
+        except ValueError:  # a colon of the name, as in C:\adapter.safetensors
+            return entry, 1.0
+    return entry, 1.0
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    """Say what is in an adapter file."""
+    from .lorad import LoRaD
+
+    path = Path(options.file)
+    adapter = LoRaD.load(path)
+    report = _report(path, adapter)
+    if options.base:
+        from .base import unet_shapes
+
+        match = adapter.matched(unet_shapes(options.base))
+        report["base"] = {
+            "name": options.base,
+            "architecture": match.architecture,
+            "layers_matched": len(match.paths),
+            "layers": match.layers,
+            "problems": list(match.problems),
+        }
+    if options.json:
+        sys.stdout.write(json.dumps(report, indent=2) + "\n")
+        return
+    for name, text in _readable(report):
+        sys.stdout.write(f"{name:<13}{text}\n")
+
+
+def _report(path: Path, adapter: LoRaD) -> dict[str, Any]:
+    metadata, one_step = adapter.metadata, adapter.one_step
+    layers = {key: {"out": a.shape[0], "in": 2 * b.shape[1], "rank": b.shape[0]} for key, (a, b) in adapter.factors.items()}
+    dtypes = {str(tensor.dtype).removeprefix("torch.") for pair in adapter.factors.values() for tensor in pair}
+    known = ("architecture", "prediction_type", "base_sha256", "title", "resolution", "license")
+    return {
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "dtypes": sorted(dtypes),
+        "parameters": adapter.parameters_count,
+        "rank": adapter.rank,
+        "one_step": {"alpha_T_squared": one_step.alpha_T_squared, "timestep": one_step.timestep} if one_step else None,
+        "metadata": {name: getattr(metadata, name) for name in known} | {"other": dict(metadata.extra)},
+        "layers": layers,
+    }
+
+
+def _readable(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """The report as a person reads it: name and text of each line."""
+    metadata, one_step = report["metadata"], report["one_step"]
+    ranks = [layer["rank"] for layer in report["layers"].values()]
+    by_rank = ", ".join(f"{ranks.count(rank)} of rank {rank}" for rank in sorted(set(ranks), reverse=True))
+    kind = "an ordinary adapter: sampling stays as it is"
+    if one_step:
+        kind = f"alpha_T^2 {one_step['alpha_T_squared']:g}, timestep {one_step['timestep']}, {metadata['prediction_type']}"
+    lines = [
+        ("file", report["file"]),
+        ("size", f"{report['bytes'] / 1e6:.2f} MB, {' and '.join(report['dtypes'])}"),
+        ("made for", metadata["architecture"]),
+        ("layers", f"{len(ranks)}: {by_rank}"),
+        ("parameters", f"{report['parameters']:,}"),
+        ("one step", kind),
+    ]
+    lines += [(name, one_line(metadata[name])) for name in ("title", "license", "resolution") if metadata[name]]
+    if metadata["base_sha256"]:
+        lines.append(("trained on", f"the base with the checksum {metadata['base_sha256']}"))
+    lines += [("other", one_line(f"{name}: {value}")) for name, value in sorted(metadata["other"].items())]
+    if "base" in report:
+        base = report["base"]
+        lines.append(
+            ("base", f"{base['name']} ({base['architecture']}): {base['layers_matched']} of {base['layers']} layers match")
+        )
+        lines += [("", one_line(problem)) for problem in base["problems"][:3]]
+    return lines
+
+
+def _explain(error: Exception) -> str:
+    """An error as one line; what this program did not foresee is called by its name."""
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("wadi_core"):
+        return f"the package {error.name} is not installed: {INSTALL}"
+    if isinstance(error, ValueError):
+        return one_line(error)
+    if isinstance(error, OSError):
+        return one_line(error if error.filename is None else f"{error.filename}: {error.strerror}")
+    return one_line(f"{type(error).__name__}: {error}")
+
+
+def _silence() -> None:
+    """Keep the libraries' advice to developers off the terminal; errors are raised all the same."""
+    warnings.simplefilter("ignore")
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_NO_ADVISORY_WARNINGS", "HF_HUB_OFFLINE"):
+        os.environ.setdefault(name, "1")
+
+
+def _show_messages() -> None:
+    """This program's own notes and warnings, a line each on stderr, above a progress bar."""
+    from tqdm import tqdm
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            kind = "warning: " if record.levelno >= logging.WARNING else ""
+            tqdm.write(f"wadi: {kind}{one_line(record.getMessage())}", file=sys.stderr)
+
+    logger = logging.getLogger("wadi")
+    logger.handlers = [Handler()]
+    logger.propagate = False
+    logger.setLevel(logging.INFO)

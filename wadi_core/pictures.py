@@ -1,0 +1,159 @@
+"""Pictures on the disk: PNG files that say how they were made, and contact sheets."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import __version__
+from .files import atomic_write, one_line, refusal
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+JSON_KEY = "wadi"  # text chunk with the settings as JSON
+TEXT_KEY = "parameters"  # the same for people and A1111-style readers
+CELL = 256  # pixels: a contact sheet shows nothing larger
+SHEET_LIMIT = 16384  # pixels of its longer side
+CAPTION_HEIGHT = 16
+MARGIN = 4
+
+
+def to_pictures(images: Tensor) -> list[Image]:
+    """(n, 3, h, w) with values from -1 to 1 as n RGB pictures; what lies outside is cut off."""
+    import torch
+    from PIL import Image
+
+    array = images.float().add(1).mul(127.5).round().clamp(0, 255).to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(picture) for picture in array]
+
+
+def save(picture: Image, path: str | os.PathLike[str], settings: Settings | None = None) -> None:
+    """Write a PNG file, whole or not at all, with the settings in its text chunks; missing folders are made.
+
+    Raises:
+        OSError: it cannot be written; one line.
+    """
+    from PIL.PngImagePlugin import PngInfo
+
+    chunks = PngInfo()
+    if settings is not None:
+        chunks.add_text(TEXT_KEY, settings.to_infotext(f"wadi {__version__}"))
+        chunks.add_text(JSON_KEY, settings.to_json())
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        picture.save(file, "png", pnginfo=chunks)
+
+
+def read_settings(path: str | os.PathLike[str]) -> Settings:
+    """What :func:`save` wrote beside a picture.
+
+    Raises:
+        OSError: the file cannot be read or is no picture.
+        ValueError: it says nothing of this kind. Both with a message of one line.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            text = picture.info.get(JSON_KEY)
+    except UnidentifiedImageError as error:
+        raise refusal(path, "this is no picture") from error
+    if not isinstance(text, str):
+        raise refusal(path, "this picture does not say how it was made")
+    return Settings.from_json(text)
+
+
+def numbered(path: str | os.PathLike[str], count: int) -> list[Path]:
+    """Names for ``count`` pictures: the path itself for one, else ``name-0001.png`` and so on."""
+    path = Path(path)
+    if count == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{index:04d}{path.suffix}") for index in range(1, count + 1)]
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Find out before the work whether a PNG file can be written there; nothing is left behind.
+
+    A folder that does not exist yet is no hindrance: :func:`save` makes it.
+
+    Raises:
+        OSError: it cannot be written; one line.
+        ValueError: its name does not end in ``.png``.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(one_line(f"{path}: pictures are written as PNG: the name must end in .png"))
+    if path.is_dir():
+        raise IsADirectoryError(one_line(f"{path}: this is a folder, a file name is needed"))
+    folder = path.absolute().parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(one_line(f"{path}: cannot be written: {folder} is not a folder"))
+    probe = folder / f".{os.getpid()}.wadi.tmp"
+    try:
+        # The system's answer, not the permission bits: disks can be read-only and root ignores the bits.
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise type(error)(one_line(f"{path}: cannot be written: {error.strerror or error}")) from error
+
+
+class ContactSheet:
+    """Collects small copies of pictures and draws them in one, row by row, a caption under each."""
+
+    def __init__(self) -> None:
+        self._cells: list[tuple[Image, str]] = []
+
+    def add(self, picture: Image, caption: str = "") -> None:
+        """Take one more picture; only a copy of at most 256 pixels is kept."""
+        small = picture.copy()
+        small.thumbnail((CELL, CELL))
+        self._cells.append((small, caption))
+
+    def draw(self, columns: int | None = None) -> Image:
+        """The sheet.
+
+        Args:
+            columns: pictures in a row; by default about as many as there are rows.
+
+        Raises:
+            ValueError: there are no pictures.
+        """
+        from PIL import Image, ImageDraw, ImageFont
+
+        if not self._cells:
+            raise ValueError("a contact sheet needs at least one picture")
+        columns = columns or math.ceil(math.sqrt(len(self._cells)))
+        rows = math.ceil(len(self._cells) / columns)
+        below = CAPTION_HEIGHT if any(caption for _, caption in self._cells) else 0
+        room = SHEET_LIMIT // max(columns, rows) - MARGIN - below
+        side = max(1, min(room, max(max(picture.size) for picture, _ in self._cells)))
+        width, height = side + MARGIN, side + MARGIN + below
+        sheet = Image.new("RGB", (MARGIN + columns * width, MARGIN + rows * height), "white")
+        pen, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+        for index, (picture, caption) in enumerate(self._cells):
+            left, top = MARGIN + index % columns * width, MARGIN + index // columns * height
+            if max(picture.size) > side:
+                picture = picture.copy()
+                picture.thumbnail((side, side))
+            sheet.paste(picture, (left + (side - picture.width) // 2, top + (side - picture.height) // 2))
+            if below:
+                pen.text((left, top + side + 2), _shortened(caption, side, pen, font), fill="black", font=font)
+        return sheet
+
+
+def _shortened(caption: str, width: int, pen: object, font: object) -> str:
+    """As much of a caption as fits; the built-in font knows Latin letters only."""
+    text = " ".join(caption.split()).encode("latin-1", "replace").decode("latin-1")
+    if pen.textlength(text, font=font) <= width:
+        return text
+    while text and pen.textlength(text + "...", font=font) > width:
+        text = text[:-1]
+    return text + "..."

@@ -1,0 +1,164 @@
+"""What one picture is made with: one description for the command line, the PNG file and the hosts' panels.
+
+Each field carries its help and its limits, so that a panel or a parser is built from it instead of repeating it.
+``device`` and how many pictures share a network call are not in it: they do not change the picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+VERSION = 1
+SAMPLER = "WaDi one-step"
+SIZE_STEP = 8  # pixels per latent
+DTYPES = ("float32", "bfloat16", "float16")
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+
+def _field(default: Any, help: str, **limits: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, **limits})
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter that takes part: the name of its file, its strength, and the hash of its content where known.
+
+    Raises:
+        ValueError: the strength is not a finite number; one line.
+    """
+
+    file: str
+    strength: float = 1.0
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        _check_type("adapter", self.file, str)
+        _check_type("sha256", self.sha256, str)
+        _check_type("strength", self.strength, float)
+        if not math.isfinite(self.strength):
+            raise ValueError(f"strength must be a finite number, not {self.strength}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of one picture. ``None`` means "as the network or its adapter says".
+
+    Raises:
+        ValueError: a value of another type or outside its limits; one line that names the field.
+    """
+
+    prompt: str = _field("", "what the picture shows")
+    seed: int = _field(0, "seed of the noise; picture i gets seed + i", minimum=0, maximum=2**64 - 1)
+    width: int | None = _field(None, "width in pixels, divisible by 8 (default: native)", minimum=64, maximum=8192, step=8)
+    height: int | None = _field(None, "height in pixels, divisible by 8 (default: native)", minimum=64, maximum=8192, step=8)
+    base: str = _field("mini", 'the base network: a diffusers folder, a single-file checkpoint, or "mini"')
+    lorad: tuple[Adapter, ...] = _field((), "adapters whose angles are added")
+    alpha_T_squared: float | None = _field(None, "share of the signal at the last timestep", above=0.0, below=1.0)
+    timestep: int | None = _field(None, "what the network is told", minimum=0, maximum=999)
+    prediction_type: str | None = _field(None, "what the network returns", choices=PREDICTION_TYPES)
+    dtype: str | None = _field(None, "number format of the networks", choices=DTYPES)
+    version: int = _field(VERSION, "version of this description", minimum=1, maximum=VERSION)
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check(field.name, getattr(self, field.name))
+
+    def to_json(self) -> str:
+        """One line of JSON, as it stands in the text chunk ``wadi`` of a PNG file."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """The settings that :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: other text, an unknown field, or the version of a newer program; one line.
+        """
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError("these are no settings: not a JSON text") from error
+        if not isinstance(values, dict):
+            raise ValueError("these are no settings: a JSON object is needed")
+        version = values.get("version")
+        if isinstance(version, int) and version > VERSION:
+            raise ValueError(f"these settings have version {version}, this program knows {VERSION}: update it")
+        adapters = values.get("lorad", [])
+        try:
+            values["lorad"] = tuple(Adapter(**adapter) for adapter in adapters)
+            return cls(**values)
+        except (TypeError, OverflowError) as error:
+            raise ValueError("these are no settings: a field is unknown or has another form") from error
+
+    def to_infotext(self, program: str) -> str:
+        """The settings as people and A1111-style readers know them: the prompt, then ``Name: value`` pairs.
+
+        Args:
+            program: name and version of the program, written last.
+        """
+        pairs = {
+            "Steps": 1,
+            "Sampler": SAMPLER,
+            "CFG scale": 1,
+            "Seed": self.seed,
+            "Size": f"{self.width}x{self.height}" if self.width and self.height else None,
+            "Model": self.base,
+            "LoRaD": ", ".join(f"{adapter.file}: {adapter.strength:g}" for adapter in self.lorad) or None,
+            "alpha_T squared": self.alpha_T_squared,
+            "Timestep": self.timestep,
+            "Prediction type": self.prediction_type,
+            "Number format": self.dtype,
+            "Version": program,
+        }
+        return f"{self.prompt}\n" + ", ".join(f"{name}: {_quoted(v)}" for name, v in pairs.items() if v is not None)
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+_TYPES = {"lorad": tuple, "alpha_T_squared": float}
+
+
+def help_of(name: str) -> str:
+    """The help of a field of :class:`Settings`."""
+    return FIELDS[name].metadata["help"]
+
+
+def check(name: str, value: Any) -> None:
+    """Compare a value with the type and the limits of its field.
+
+    Raises:
+        ValueError: it does not fit; one line that names the field.
+    """
+    field = FIELDS[name]
+    limits = field.metadata
+    if value is None and field.default is None:
+        return
+    default = field.default
+    kind = _TYPES.get(name) or (type(default) if default is not None else str if "choices" in limits else int)
+    _check_type(name, value, kind)
+    if "choices" in limits and value not in limits["choices"]:
+        raise ValueError(f"{name} must be one of {', '.join(limits['choices'])}, not {value}")
+    if "above" in limits and not limits["above"] < value < limits["below"]:
+        raise ValueError(f"{name} must lie between {limits['above']:g} and {limits['below']:g}, not {value}")
+    if "minimum" in limits and not limits["minimum"] <= value <= limits["maximum"]:
+        raise ValueError(f"{name} must lie from {limits['minimum']} to {limits['maximum']}, not {value}")
+    if "step" in limits and value % limits["step"]:
+        below = value - value % limits["step"]
+        raise ValueError(f"{name} must be divisible by {limits['step']}, not {value}: try {below} or {below + limits['step']}")
+    if name == "lorad" and not all(isinstance(adapter, Adapter) for adapter in value):
+        raise ValueError("lorad must hold adapters")
+
+
+def _check_type(name: str, value: Any, kind: type) -> None:
+    fits = isinstance(value, (float, int)) if kind is float else isinstance(value, kind)
+    if not fits or isinstance(value, bool):
+        raise ValueError(f"{name} must be of type {kind.__name__}, not {type(value).__name__}")
+
+
+def _quoted(value: object) -> str:
+    """A value as A1111 writes it: quoted where it holds what separates one pair from the next."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
