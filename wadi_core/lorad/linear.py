@@ -7,7 +7,7 @@ teacher, student and fake score.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -44,9 +44,9 @@ class _RotatedLinearFunction(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = grad @ rotated
         if ctx.needs_input_grad[2]:
-            grad_bias = grad.flatten(0, -2).sum(0)
+            grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
         if ctx.needs_input_grad[3] or ctx.needs_input_grad[4]:
-            grad_rotated = grad.flatten(0, -2).T @ x.flatten(0, -2)
+            grad_rotated = grad.reshape(-1, grad.shape[-1]).T @ x.reshape(-1, x.shape[-1])
             g_even, g_odd = grad_rotated.to(theta_a.dtype).unflatten(1, (-1, 2)).unbind(-1)
             r_even, r_odd = rotated.to(theta_a.dtype).unflatten(1, (-1, 2)).unbind(-1)
             grad_theta = g_odd * r_even - g_even * r_odd
@@ -109,13 +109,23 @@ class RotatedLinear(nn.Linear):
         factors = self._factors()
         if factors is None:
             return F.linear(input, self.weight, self.bias)
-        kind = input.device.type
-        bias = self.bias
-        if torch.is_autocast_enabled(kind):
-            input = input.to(torch.get_autocast_dtype(kind))  # noqa: A001
-            bias = bias if bias is None else bias.to(input.dtype)
+        kind, bias = input.device.type, self.bias
+        if (dtype := _autocast_dtype(kind)) is not None:
+            input = input.to(dtype)  # noqa: A001
+            bias = bias if bias is None else bias.to(dtype)
         with torch.autocast(kind, enabled=False):
             return _RotatedLinearFunction.apply(input, self.weight, bias, *factors, self.recompute)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> RotatedLinear:
+        """What ``.to()`` and its like call: the factors move with the network but never lose precision with it."""
+        tables = (self.lorad_a, self.lorad_b)
+        before = [{name: factor.data for name, factor in table.items()} for table in tables]
+        super()._apply(fn, *args, **kwargs)
+        for table, kept in zip(tables, before, strict=True):
+            for name, factor in table.items():
+                if factor.dtype.itemsize < kept[name].dtype.itemsize:
+                    factor.data = kept[name].to(factor.device)
+        return self
 
     @torch.no_grad()
     def rotated_weight(self) -> Tensor:
@@ -205,3 +215,12 @@ def rotated_layers(module: nn.Module) -> Iterator[tuple[str, RotatedLinear]]:
 def _replace(module: nn.Module, path: str, layer: nn.Module) -> None:
     parent, _, attribute = path.rpartition(".")
     setattr(module.get_submodule(parent), attribute, layer)
+
+
+def _autocast_dtype(kind: str) -> torch.dtype | None:
+    """The type that autocast gives to products on this kind of device; None where it is off."""
+    if hasattr(torch, "get_autocast_dtype"):  # torch 2.4
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    if kind == "cpu":
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
