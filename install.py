@@ -9,6 +9,7 @@ The first two work in the active virtual environment or, without one, in `.venv`
 
 # Pythons from 3.6 on must be able to read this file, to be told what they lack: hence the quoted annotations.
 
+import errno
 import hashlib
 import importlib.util
 import json
@@ -235,11 +236,11 @@ def torch_attempts(gpu: bool, own_index: bool) -> "list[list[str]]":
 def install_torch(python: Path, log: Path) -> None:
     check_room()
     say("Installing torch (some minutes, only the first time)")
-    gpu = has_nvidia_gpu()
-    output = ""
-    for arguments in torch_attempts(gpu, has_own_index(python)):
-        if not gpu and sys.platform.startswith("linux") and "+cpu" not in arguments[0]:
+    output, previous = "", ""
+    for arguments in torch_attempts(has_nvidia_gpu(), has_own_index(python)):
+        if "+cpu" in previous and "+cpu" not in arguments[0] and not NO_NETWORK.search(output):
             say("  no CPU-only build to be had; the default build may bring several GB of CUDA libraries")
+        previous = arguments[0]
         ok, output = pip(python, arguments, log)
         if ok:
             return
@@ -360,7 +361,8 @@ def main(arguments: "list[str]") -> int:
         sys.stderr.write(f"install.py: {stop}\n")
         return stop.status
     except OSError as error:
-        sys.stderr.write(f"install.py: {error}\n")
+        full = error.errno == errno.ENOSPC
+        sys.stderr.write("install.py: {}\n".format(f"the disk is full: no room in {ROOT}" if full else error))
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("install.py: stopped\n")

@@ -6,6 +6,7 @@ No environment is built and nothing is downloaded here: pip and venv are stood i
 from __future__ import annotations
 
 import ast
+import errno
 import importlib.util
 import os
 import shlex
@@ -269,6 +270,18 @@ def test_the_test_extra_covers_the_demo_and_new_requirements_are_seen(
     assert len(pip.asked) == 3
 
 
+def test_a_disk_that_fills_up_is_one_line(
+    bare: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fill(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    Pip(bare, monkeypatch, torch="2.13.0")
+    monkeypatch.setattr(bare, "pip", lambda python, arguments, log: fill(log, ""))
+    assert bare.main(["demo"]) == 1
+    assert "the disk is full" in one_line(capsys.readouterr().err)
+
+
 def test_a_torch_that_is_there_stays(bare: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     pip = Pip(bare, monkeypatch, torch="2.4.1+cu121")
     bare.prepared("generate")
@@ -316,6 +329,7 @@ def test_torch_is_looked_for_until_found(
     pip.answers = {attempt[0]: (False, NOT_FOUND) for attempt in attempts[:-1]}
     bare.prepared("generate")
     assert pip.asked[:-1] == attempts
+    assert capsys.readouterr().out.count("several GB") == (1 if sys.platform.startswith("linux") else 0)
     pip.torch, pip.asked = None, []
     pip.answers = {attempts[0][0]: (False, FULL)}  # asking for another version would not help
     (bare.VENV / "wadi-installed.json").unlink()
