@@ -24,22 +24,28 @@ def one_line(text: object) -> str:
     return line if len(line) <= MESSAGE_LENGTH else line[: MESSAGE_LENGTH - 3] + "..."
 
 
-def refusal(path: str | os.PathLike[str], why: str) -> ValueError:
+class RefusedFile(ValueError):
+    """A file that is not used; the message of one line begins with its path and says why."""
+
+
+def refusal(path: str | os.PathLike[str], why: str) -> RefusedFile:
     """The error, to be raised, that says in one line what is wrong with a file."""
-    return ValueError(one_line(f"{path}: {why}"))
+    return RefusedFile(one_line(f"{path}: {why}"))
 
 
 def existing_file(path: str | os.PathLike[str]) -> Path:
     """The path, if there is a file that can be read.
 
     Raises:
-        OSError: there is none, or it is a folder; one line.
+        OSError: there is none, or it is a folder or a device; one line.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(one_line(f"{path}: this is a folder, a file is needed"))
     if not path.exists():
         raise FileNotFoundError(one_line(f"{path}: there is no such file"))
+    if not path.is_file():
+        raise OSError(one_line(f"{path}: this is no ordinary file"))
     return path
 
 

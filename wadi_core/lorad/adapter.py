@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..files import one_line, refusal
+from ..files import RefusedFile, one_line, refusal
 from ..schedule import OneStep
 from .checkpoint import PICKLE_ENDINGS, read_header, read_pickle, read_tensors, write_safetensors
 from .format import AUTHORS_ENDINGS, LORAD_ENDINGS, architecture_of, classify, layer_path, pairs_of_names
@@ -190,9 +190,9 @@ class LoRaD:
             if expected is not None and content_sha256(tensors, header.metadata) != expected:
                 raise ValueError("the file is damaged: its content is not what its checksum says; download it again")
             return _finite(cls({key: (tensors[a], tensors[b]) for key, (a, b) in names.items()}, metadata))
+        except RefusedFile:
+            raise
         except ValueError as error:
-            if str(error).startswith(f"{path}: "):
-                raise
             raise refusal(path, str(error)) from error
 
     def save(self, path: str | os.PathLike[str], dtype: torch.dtype = torch.float16) -> None:
@@ -339,16 +339,22 @@ def check_together(adapters: Iterable[LoRaD]) -> OneStep | None:
     Raises:
         ValueError: they disagree on alpha_T^2, timestep or prediction type, so no sampling suits them all.
     """
+    adapters = list(adapters)
     schedules = list(dict.fromkeys(lorad.one_step for lorad in adapters if lorad.one_step is not None))
     if len(schedules) > 1:
         said = " and ".join(f"({s.alpha_T_squared}, {s.timestep}, {s.prediction_type})" for s in schedules[:2])
         raise ValueError(f"these LoRaDs cannot be used together: their one-step schedules differ, {said}")
+    predictions = sorted({lorad.metadata.prediction_type for lorad in adapters})
+    if len(predictions) > 1:
+        raise ValueError(f"these LoRaDs cannot be used together: they are for {' and '.join(predictions)} networks")
     return schedules[0] if schedules else None
 
 
 def _from_authors(tensors: Mapping[str, Tensor]) -> LoRaD:
     """The authors' factors, named by canonical layer paths. They are one-step students with the default schedule."""
 
+    if not all(tensor.is_floating_point() for tensor in tensors.values()):
+        raise ValueError("factors must be floating-point numbers")
     renamed = {layer_path(name): tensor for name, tensor in tensors.items()}
     if len(renamed) < len(tensors):
         raise ValueError("two tensors name the same layer")

@@ -1,0 +1,479 @@
+"""Files that are no LoRaD, or no longer one: each is refused with one clear line, whatever is in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from wadi_core.files import atomic_write, one_line
+from wadi_core.lorad import LoRaD, Metadata
+from wadi_core.lorad.adapter import ANGLE_LIMIT
+from wadi_core.lorad.checkpoint import read_header, read_tensors, write_safetensors
+
+KEY = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+Tensors = dict[str, Tensor]
+
+
+def adapter(rank: int = 2) -> LoRaD:
+    generator = torch.Generator().manual_seed(0)
+    factors = {
+        KEY.replace("to_q", name): (torch.randn(6, rank, generator=generator), torch.randn(rank, 4, generator=generator))
+        for name in ("to_q", "to_k", "to_v")
+    }
+    return LoRaD(factors, Metadata("unet-custom", 0.0047, 999, title="A test", extra={"note": "ü"}))
+
+
+def tensors() -> Tensors:
+    return {f"{key}.lorad_{part}": t for key, pair in adapter().factors.items() for part, t in zip("ab", pair, strict=True)}
+
+
+def raw(header: object, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(shape: list[Any], begin: Any, end: Any, dtype: Any = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def refused(path: Path) -> str:
+    """Loading must end in one line that names the file; returns it."""
+    with pytest.raises((ValueError, OSError)) as caught:
+        LoRaD.load(path)
+    message = str(caught.value)
+    assert message.splitlines() == [message] and message.isprintable(), message
+    assert path.name in message and len(message) < 600
+    return message
+
+
+# What FILE_FORMAT calls "Refused", and its neighbours
+
+
+def without(name: str) -> Tensors:
+    rest = tensors()
+    del rest[f"{KEY}.{name}"]
+    return rest
+
+
+def with_value(value: float) -> Tensors:
+    spoiled = tensors()
+    spoiled[f"{KEY}.lorad_a"][1, 1] = value
+    return spoiled
+
+
+FILES: dict[str, tuple[Callable[[], Tensors], dict[str, str], str]] = {
+    "NaN": (lambda: with_value(float("nan")), {}, "holds NaN, Inf"),
+    "Inf": (lambda: with_value(float("inf")), {}, "holds NaN, Inf"),
+    "absurd angle": (lambda: with_value(1e30), {}, "absurdly large"),
+    "only a": (lambda: without("lorad_b"), {}, "only one of its two tensors"),
+    "only b": (lambda: without("lorad_a"), {}, "only one of its two tensors"),
+    "alpha": (lambda: {**tensors(), f"{KEY}.alpha": torch.ones(1)}, {}, "no part of a LoRaD"),
+    "nameless": (lambda: {**tensors(), ".lorad_a": torch.ones(1, 1)}, {}, "no part of a LoRaD"),
+    "ranks differ": (lambda: {**tensors(), f"{KEY}.lorad_b": torch.zeros(3, 4)}, {}, "do not multiply"),
+    "one dimension": (lambda: {**tensors(), f"{KEY}.lorad_b": torch.zeros(4)}, {}, "two dimensions"),
+    "nothing in it": (lambda: {**tensors(), f"{KEY}.lorad_a": torch.zeros(0, 2)}, {}, "do not multiply"),
+    "integers": (lambda: {k: t.int() for k, t in tensors().items()}, {}, "must be float32"),
+    "float64": (lambda: {k: t.double() for k, t in tensors().items()}, {}, "must be float32"),
+    "newer format": (tensors, {"wadi.format": "2"}, "newer"),
+    "format zero": (tensors, {"wadi.format": "0"}, "no LoRaD format"),
+    "format no number": (tensors, {"wadi.format": "one"}, "not a number"),
+    "other pairing": (tensors, {"wadi.pairing": "halves"}, "unknown pairing"),
+    "other architecture": (tensors, {"wadi.architecture": "sdxl"}, "unknown architecture"),
+    "other prediction": (tensors, {"wadi.prediction_type": "sample"}, "unknown prediction type"),
+    "timestep alone": (tensors, {"wadi.timestep": "999"}, "both or neither"),
+    "alpha alone": (tensors, {"wadi.alpha_T_squared": "0.0047"}, "both or neither"),
+    "alpha no number": (tensors, {"wadi.alpha_T_squared": "x", "wadi.timestep": "999"}, "not a number"),
+    "alpha NaN": (tensors, {"wadi.alpha_T_squared": "nan", "wadi.timestep": "999"}, "between 0 and 1"),
+    "timestep too large": (tensors, {"wadi.alpha_T_squared": "0.1", "wadi.timestep": "1000"}, "between 0 and 999"),
+    "wrong checksum": (tensors, {"wadi.sha256": "0" * 64}, "checksum"),
+    "LoRA (sd-scripts)": (
+        lambda: {f"{KEY}.lora_up.weight": torch.zeros(6, 2), f"{KEY}.lora_down.weight": torch.zeros(2, 8)},
+        {"ss_network_module": "networks.lora"},
+        "this is an ordinary LoRA, not a LoRaD",
+    ),
+    "LoRA (peft)": (lambda: {"unet.mid_block.to_q.lora_A.weight": torch.zeros(2, 8)}, {}, "this is an ordinary LoRA"),
+    "LoRA (diffusers)": (lambda: {"unet.mid_block.to_q.lora.up.weight": torch.zeros(6, 2)}, {}, "this is an ordinary LoRA"),
+    "LyCORIS": (lambda: {f"{KEY}.hada_w1_a": torch.zeros(6, 2)}, {}, "adapter of another kind"),
+    "merged U-Net": (
+        lambda: {"down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight": torch.zeros(6, 8)},
+        {},
+        "this is a complete network.*extract",
+    ),
+    "merged transformer": (lambda: {"transformer_blocks.0.attn1.to_q.weight": torch.zeros(6, 8)}, {}, "complete network"),
+    "checkpoint": (
+        lambda: {"model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight": torch.zeros(6, 8)},
+        {},
+        "complete network",
+    ),
+    "something else": (lambda: {"position_ids": torch.arange(77)}, {}, "there is no LoRaD in this file"),
+    "no tensors": (dict, {}, "there is no LoRaD in this file"),
+    "authors' factors, half": (lambda: {"mid_block.to_q.theta_a": torch.zeros(6, 2)}, {}, "only one of its two"),
+    "authors' factors, NaN": (
+        lambda: {"mid_block.x.theta_a": torch.full((6, 2), torch.nan), "mid_block.x.theta_b": torch.zeros(2, 4)},
+        {},
+        "holds NaN",
+    ),
+    "authors' factors, twice": (
+        lambda: {f"{p}mid_block.x.theta_{c}": torch.zeros(2, 2) for p in ("", "unet.") for c in "ab"},
+        {},
+        "name the same layer",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_refused(tmp_path, case):
+    content, metadata, said = FILES[case]
+    write_safetensors(tmp_path / "bad.safetensors", content(), metadata)
+    with pytest.raises(ValueError, match=said):
+        LoRaD.load(tmp_path / "bad.safetensors")
+    refused(tmp_path / "bad.safetensors")
+
+
+SPACE = b" " * 64
+HEADERS: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "too short"),
+    "seven bytes": (b"\x10\0\0\0\0\0\0", "too short"),
+    "text": (b"<!DOCTYPE html><html>not found</html>", "does not start with the header"),
+    "pickle": (pickle.dumps({"a": 1}) + SPACE, "does not start with the header"),
+    "header of 2^63 bytes": (struct.pack("<Q", 1 << 63) + b"{}" + SPACE, "does not start with the header"),
+    "header beyond the limit": (struct.pack("<Q", 100_000_001) + b"{}" + SPACE, "does not start with the header"),
+    "header beyond the end": (struct.pack("<Q", 5000) + b"{}" + SPACE, "cut short inside its header"),
+    "no JSON": (raw(b"{nonsense}"), "header is damaged"),
+    "no UTF-8": (raw(b'{"\xff\xfe": 1}'), "header is damaged"),
+    "half a surrogate": (raw(b'{"\\ud800": {"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'), "header is damaged"),
+    "surrogate in metadata": (raw({"__metadata__": {"a": "\ud800"}}), "header is damaged"),
+    "a name twice": (raw(b'{"a.lorad_a":{},"a.lorad_a":{}}'), "a name occurs twice"),
+    "metadata twice": (raw(b'{"__metadata__":{"wadi.format":"2","wadi.format":"1"}}'), "a name occurs twice"),
+    "metadata not strings": (raw({"__metadata__": {"a": 1}}), "metadata is not a table of strings"),
+    "metadata a list": (raw({"__metadata__": []}), "metadata is not a table of strings"),
+    "entry a number": (raw({"a": 1}), "makes no sense"),
+    "entry with more": (raw({"a": {**entry([1], 0, 4), "extra": 1}}, b"\0" * 4), "makes no sense"),
+    "shape negative": (raw({"a": entry([-1], 0, 4)}, b"\0" * 4), "makes no sense"),
+    "shape a fraction": (raw({"a": entry([1.0], 0, 4)}, b"\0" * 4), "makes no sense"),
+    "shape true": (raw({"a": entry([True], 0, 4)}, b"\0" * 4), "makes no sense"),
+    "shape too large": (raw({"a": entry([1 << 40, 1 << 40], 0, 4)}, b"\0" * 4), "makes no sense"),
+    "shape empty but too large": (raw({"a": entry([0, 1 << 40, 1 << 40], 0, 0)}), "makes no sense"),
+    "shape of 5000 digits": (raw(b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b"]}}"), "header is damaged"),
+    "offsets backwards": (raw({"a": entry([1], 4, 0)}, b"\0" * 4), "makes no sense"),
+    "offsets of other size": (raw({"a": entry([2], 0, 4)}, b"\0" * 4), "makes no sense"),
+    "three offsets": (raw({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 2, 4]}}, b"\0" * 4), "makes no sense"),
+    "type a number": (raw({"a": entry([1], 0, 4, 32)}, b"\0" * 4), "makes no sense"),
+    "type unknown": (raw({"a.lorad_a": entry([1], 0, 4, "F33"), "a.lorad_b": entry([1], 4, 8)}, b"\0" * 8), "two dimensions"),
+    "type of tomorrow": (
+        raw({"a.lorad_a": entry([1, 2], 0, 1, "F4"), "a.lorad_b": entry([2, 1], 1, 9)}, b"\0" * 9),
+        "unknown type 'F4'",
+    ),
+    "a gap": (raw({"a": entry([1], 4, 8)}, b"\0" * 8), "not where they should be"),
+    "an overlap": (raw({"a": entry([2], 0, 8), "b": entry([1], 4, 8)}, b"\0" * 8), "not where they should be"),
+    "data cut short": (raw({"a": entry([4], 0, 16)}, b"\0" * 15), "1 bytes are missing"),
+    "data too long": (raw({"a": entry([4], 0, 16)}, b"\0" * 17), "1 bytes too many"),
+    "nested without end": (raw(b'{"a":' + b"[" * 200_000), "header is damaged"),
+    "odd name": (raw({"\x1b[31m\n\0" * 300: 1}), "makes no sense"),
+}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_refused_header(tmp_path, case):
+    content, said = HEADERS[case]
+    (tmp_path / "bad.safetensors").write_bytes(content)
+    assert said in refused(tmp_path / "bad.safetensors")
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, ("touch owned",))
+
+
+PICKLES: dict[str, Callable[[], Any]] = {
+    "code": lambda: Evil(),
+    "a list": lambda: [torch.zeros(1)],
+    "nothing": lambda: {},
+    "a table of tables": lambda: {"state_dict": {"mid_block.x.theta_a": torch.zeros(2, 2)}},
+    "a number": lambda: {"mid_block.x.theta_a": 3},
+    "names that are none": lambda: {1: torch.zeros(2, 2)},
+    "sparse": lambda: {"mid_block.x.theta_a": torch.zeros(2, 2).to_sparse(), "mid_block.x.theta_b": torch.zeros(2, 2)},
+    "on no device": lambda: {f"mid_block.x.theta_{c}": torch.zeros(2, 2, device="meta") for c in "ab"},
+    "claiming to be huge": lambda: {f"mid_block.x.theta_{c}": torch.zeros(1).expand(1 << 20, 1 << 20) for c in "ab"},
+    "a LoRA": lambda: {"x.lora_up.weight": torch.zeros(2, 2)},
+    "a network": lambda: {"down_blocks.0.x.weight": torch.zeros(2, 2)},
+    "a LoRaD": tensors,
+    "integers": lambda: {f"mid_block.x.theta_{c}": torch.zeros(2, 2, dtype=torch.int64) for c in "ab"},
+    "NaN": lambda: {f"mid_block.x.theta_{c}": torch.full((2, 2), torch.nan) for c in "ab"},
+}
+
+
+@pytest.mark.parametrize("case", PICKLES)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_refused_pickle(tmp_path, case, zipped, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(PICKLES[case](), tmp_path / "bad.pth", _use_new_zipfile_serialization=zipped)
+    refused(tmp_path / "bad.pth")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_refused_pickle_that_inflates(tmp_path):
+    torch.save({"x.theta_a": torch.zeros(1000, 1000)}, tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(tmp_path / "bomb.pth", "w") as bomb:
+        for name in plain.namelist():
+            bomb.writestr(name, plain.read(name), zipfile.ZIP_DEFLATED)
+    assert "no pickle of plain tensors" in refused(tmp_path / "bomb.pth")
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_damaged_pickles(tmp_path, data):
+    path = tmp_path / "kduv.pth"
+    torch.save({"mid_block.x.theta_a": torch.ones(4, 2), "mid_block.x.theta_b": torch.ones(2, 4)}, path)
+    path.write_bytes(mutated(data, path.read_bytes()))
+    loads_or_is_refused(path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names and files of POSIX")
+def test_odd_paths(tmp_path):
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    assert "no ordinary file" in refused(tmp_path / "pipe.safetensors")  # and does not wait for a writer
+    odd = tmp_path / "two\nlines.safetensors"
+    odd.write_bytes(b"x")
+    with pytest.raises(ValueError, match="two lines.safetensors: this is no .safetensors file") as caught:
+        LoRaD.load(odd)
+    assert "\n" not in str(caught.value)
+
+
+def test_paths_that_are_no_files(tmp_path):
+    assert "no such file" in refused(tmp_path / "missing.safetensors")
+    assert "no such file" in refused(tmp_path / "missing.pth")
+    (tmp_path / "folder.safetensors").mkdir()
+    assert "folder" in refused(tmp_path / "folder.safetensors")
+    for path in (tmp_path / "missing.safetensors", tmp_path / "folder.safetensors"):
+        with pytest.raises(OSError):
+            LoRaD.load(path)
+
+
+# Mutations
+
+
+def mutated(data: st.DataObject, content: bytes) -> bytes:
+    """Some bytes of a file changed, taken out or put in, or its end cut off; often in the header."""
+    changed = bytearray(content)
+    header_end = min(len(content), 8 + int.from_bytes(content[:8], "little"))
+    for _ in range(data.draw(st.integers(1, 4))):
+        if not changed:
+            break
+        last = data.draw(st.sampled_from([min(8, len(changed)), min(header_end, len(changed)), len(changed)])) - 1
+        place = data.draw(st.integers(0, last))
+        match data.draw(st.sampled_from(["set", "set", "flip", "flip", "insert", "delete", "cut", "copy"])):
+            case "set":
+                changed[place] = data.draw(st.integers(0, 255))
+            case "flip":
+                changed[place] ^= 1 << data.draw(st.integers(0, 7))
+            case "insert":
+                changed[place:place] = data.draw(st.binary(min_size=1, max_size=8))
+            case "delete":
+                del changed[place : place + data.draw(st.integers(1, 8))]
+            case "cut":
+                del changed[place:]
+            case "copy":
+                other = data.draw(st.integers(0, last))
+                changed[place : place + 8] = changed[other : other + 8]
+    return bytes(changed)
+
+
+def loads_or_is_refused(path: Path) -> LoRaD | None:
+    """What was loaded, sound and finite; None if the file was refused as it should be."""
+    try:
+        lorad = LoRaD.load(path)
+    except (ValueError, OSError) as error:
+        message = str(error)
+        assert message.splitlines() == [message] and message.isprintable() and path.name in message
+        return None
+    for a, b in lorad.factors.values():
+        assert a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0]
+        theta = a.float() @ b.float()
+        assert theta.isfinite().all() and theta.abs().max() <= ANGLE_LIMIT
+        assert torch.cos(theta).isfinite().all()
+    assert lorad.one_step is None or 0 < lorad.one_step.alpha_T_squared < 1
+    return lorad
+
+
+def says_the_same(lorad: LoRaD, original: LoRaD) -> bool:
+    """The same network and the same sampling. Titles and the like are not under the checksum."""
+    fields = ("architecture", "alpha_T_squared", "timestep", "prediction_type", "base_sha256")
+    return (
+        lorad.factors.keys() == original.factors.keys()
+        and all(
+            one.dtype == other.dtype and torch.equal(one, other)
+            for key in original.factors
+            for one, other in zip(lorad.factors[key], original.factors[key], strict=True)
+        )
+        and all(getattr(lorad.metadata, field) == getattr(original.metadata, field) for field in fields)
+    )
+
+
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_mutated_file_with_its_checksum_loads_equal_or_is_refused(tmp_path, data):
+    path = tmp_path / "a.safetensors"
+    adapter().save(path, data.draw(st.sampled_from([torch.float16, torch.bfloat16, torch.float32])))
+    original, content = LoRaD.load(path), path.read_bytes()
+    path.write_bytes(mutated(data, content))
+    lorad = loads_or_is_refused(path)
+    if lorad is not None and "wadi.sha256" in read_header(path).metadata:
+        assert says_the_same(lorad, original)
+
+
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_mutated_file_without_checksum_is_sound_or_refused(tmp_path, data):
+    path = tmp_path / "a.safetensors"
+    dtype = data.draw(st.sampled_from([torch.float16, torch.bfloat16, torch.float32]))
+    strings = adapter().metadata.to_strings(2, "a")
+    write_safetensors(path, {name: t.to(dtype) for name, t in tensors().items()}, strings)
+    path.write_bytes(mutated(data, path.read_bytes()))
+    loads_or_is_refused(path)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_headers_of_valid_json_that_say_something_else(tmp_path, data):
+    """One value anywhere in the header exchanged for another, the JSON around it left well-formed."""
+    path = tmp_path / "a.safetensors"
+    adapter().save(path)
+    original, content = LoRaD.load(path), path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    table = json.loads(content[8 : 8 + length])
+    name = data.draw(st.sampled_from(sorted(table)))
+    spot = data.draw(st.sampled_from(["entry", "value", "item", "rename", "remove"]))
+    value = data.draw(json_values | st.integers(-2, 200) | st.sampled_from(["F32", "F16", "BF16", "I16", "F8_E4M3", "1e309"]))
+    key = data.draw(st.sampled_from(sorted(table[name])))
+    if spot == "entry":
+        table[name] = value
+    elif spot == "value" or (spot == "item" and isinstance(table[name][key], str)):
+        table[name][key] = value
+    elif spot == "item":
+        table[name][key][data.draw(st.integers(0, 1))] = value
+    elif spot == "rename":
+        table[data.draw(st.text(max_size=8))] = table.pop(name)
+    else:
+        del table[name][key]
+    path.write_bytes(raw(table, content[8 + length :]))
+    lorad = loads_or_is_refused(path)
+    if lorad is not None and "wadi.sha256" in read_header(path).metadata:
+        assert says_the_same(lorad, original)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=300))
+def test_any_bytes(tmp_path, content):
+    for name in ("x.safetensors", "x.pth"):
+        (tmp_path / name).write_bytes(content)
+        assert loads_or_is_refused(tmp_path / name) is None
+
+
+# Reading and writing files of tensors
+
+
+def test_what_is_written_is_what_safetensors_writes(tmp_path):
+    mixed = {
+        "b": torch.randn(3),
+        "a": torch.randn(2, 2).half(),
+        "c": torch.arange(3),
+        "d": torch.tensor([True, False]),
+        "e": torch.tensor(1.5, dtype=torch.float64),
+        "f": torch.empty(0, 3),
+        "g": torch.randn(4).to(torch.float8_e4m3fn),
+        "transposed": torch.randn(3, 2).T,
+    }
+    write_safetensors(tmp_path / "ours.safetensors", mixed)
+    contiguous = {name: tensor.contiguous() for name, tensor in mixed.items()}
+    loaded = safetensors.torch.load_file(tmp_path / "ours.safetensors")
+    header = read_header(tmp_path / "ours.safetensors")
+    read = read_tensors(header)
+    assert loaded.keys() == read.keys() == mixed.keys()
+    for name, tensor in contiguous.items():
+        for got in (loaded[name], read[name]):
+            assert got.dtype == tensor.dtype and got.shape == tensor.shape and torch.equal(got.double(), tensor.double())
+    assert read_tensors(header, ["a"]).keys() == {"a"}
+    same_type = {name: tensor for name, tensor in contiguous.items() if tensor.dtype == torch.float32}
+    write_safetensors(tmp_path / "one.safetensors", same_type, {"key": "värde"})
+    assert (tmp_path / "one.safetensors").read_bytes() == safetensors.torch.save(same_type, {"key": "värde"})
+
+
+def test_a_type_that_no_file_holds(tmp_path):
+    with pytest.raises(ValueError, match="cannot be written"):
+        write_safetensors(tmp_path / "x.safetensors", {"x": torch.zeros(1, dtype=torch.complex64)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_shrinks_while_it_is_read(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, {"x": torch.zeros(100)})
+    header = read_header(path)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ValueError, match="shorter"):
+        read_tensors(header)
+
+
+def test_writing_is_all_or_nothing(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"before")
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+    with atomic_write(path) as file:
+        file.write(b"after")
+        assert path.read_bytes() == b"before"
+    assert path.read_bytes() == b"after" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_said_of_the_file_that_was_asked_for(tmp_path):
+    path = tmp_path / "file"
+    with pytest.raises(OSError) as caught, atomic_write(path):
+        raise OSError(28, "No space left on device")
+    assert str(caught.value) == f"{path}: cannot be written: No space left on device"
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileNotFoundError, match="other"), atomic_write(path):
+        open(tmp_path / "other").close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions and links of POSIX")
+def test_permissions_and_links_are_what_a_user_expects(tmp_path):
+    mask = os.umask(0o022)
+    try:
+        with atomic_write(tmp_path / "file") as file:
+            file.write(b"x")
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    with atomic_write(tmp_path / "link") as file:
+        file.write(b"y")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_bytes() == b"y"
+
+
+@given(st.text())
+def test_one_line(text):
+    line = one_line(text)
+    assert line.isprintable() and len(line) <= 400
+    line.encode()
