@@ -92,7 +92,11 @@ def write_single_file(path: Path, weights: dict[str, State], settings: Path, met
     unet, vae, text = (configs.read(settings / part / "config.json") for part in PARTS)
     tensors = {f"model.diffusion_model.{ldm_unet_name(name, unet)}": t for name, t in weights["unet"].items()}
     tensors |= dict(ldm_vae_tensor(name, tensor, vae) for name, tensor in weights["vae"].items())
-    tensors |= open_clip_tensors(weights["text_encoder"], text) if text["hidden_act"] == "gelu" else clip_tensors(weights["text_encoder"])
+    tensors |= (
+        open_clip_tensors(weights["text_encoder"], text)
+        if text["hidden_act"] == "gelu"
+        else clip_tensors(weights["text_encoder"])
+    )
     write_safetensors(path, {name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
     return path
 

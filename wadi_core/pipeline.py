@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("wadi")
 
+DECODED_PIXELS = 1 << 20  # at once
+
 File: TypeAlias = "str | os.PathLike[str]"
 Stacked: TypeAlias = "tuple[LoRaD, settings.Adapter]"
 Adapters: TypeAlias = "LoRaD | File | Sequence[LoRaD | File | tuple[LoRaD | File, float]] | None"
@@ -282,8 +284,16 @@ class OneStepPipeline:
         self._wait()
         seconds = time.perf_counter() - start
         x0 = self.one_step.x0(z.float(), prediction)
-        images = self.base.vae.decode((x0 / self.base.vae.config.scaling_factor).to(self.dtype)).sample
-        return Pictures(pictures.to_pictures(images), list(wanted), x0.cpu(), seconds, 1)
+        return Pictures(self.decode(x0), list(wanted), x0.cpu(), seconds, 1)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Image]:
+        """(n, 4, h/8, w/8) clean latents as n pictures, about a megapixel at a time: the decoder is what takes memory."""
+        pixels = latents.shape[2] * latents.shape[3] * bases.FACTOR**2
+        images = []
+        for part in (latents / self.base.vae.config.scaling_factor).split(max(1, DECODED_PIXELS // pixels)):
+            images += pictures.to_pictures(self.base.vae.decode(part.to(self.device, self.dtype)).sample)
+        return images
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Tensor:
