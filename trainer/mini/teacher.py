@@ -22,6 +22,7 @@ from tqdm import tqdm
 from .. import config as settings
 from ..state import Checkpoints, random_state, restore_random_state
 from ..watch import LossTable, contact_sheet, save_picture
+from .init import CentredSteps, freeze_samplers, start_as_identity
 from .latents import read_shards
 from .sampling import decode, make_scheduler, many_steps, noise_of_seeds, tokenize
 
@@ -48,7 +49,7 @@ class TeacherConfig:
     tokenizer: str = "wadi_core/configs/tokenizer"
     output: str = "runs/mini-teacher"
     seed: int = 0
-    channels: tuple[int, ...] = (64, 128, 256)
+    channels: tuple[int, ...] = (96, 192, 192)
     heads: int = 2
     text_width: int = 128
     text_layers: int = 3
@@ -68,10 +69,10 @@ class TeacherConfig:
 
 
 def make_unet(config: TeacherConfig) -> nn.Module:
-    """An untrained U-Net laid out as Stable Diffusion 1.5's, in small."""
+    """A U-Net laid out as Stable Diffusion 1.5's, in small, that begins as eps = x_t."""
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel(
+    unet = UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
         out_channels=4,
@@ -83,6 +84,8 @@ def make_unet(config: TeacherConfig) -> nn.Module:
         attention_head_dim=config.heads,  # diffusers' historical name for the number of heads
         norm_num_groups=32,
     )
+    start_as_identity(unet)
+    return unet
 
 
 def make_text_encoder(config: TeacherConfig) -> nn.Module:
@@ -168,8 +171,11 @@ def run(config: TeacherConfig) -> None:
     teacher = Teacher(config).train()
     # At 16x16 latents plain attention trains a third faster on a CPU than the fused kernel.
     teacher.unet.set_attn_processor(AttnProcessor())
+    freeze_samplers(teacher.unet)
+    centred = CentredSteps(teacher.unet)
     average = copy.deepcopy(teacher).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(teacher.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    trained = [parameter for parameter in teacher.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
     checkpoints = Checkpoints(output)
     step = 0
     if state := checkpoints.latest():
@@ -217,8 +223,10 @@ def run(config: TeacherConfig) -> None:
             errors = (predicted.float() - eps).square().mean(dim=(1, 2, 3))
             loss = (weights[t] * errors).mean()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(teacher.parameters(), 1.0)
+            centred.before()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
+            centred.after()
             optimizer.zero_grad(set_to_none=True)
             step += 1
             update_average(average, teacher, min(config.ema, (1 + step) / (10 + step)))

@@ -25,6 +25,7 @@ from .. import config as settings
 from ..state import Checkpoints, random_state, restore_random_state
 from ..watch import LossTable, contact_sheet, save_picture
 from . import scenes
+from .init import freeze_samplers, start_as_block_means
 
 
 @dataclass
@@ -33,12 +34,12 @@ class VaeConfig:
 
     output: str = "runs/mini-vae"
     seed: int = 0
-    channels: tuple[int, ...] = (64, 64, 96, 128)
-    steps: int = 1700
-    batch: int = 16
+    channels: tuple[int, ...] = (96, 96, 96, 96)
+    steps: int = 4200
+    batch: int = 4
     crop: int = 64  # pixels
-    learning_rate: float = 1e-3
-    warmup: int = 100
+    learning_rate: float = 3e-4
+    warmup: int = 300
     kl_weight: float = 1e-4
     edge_weight: float = 1.0
     decoder_only: bool = False
@@ -47,10 +48,10 @@ class VaeConfig:
 
 
 def make_vae(channels: tuple[int, ...]) -> torch.nn.Module:
-    """An untrained ``AutoencoderKL`` of factor 8, laid out as Stable Diffusion's."""
+    """An ``AutoencoderKL`` of factor 8, laid out as Stable Diffusion's, that knows the means of 8x8 blocks."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=channels,
@@ -59,6 +60,8 @@ def make_vae(channels: tuple[int, ...]) -> torch.nn.Module:
         norm_num_groups=32,
         sample_size=scenes.SIZE,
     )
+    start_as_block_means(vae)
+    return vae
 
 
 def to_tensor(pictures: list) -> torch.Tensor:
@@ -104,7 +107,8 @@ def run(config: VaeConfig) -> None:
     rng = random.Random(config.seed)
     output = Path(config.output)
     vae = AutoencoderKL.from_pretrained(config.start_from) if config.start_from else make_vae(config.channels)
-    vae = vae.float().to(memory_format=torch.channels_last).train()
+    vae = vae.float().train()
+    freeze_samplers(vae)
     if config.decoder_only:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
@@ -151,7 +155,7 @@ def run(config: VaeConfig) -> None:
             rate = min(1, (step + 1) / config.warmup) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * max(rate, 0.01)
-            target = random_crops(rng, config.batch, config.crop).contiguous(memory_format=torch.channels_last)
+            target = random_crops(rng, config.batch, config.crop)
             with torch.autocast("cpu", torch.bfloat16):
                 posterior = vae.encode(target).latent_dist
                 latent = posterior.mean if config.decoder_only else posterior.sample()
