@@ -206,19 +206,18 @@ def _architecture_of_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> str
 
 def _empty_network(part: str, config: Path) -> nn.Module:
     """A network without weights, on the meta device."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
     settings = configs.read(config)
+    if part == "text_encoder" and settings.get("model_type") != "clip_text_model":
+        raise refusal(config, f"a text encoder of the kind {settings.get('model_type')}, where CLIP's is needed")
     try:
         with torch.device("meta"):
             if part == "text_encoder":
-                from transformers import CLIPTextConfig, CLIPTextModel
-
-                if settings.get("model_type") != "clip_text_model":
-                    raise ValueError(f"a text encoder of the kind {settings.get('model_type')}, not CLIP")
                 return CLIPTextModel(CLIPTextConfig.from_dict(settings))
-            from diffusers import AutoencoderKL, UNet2DConditionModel
-
             return (UNet2DConditionModel if part == "unet" else AutoencoderKL).from_config(settings)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, ZeroDivisionError) as error:
+    except Exception as error:  # senseless settings can raise nearly anything, and all of it means this one thing
         raise refusal(config, f"no network can be built from these settings: {error}") from error
 
 
@@ -347,6 +346,11 @@ def _check_parts(path: Path, networks: dict[str, nn.Module]) -> None:
         raise refusal(path, f"a U-Net with {unet.in_channels} input channels (inpainting or the like) is not supported")
     if vae.latent_channels != 4 or 2 ** (len(vae.block_out_channels) - 1) != FACTOR:
         raise refusal(path, "an autoencoder of 4 channels that shrinks eightfold is needed")
+    size = unet.sample_size if isinstance(unet.sample_size, (list, tuple)) else [unet.sample_size] * 2
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise refusal(path, f"the U-Net's settings name no native size: sample_size is {unet.sample_size}")
+    if not isinstance(vae.scaling_factor, (int, float)) or not vae.scaling_factor > 0:
+        raise refusal(path, f"the autoencoder's settings need a scaling_factor above 0, not {vae.scaling_factor}")
     if unet.cross_attention_dim != text_encoder.hidden_size:
         widths = f"{text_encoder.hidden_size} and {unet.cross_attention_dim}"
         raise refusal(path, f"text encoder and U-Net do not belong together: widths {widths}")
@@ -364,12 +368,14 @@ def _load_tokenizer(folder: Path) -> tuple[CLIPTokenizer, int]:
     pad = configs.read(settings).get("pad_token") if settings.is_file() else None
     if isinstance(pad, dict):  # tokens with their spacing rules, as older files write them
         pad = pad.get("content")
+    if not isinstance(pad or "", str):
+        raise refusal(settings, f"pad_token must be a word, not {pad}")
     own = any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json"))
     place = folder if own else configs.TOKENIZER
     end = "<|endoftext|>"
     try:
         tokenizer = CLIPTokenizer.from_pretrained(place, pad_token=end, model_max_length=TOKENS, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # of a damaged vocabulary, too, nearly anything can come
         raise refusal(place, f"this is no CLIP tokenizer: {error}") from error
     return tokenizer, tokenizer.convert_tokens_to_ids(pad or end)
 
