@@ -53,7 +53,9 @@ class Roles:
     def state(self, role: str) -> dict[str, Tensor]:
         """The factors as a flat state dict, copied."""
         pairs = self.factors(role).items()
-        return {f"{path}.{part}": value.detach().clone() for path, pair in pairs for part, value in zip("ab", pair, strict=True)}
+        return {
+            f"{path}.{part}": value.detach().clone() for path, pair in pairs for part, value in zip("ab", pair, strict=True)
+        }
 
     @torch.no_grad()
     def load_state(self, role: str, state: Mapping[str, Tensor]) -> None:

@@ -8,10 +8,13 @@ newest checkpoint, bit for bit as if it had never stopped.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +31,10 @@ from trainer.roles import FAKE, STUDENT, Roles
 from trainer.state import Checkpoints, random_state, restore_random_state
 from trainer.vsd import Noising, fake_loss, generate, student_loss
 from trainer.watch import LossTable, contact_sheet, save_picture
+from wadi_core import base as bases
 from wadi_core.lorad import LoRaD, Metadata
-from wadi_core.lorad.layers import detect_architecture, fake_score_layers, student_layers
+from wadi_core.lorad.layers import fake_score_layers, network_sha256, student_layers
+from wadi_core.pipeline import OneStepPipeline, noise
 from wadi_core.schedule import OneStep
 
 
@@ -71,26 +76,29 @@ class TrainConfig:
     keep: int = 2
 
 
+def _by_path(lorad: LoRaD, network: torch.nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """The factors of an adapter by the paths of a network's layers."""
+    return {path: lorad.factors[key] for key, path in lorad.matched(network).paths.items()}
+
+
 class Distillation:
     """A run: the network in its three roles, two optimizers, and everything a checkpoint must hold."""
 
     def __init__(self, config: TrainConfig) -> None:
-        from wadi_core.pipeline import OneStepPipeline
+        from diffusers import DDPMScheduler
 
         self.config = config
         self.output = Path(config.output)
         torch.manual_seed(config.seed)
-        self.pipeline = OneStepPipeline.from_pretrained(config.base)
-        unet = self.pipeline.unet
-        self.architecture = detect_architecture(unet)
+        source = bases.find(config.base)
+        self.base = bases.load(config.base, torch.device("cpu"), torch.float32)
+        self.pipeline = OneStepPipeline(self.base, torch.device("cpu"), torch.float32)
+        unet, architecture = self.base.unet, self.base.architecture
+        self.base_sha256 = network_sha256(unet, architecture)
         start = torch.Generator().manual_seed(config.seed)
-        layers = student_layers(unet, self.architecture), fake_score_layers(unet, self.architecture)
-        ranks = config.student_rank, config.fake_rank
-        student, fake = (
-            LoRaD.create(unet, rank, layers=names, generator=start).factors_by_layer(unet)
-            for rank, names in zip(ranks, layers, strict=True)
-        )
-        self.roles = Roles(unet, student, fake)
+        student = LoRaD.create(unet, config.student_rank, layers=student_layers(unet, architecture), generator=start)
+        fake = LoRaD.create(unet, config.fake_rank, layers=fake_score_layers(unet, architecture), generator=start)
+        self.roles = Roles(unet, *(_by_path(lorad, unet) for lorad in (student, fake)))
         self.student_parameters = list(self.roles.parameters(STUDENT))
         self.fake_parameters = list(self.roles.parameters(FAKE))
         options = {"weight_decay": 0.0}
@@ -102,14 +110,18 @@ class Distillation:
         )
         self.average = self.roles.state(STUDENT) if config.ema else {}
         self.one_step = OneStep(config.alpha_T_squared, config.timestep)
-        self.noising = Noising(self.pipeline.alphas_cumprod)
+        self.noising = Noising(DDPMScheduler.from_pretrained(source.settings, subfolder="scheduler").alphas_cumprod)
+        side = [size // bases.FACTOR for size in self.base.native_size]
+        self.latent_shape = (4, side[1], side[0])
         self.prompts = Prompts(config.prompts, config.seed)
         self.null = self.pipeline.encode([""])
         self.step = 0
 
     def state(self) -> dict:
+        """All that the run needs to go on bit for bit."""
         return {
             "step": self.step,
+            "settings": dataclasses.asdict(self.config),
             "student": self.roles.state(STUDENT),
             "fake": self.roles.state(FAKE),
             "average": self.average,
@@ -120,6 +132,15 @@ class Distillation:
         }
 
     def load_state(self, state: dict) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ValueError: it belongs to a run of another shape.
+        """
+        for name in ("base", "student_rank", "fake_rank", "prompts", "seed", "batch"):
+            before, now = state["settings"][name], getattr(self.config, name)
+            if before != now:
+                raise ValueError(f"{self.output} holds a run with {name}={before}, not {now}; choose another output folder")
         self.step = state["step"]
         self.roles.load_state(STUDENT, state["student"])
         self.roles.load_state(FAKE, state["fake"])
@@ -132,7 +153,7 @@ class Distillation:
     def _batch(self) -> tuple[Tensor, Tensor]:
         """Noise z and text embeddings of one batch."""
         text = self.pipeline.encode(self.prompts.take(self.config.batch))
-        return torch.randn(len(text), *self.pipeline.latent_shape), text
+        return torch.randn(len(text), *self.latent_shape), text
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16)
@@ -194,32 +215,36 @@ class Distillation:
 
     def adapter(self) -> LoRaD:
         """The student (its average, if one is kept) as a LoRaD."""
-        state = self.average or self.roles.state(STUDENT)
-        layers = {path: (state[f"{path}.a"], state[f"{path}.b"]) for path in self.roles.factors(STUDENT)}
         metadata = Metadata(
-            architecture=self.architecture,
+            architecture=self.base.architecture,
             alpha_T_squared=self.config.alpha_T_squared,
             timestep=self.config.timestep,
-            prediction_type="epsilon",
+            prediction_type=self.base.prediction_type,
+            base_sha256=self.base_sha256,
             title=self.config.name,
         )
-        return LoRaD.from_layers(layers, metadata)
+        with self._averaged():
+            return LoRaD.from_module(self.base.unet, STUDENT, metadata)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """The student's average in its place, where one is kept."""
+        live = self.roles.state(STUDENT)
+        self.roles.load_state(STUDENT, self.average or live)
+        try:
+            yield
+        finally:
+            self.roles.load_state(STUDENT, live)
 
     def sheet(self) -> object:
         """One-step pictures of fixed captions, two seeds each."""
-        live = self.roles.state(STUDENT)
-        if self.average:
-            self.roles.load_state(STUDENT, self.average)
         captions = self.prompts.shown
         text = self.pipeline.encode(captions)
         rows = []
-        for seed in (0, 100):
-            noise = [torch.randn(1, *self.pipeline.latent_shape, generator=torch.Generator().manual_seed(seed + i))
-                     for i in range(len(captions))]  # fmt: skip
-            with torch.no_grad():
-                latents = generate(self.roles, torch.cat(noise), text, self.one_step)
-            rows.append(self.pipeline.decode(latents))
-        self.roles.load_state(STUDENT, live)
+        with self._averaged(), torch.no_grad():
+            for seed in (0, 100):
+                z = noise(range(seed, seed + len(captions)), *self.base.native_size)
+                rows.append(self.pipeline.decode(generate(self.roles, z, text, self.one_step)))
         return contact_sheet(rows)
 
     def run(self) -> None:
@@ -239,12 +264,12 @@ class Distillation:
                 for name, value in self.train_step().items():
                     sums.setdefault(name, []).append(value)
                 bar.update()
-                if self.step % 10 == 0:
+                last = self.step == config.steps
+                if self.step % 10 == 0 or last:
                     means = {name: sum(values) / len(values) for name, values in sums.items()}
                     sums.clear()
                     bar.set_postfix({name: f"{value:.3g}" for name, value in means.items()})
                     table.add(self.step, means | {"seconds": time.monotonic() - began})
-                last = self.step == config.steps
                 if self.step % config.save_every == 0 or last:
                     checkpoints.save(self.step, self.state())
                 if self.step % config.sheet_every == 0 or last:

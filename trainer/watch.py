@@ -56,7 +56,9 @@ class LossTable:
         pyplot.close(figure)
 
 
-def contact_sheet(rows: Sequence[Sequence[Image.Image]], captions: Sequence[str] = (), titles: Sequence[str] = ()) -> Image.Image:
+def contact_sheet(
+    rows: Sequence[Sequence[Image.Image]], captions: Sequence[str] = (), titles: Sequence[str] = ()
+) -> Image.Image:
     """Pictures of one size in a grid, with a title over each column and a caption left of each row."""
     width, height = rows[0][0].size
     left = 190 if captions else 0

@@ -131,7 +131,10 @@ def _place_pair(rng: random.Random, above: bool) -> list[tuple[float, float, flo
     margin = 3.0
     spare = SIZE - 2 * margin - first - second
     start = margin + rng.uniform(0, spare)
-    along = (start + first / 2, min(start + first + rng.uniform(0, spare - start + margin), SIZE - margin - second) + second / 2)
+    along = (
+        start + first / 2,
+        min(start + first + rng.uniform(0, spare - start + margin), SIZE - margin - second) + second / 2,
+    )
     middle = rng.uniform(0.3, 0.7) * SIZE
     across = []
     for size in (first, second):
@@ -189,7 +192,9 @@ def draw(scene: Scene) -> Image.Image:
     picture = Image.new("RGB", (SIZE, SIZE), scene.background)
     if scene.shade:
         # A soft vertical gradient of the background's own colour.
-        ends = [tuple(int(min(255, max(0, channel * (1 + sign * scene.shade)))) for channel in scene.background) for sign in (1, -1)]
+        ends = [
+            tuple(int(min(255, max(0, channel * (1 + sign * scene.shade)))) for channel in scene.background) for sign in (1, -1)
+        ]
         strip = Image.new("RGB", (1, 2))
         strip.putpixel((0, 0), ends[0])
         strip.putpixel((0, 1), ends[1])

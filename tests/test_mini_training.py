@@ -1,0 +1,117 @@
+"""What wadi-mini is made from: scenes, starting values, losses."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from trainer.mini import scenes
+from trainer.mini.init import CentredSteps, freeze_samplers, start_as_block_means
+from trainer.mini.latents import read_shards
+from trainer.mini.teacher import TeacherConfig, draw_timesteps, make_unet
+from trainer.mini.vae import make_vae, reconstruction_loss
+
+
+def test_there_are_enough_different_things() -> None:
+    things = scenes.things()
+    assert len(things) >= 400
+    assert len({thing.name for thing in things}) == len(things)
+    assert len({thing.character for thing in things}) == len(things)
+
+
+def test_scenes_come_from_their_seed() -> None:
+    assert scenes.scene(5) == scenes.scene(5)
+    assert scenes.scene(5) != scenes.scene(6)
+    plans = [scenes.scene(seed) for seed in range(400)]
+    assert 0.4 < sum(len(plan.placed) == 2 for plan in plans) / 400 < 0.6
+    for plan in plans:
+        for item in plan.placed:
+            assert item.size / 2 <= item.x <= scenes.SIZE - item.size / 2
+            assert item.size / 2 <= item.y <= scenes.SIZE - item.size / 2
+            assert item.thing.name in plan.caption
+        assert "left" not in plan.caption.split()
+        assert "right" not in plan.caption.split()
+
+
+def test_objects_of_a_pair_do_not_cover_each_other() -> None:
+    for seed in range(300):
+        first, second = scenes.scene(seed, pair=True).placed
+        reach = (first.size + second.size) / 2 - 1e-6
+        assert abs(first.x - second.x) >= reach or abs(first.y - second.y) >= reach
+
+
+def test_a_tenth_of_the_pairs_is_held_out() -> None:
+    things = scenes.things()
+    rng = random.Random(0)
+    pairs = [rng.sample(things, 2) for _ in range(3000)]
+    share = sum(scenes.held_out(*pair) for pair in pairs) / len(pairs)
+    assert 0.08 < share < 0.12
+    assert all(scenes.held_out(a, b) == scenes.held_out(b, a) for a, b in pairs[:100])
+    for seed in range(100):
+        trained, kept = scenes.scene(seed, pair=True), scenes.scene(seed, pair=True, held=True)
+        assert not scenes.held_out(*(item.thing for item in trained.placed))
+        assert scenes.held_out(*(item.thing for item in kept.placed))
+
+
+def test_the_autoencoder_begins_with_the_means_of_blocks() -> None:
+    vae = make_vae((96, 96, 96, 96)).eval()
+    picture = F.interpolate(torch.rand(2, 3, 8, 8) * 2 - 1, scale_factor=8)
+    with torch.no_grad():
+        latent = vae.encode(picture).latent_dist.mean
+        decoded = vae.decode(latent).sample
+    assert latent.shape == (2, 4, 8, 8)
+    assert F.mse_loss(latent[:, :3], F.avg_pool2d(picture, 8)) < 2e-3
+    # Away from the border, where zero padding shows, and against a spread of a third.
+    assert F.mse_loss(decoded[..., 8:-8, 8:-8], picture[..., 8:-8, 8:-8]) < 5e-3
+
+
+def test_the_teacher_begins_as_the_identity() -> None:
+    unet = make_unet(TeacherConfig()).eval()
+    z, text = torch.randn(2, 4, 16, 16), torch.randn(2, 77, 128)
+    with torch.no_grad():
+        assert F.mse_loss(unet(z, 999, text).sample, z) < 5e-3
+
+
+def test_shortcuts_learn_as_if_there_were_no_offset() -> None:
+    unet = make_unet(TeacherConfig())
+    freeze_samplers(unet)
+    centred = CentredSteps(unet)
+    z, text = torch.randn(2, 4, 16, 16), torch.randn(2, 77, 128)
+    optimizer = torch.optim.SGD([p for p in unet.parameters() if p.requires_grad], lr=1e-3)
+    losses = []
+    for _ in range(3):
+        loss = unet(z, 10, text).sample.square().mean()
+        loss.backward()
+        centred.before()
+        optimizer.step()
+        centred.after()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[2] < losses[1] < losses[0]
+
+
+def test_start_asks_for_widths_of_three_channels_a_group() -> None:
+    with pytest.raises(RuntimeError):
+        start_as_block_means(make_vae((64, 64, 64, 64)))
+
+
+def test_timesteps_favour_the_noisy_end() -> None:
+    t = draw_timesteps(20000, TeacherConfig())
+    assert t.min() >= 0
+    assert t.max() == 999
+    assert 0.33 < (t >= 900).float().mean() < 0.48
+    assert 0.04 < (t == 999).float().mean() < 0.07
+
+
+def test_reconstruction_loss_is_zero_only_for_equal_pictures() -> None:
+    picture = torch.rand(1, 3, 16, 16)
+    assert reconstruction_loss(picture, picture, 1.0) == 0
+    assert reconstruction_loss(picture + 0.1, picture, 1.0) == pytest.approx(0.1, rel=1e-4)  # no edge has moved
+
+
+def test_a_folder_without_latents_is_named(tmp_path) -> None:
+    with pytest.raises(ValueError, match="no shard"):
+        read_shards(tmp_path)

@@ -1,0 +1,71 @@
+"""Put trained parts where the package keeps wadi-mini, in float16.
+
+    python -m trainer.mini.export --vae runs/mini-vae/vae --teacher runs/mini-teacher [--lorad runs/mini/one-step.safetensors]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from wadi_core import configs, mini
+
+from ..state import write_atomically
+from . import scenes
+
+# What training and loading leave in a config and nobody reads.
+LEFT_OUT = ("_name_or_path", "_diffusers_version", "transformers_version", "dtype", "torch_dtype")
+
+
+def words_that_occur() -> set[int]:
+    """Token ids that a caption of a scene can hold, with start and end."""
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(configs.TOKENIZER)
+    texts = [*scenes.SINGLE_PHRASES, *scenes.PAIR_PHRASES, *scenes.ABOVE_PHRASES, *scenes.COLOURS]
+    texts += [thing.phrase for thing in scenes.things()] + [thing.name for thing in scenes.things()]
+    texts += ["a big small one an on the background of picture emoji"]
+    return {token for ids in tokenizer(texts).input_ids for token in ids}
+
+
+def export_part(source: Path, part: str, target: Path) -> None:
+    """Copy one network's weights as float16 and its config, without what nobody reads."""
+    weights = target / mini.WEIGHTS[part]
+    (stored,) = source.glob("*.safetensors")
+    tensors = {name: tensor.half().contiguous() for name, tensor in load_file(stored).items()}
+    if part == "text_encoder":
+        # Rows of words that never occur were never trained: as zeros they take next to no room in a package.
+        (name,) = (name for name in tensors if name.endswith("token_embedding.weight"))
+        kept = torch.zeros(len(tensors[name]), 1, dtype=torch.float16)
+        kept[sorted(words_that_occur())] = 1
+        tensors[name] = tensors[name] * kept
+    write_atomically(weights, lambda temporary: save_file(tensors, temporary, {"format": "pt"}))
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config = {key: value for key, value in sorted(config.items()) if key not in LEFT_OUT and value is not None}
+    text = json.dumps(config, indent=2) + "\n"
+    write_atomically(weights.parent / "config.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--vae", type=Path, help="folder of the autoencoder")
+    parser.add_argument("--teacher", type=Path, help="folder with unet/ and text_encoder/")
+    parser.add_argument("--lorad", type=Path, help="the one-step LoRaD file")
+    parser.add_argument("--output", type=Path, default=mini.FOLDER)
+    arguments = parser.parse_args()
+    if arguments.vae:
+        export_part(arguments.vae, "vae", arguments.output)
+    if arguments.teacher:
+        for part in ("unet", "text_encoder"):
+            export_part(arguments.teacher / part, part, arguments.output)
+    if arguments.lorad:
+        shutil.copyfile(arguments.lorad, arguments.output / mini.LORAD)
+
+
+if __name__ == "__main__":
+    main()
