@@ -16,7 +16,7 @@ SD21: dict[str, Any] = {
 }
 MINI: dict[str, Any] = {
     "sample_size": 16,
-    "block_out_channels": (64, 128, 256),
+    "block_out_channels": (96, 192, 192),
     "layers_per_block": 1,
     "cross_attention_dim": 128,
     "attention_head_dim": 2,

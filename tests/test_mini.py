@@ -31,7 +31,7 @@ def random_mini(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_settings_are_those_of_a_small_stable_diffusion() -> None:
     unet, vae, text = (configs.read(mini.FOLDER / part / "config.json") for part in bases.PARTS)
-    assert (unet["block_out_channels"], unet["layers_per_block"]) == ([64, 128, 256], 1)
+    assert (unet["block_out_channels"], unet["layers_per_block"]) == ([96, 192, 192], 1)
     assert (unet["cross_attention_dim"], unet["attention_head_dim"], unet["sample_size"]) == (128, 2, 16)
     assert (vae["block_out_channels"], vae["latent_channels"], vae["sample_size"]) == ([64, 64, 96, 128], 4, 128)
     assert (text["hidden_size"], text["num_hidden_layers"], text["vocab_size"]) == (128, 3, 49408)

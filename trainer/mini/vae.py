@@ -2,9 +2,8 @@
 
     python -m trainer.mini.vae --config trainer/configs/mini-vae.yaml
 
-It learns on 64 px crops (convolutions do not mind). Besides reconstruction, half of the steps ask that a mirrored
-or halved latent decodes to the mirrored or halved crop: latents that behave like pictures are easier to learn for
-the diffusion model (Kouzelis et al., EQ-VAE, 2025). With ``decoder_only`` the encoder, and so every latent that a
+It learns on 64 px crops (convolutions do not mind). A quarter of the steps asks that a mirrored latent decodes to
+the mirrored crop, so that the teacher may mirror its latents. With ``decoder_only`` the encoder, and so every latent that a
 teacher has learned, stays as it is.
 """
 
@@ -159,11 +158,8 @@ def run(config: VaeConfig) -> None:
             with torch.autocast("cpu", torch.bfloat16):
                 posterior = vae.encode(target).latent_dist
                 latent = posterior.mean if config.decoder_only else posterior.sample()
-                choice = rng.random()
-                if choice < 0.25:
+                if rng.random() < 0.25:
                     latent, target = latent.flip(3), target.flip(3)
-                elif choice < 0.5:
-                    latent, target = F.avg_pool2d(latent, 2), F.interpolate(target, scale_factor=0.5, mode="area")
                 decoded = vae.decode(latent).sample
             reconstruction = reconstruction_loss(decoded.float(), target, config.edge_weight)
             divergence = posterior.kl().float().mean() / (config.crop // 8) ** 2

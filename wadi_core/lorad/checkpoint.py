@@ -213,9 +213,9 @@ def read_pickle(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     path = existing_file(path)
     nothing_else = "this is no pickle of plain tensors (nothing else is loaded), or it is damaged"
-    if _inflates(path):
-        raise refusal(path, nothing_else)
     try:
+        if _inflates(path):
+            raise ValueError("compressed")
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise

@@ -61,7 +61,7 @@ class _UNetForm:
 _KNOWN_UNETS = {
     _UNetForm((320, 640, 1280, 1280), 768, 182): "sd15",
     _UNetForm((320, 640, 1280, 1280), 1024, 214): "sd21",
-    _UNetForm((64, 128, 256), 128, 81): "wadi-mini",
+    _UNetForm((96, 192, 192), 128, 81): "wadi-mini",
 }
 
 # Parts of layer names that only other networks have.

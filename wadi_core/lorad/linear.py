@@ -55,6 +55,15 @@ class _RotatedLinearFunction(torch.autograd.Function):
         return grad_x, None, grad_bias, grad_a, grad_b, None
 
 
+def _autocast_dtype(kind: str) -> torch.dtype | None:
+    """The type that autocast wants on this kind of device; None where it is off."""
+    if hasattr(torch, "get_autocast_dtype"):
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    if kind == "cpu":  # torch before 2.4 asks for each kind of device by another name
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+
+
 class RotatedLinear(nn.Linear):
     """An ``nn.Linear`` whose weight is turned by the active adapters as it is used.
 
