@@ -1,0 +1,122 @@
+"""Distances between sets of features, in float64, as plain functions of arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A principal-component projection: ``(features - mean) @ basis``.
+
+    Attributes:
+        mean: (d,).
+        basis: (d, k), orthonormal columns, the widest direction first.
+        kept: share of the variance that the k directions hold.
+    """
+
+    mean: Array
+    basis: Array
+    kept: float
+
+    @classmethod
+    def fit(cls, features: Array, components: int = 64) -> Projection:
+        """The ``components`` widest directions of ``features`` (n, d).
+
+        Raises:
+            ValueError: fewer than two rows, or fewer rows or columns than components.
+        """
+        features = np.asarray(features, np.float64)
+        if features.shape[0] < 2 or min(features.shape) < components:
+            raise ValueError(f"{components} components cannot be fitted on features of shape {features.shape}")
+        mean = features.mean(0)
+        values, vectors = np.linalg.eigh(np.cov(features, rowvar=False))
+        order = np.argsort(values)[::-1][:components]
+        return cls(mean, vectors[:, order], float(values[order].sum() / values.sum()))
+
+    def __call__(self, features: Array) -> Array:
+        """(n, d) to (n, k)."""
+        return (np.asarray(features, np.float64) - self.mean) @ self.basis
+
+
+def _root(symmetric: Array) -> Array:
+    """The square root of a symmetric matrix without negative eigenvalues (rounding below zero is cut)."""
+    values, vectors = np.linalg.eigh(symmetric)
+    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+
+
+def frechet(first: Array, second: Array) -> float:
+    """Squared Frechet distance between the Gaussians of two sets (n, d) and (m, d).
+
+    ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1^(1/2) C2 C1^(1/2))^(1/2))`` (Heusel et al., 2017), with the symmetric root in
+    place of the root of C1 C2: the same trace, and never complex.
+
+    Raises:
+        ValueError: a set has fewer than two rows, or the widths differ.
+    """
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if min(len(first), len(second)) < 2 or first.shape[1:] != second.shape[1:]:
+        raise ValueError(f"sets of shape {first.shape} and {second.shape} have no Frechet distance")
+    shift = first.mean(0) - second.mean(0)
+    one, two = (np.atleast_2d(np.cov(features, rowvar=False)) for features in (first, second))
+    root = _root(one)
+    cross = np.sqrt(np.linalg.eigvalsh(root @ two @ root).clip(min=0)).sum()
+    return float(shift @ shift + np.trace(one) + np.trace(two) - 2 * cross)
+
+
+def _squared_mmd(first: Array, second: Array) -> float:
+    """The unbiased squared maximum mean discrepancy under ``(x.y / d + 1)^3``; both sets (n, d), n >= 2."""
+
+    def kernel(x: Array, y: Array) -> Array:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def within(x: Array) -> float:
+        matrix = kernel(x, x)
+        return float((matrix.sum() - np.trace(matrix)) / (len(x) * (len(x) - 1)))
+
+    return within(first) + within(second) - 2 * float(kernel(first, second).mean())
+
+
+def kid(first: Array, second: Array, block: int = 500) -> tuple[float, float]:
+    """Kernel distance of two sets (n, d) and (m, d), and its standard error.
+
+    The unbiased estimate with the polynomial kernel (Binkowski et al., 2018), as the mean over disjoint blocks of
+    both sets; the standard error comes from the spread between blocks. Rows that fill no block are left out.
+
+    Returns:
+        (estimate, standard error); the error is nan where there is only one block.
+
+    Raises:
+        ValueError: fewer than two rows in a set.
+    """
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    smaller = min(len(first), len(second))
+    if smaller < 2:
+        raise ValueError("a kernel distance needs at least two rows in each set")
+    block = min(block, smaller)
+    starts = range(0, smaller - block + 1, block)
+    blocks = [_squared_mmd(first[start : start + block], second[start : start + block]) for start in starts]
+    error = float(np.std(blocks, ddof=1) / np.sqrt(len(blocks))) if len(blocks) > 1 else float("nan")
+    return float(np.mean(blocks)), error
+
+
+def spread(features: Array) -> float:
+    """Mean Euclidean distance between two different rows of one caption's features, averaged over captions.
+
+    Args:
+        features: (captions, seeds, d), at least two seeds.
+    """
+    features = np.asarray(features, np.float64)
+    seeds = features.shape[1]
+    if seeds < 2:
+        raise ValueError("diversity needs at least two seeds of each caption")
+    squares = (features**2).sum(-1)
+    squared = squares[:, :, None] + squares[:, None, :] - 2 * features @ features.transpose(0, 2, 1)
+    distances = np.sqrt(squared.clip(min=0))
+    first, second = np.triu_indices(seeds, 1)
+    return float(distances[:, first, second].mean())

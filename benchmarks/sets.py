@@ -1,0 +1,270 @@
+"""Sets of pictures, real and generated, and their features: made in chunks, so that a killed run goes on.
+
+A set lies in a folder of its own whose name ends in a hash of all that decides its pictures (weights, settings,
+seeds, what draws the scenes). Another student, or other settings, is another folder; what is already there is never
+made twice. Latents are kept beside the features: they are what takes time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+from tqdm import tqdm
+
+from trainer.mini import scenes
+from trainer.mini.sampling import make_scheduler
+from trainer.mini.vae import to_tensor
+from wadi_core.files import atomic_write, refusal
+from wadi_core.pipeline import OneStepPipeline, noise
+
+from .features import Lite0, enlarge
+from .streams import Stream
+
+CHUNK = 256  # pictures a file
+FEATURE_BATCH = 32
+DECODE_BATCH = 16
+SAMPLERS = ("dpm", "ddim")
+
+
+class Store:
+    """The tensors of one set, a file for each chunk and kind.
+
+    Args:
+        work: the folder of all sets.
+        name: of this set, for people.
+        recipe: all that decides what is in it, as plain values.
+    """
+
+    def __init__(self, work: str | os.PathLike[str], name: str, recipe: Mapping[str, Any]) -> None:
+        text = json.dumps(recipe, sort_keys=True)
+        self.folder = Path(work) / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        self.name = name
+        self.recipe = dict(recipe)
+
+    def collect(self, kind: str, count: int, make: Callable[[range], Tensor]) -> Tensor:
+        """The first ``count`` rows of ``kind``; chunks that are not there yet come from ``make(range of rows)``.
+
+        Raises:
+            ValueError: a file of the set is damaged. OSError: one cannot be written. Both in one line.
+        """
+        chunks = []
+        with tqdm(total=count, desc=f"{self.name}: {kind}", unit="picture", mininterval=2) as bar:
+            for start in range(0, count, CHUNK):
+                wanted = min(CHUNK, count - start)
+                path = self.folder / f"{kind}-{start:07d}.safetensors"
+                chunk = self._read(path, kind)
+                if chunk is None or len(chunk) < wanted:
+                    chunk = make(range(start, start + wanted))
+                    self._write(path, kind, chunk)
+                chunks.append(chunk[:wanted])
+                bar.update(wanted)
+        return torch.cat(chunks)
+
+    def _read(self, path: Path, kind: str) -> Tensor | None:
+        if not path.exists():
+            return None
+        try:
+            return load_file(path)[kind]
+        except (SafetensorError, KeyError) as error:
+            raise refusal(path, f"this file is damaged ({error}); remove it and it is made again") from None
+
+    def _write(self, path: Path, kind: str, chunk: Tensor) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        recipe = self.folder / "recipe.json"
+        if not recipe.exists():
+            with atomic_write(recipe) as file:
+                file.write(json.dumps(self.recipe, indent=2, sort_keys=True).encode())
+        with atomic_write(path) as file:
+            file.write(save({kind: chunk.contiguous()}))
+
+
+def digest(modules: Iterable[torch.nn.Module]) -> str:
+    """A hash of all weights of some networks: names, shapes and values."""
+    total = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            total.update(f"{name}{tuple(tensor.shape)}".encode())
+            total.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Real:
+    """Drawn scenes."""
+
+    name: str = "real"
+
+    def recipe(self) -> dict[str, Any]:
+        return {"source": "real"}
+
+    def images(self, stream: Stream, rows: range) -> Tensor:
+        """(n, 3, h, w) in [-1, 1]."""
+        return to_tensor([scenes.draw(stream.varied(index)) for index in rows])
+
+
+@dataclass(frozen=True)
+class Reconstructed:
+    """Real pictures through the autoencoder and back: what no generator of its latents can surpass."""
+
+    pipe: OneStepPipeline
+    name: str = "autoencoder"
+
+    def recipe(self) -> dict[str, Any]:
+        return {"source": "autoencoder", "weights": digest([self.pipe.base.vae])}
+
+    @torch.no_grad()
+    def images(self, stream: Stream, rows: range) -> Tensor:
+        """(n, 3, h, w) in [-1, 1]."""
+        vae = self.pipe.base.vae
+        parts = Real().images(stream, rows).split(DECODE_BATCH)
+        means = torch.cat([vae.encode(part.to(self.pipe.device)).latent_dist.mean for part in parts])
+        return decode(self.pipe, means * vae.config.scaling_factor)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a pipeline makes as it stands, with or without a LoRaD fused in.
+
+    Attributes:
+        pipe: in float32.
+        name: for people.
+        steps: 1 is the one-step formula, without guidance.
+        guidance, sampler, bfloat16: for more than one step. One step stays in float32: it multiplies what the
+            network is wrong by 14.6.
+        batch: pictures a network call.
+    """
+
+    pipe: OneStepPipeline
+    name: str
+    steps: int = 1
+    guidance: float = 3.0
+    sampler: str = "dpm"
+    bfloat16: bool = True
+    batch: int = 64
+
+    def recipe(self) -> dict[str, Any]:
+        weights = digest([self.pipe.base.unet, self.pipe.base.vae, self.pipe.base.text_encoder])
+        if self.steps == 1:
+            return {"source": "one step", "weights": weights, **vars(self.pipe.one_step)}
+        kept = {key: getattr(self, key) for key in ("steps", "guidance", "sampler", "bfloat16")}
+        return {"source": "many steps", "weights": weights, **kept}
+
+    def latents(self, stream: Stream, rows: range) -> Tensor:
+        """x0 (n, 4, h/8, w/8) float32 on the CPU; picture i has the noise of seed ``stream.first + i``."""
+        made = []
+        for start in range(rows.start, rows.stop, self.batch):
+            part = range(start, min(start + self.batch, rows.stop))
+            z = noise([stream.first + index for index in part], *self.pipe.native_size).to(self.pipe.device)
+            captions = stream.captions(part)
+            if self.steps == 1:
+                x0 = one_step(self.pipe, captions, z)
+            else:
+                x0 = many_steps(self.pipe, captions, z, self.steps, self.guidance, self.sampler, self.bfloat16)
+            made.append(x0.float().cpu())
+        return torch.cat(made)
+
+
+Source: TypeAlias = Real | Reconstructed | Generated
+
+
+@torch.no_grad()
+def one_step(pipe: OneStepPipeline, captions: list[str], z: Tensor) -> Tensor:
+    """x0 (n, 4, h, w) from noise of that shape and one network call."""
+    prediction = pipe.base.unet(z, pipe.one_step.timestep, encoder_hidden_states=pipe.encode(captions)).sample
+    return pipe.one_step.x0(z, prediction)
+
+
+@torch.no_grad()
+def many_steps(
+    pipe: OneStepPipeline,
+    captions: list[str],
+    z: Tensor,
+    steps: int = 25,
+    guidance: float = 3.0,
+    sampler: str = "dpm",
+    bfloat16: bool = True,
+) -> Tensor:
+    """x0 (n, 4, h, w) from noise at t = 999 and many steps with classifier-free guidance, both halves in one batch."""
+    scheduler = make_sampler(sampler)
+    scheduler.set_timesteps(steps)
+    text = pipe.encode([*captions, ""])
+    both = torch.cat([text[:-1], text[-1:].expand(len(captions), -1, -1)])
+    x = z
+    for t in scheduler.timesteps:
+        with torch.autocast(z.device.type, torch.bfloat16, enabled=bfloat16):
+            eps, eps_null = pipe.base.unet(x.repeat(2, 1, 1, 1), t, encoder_hidden_states=both).sample.float().chunk(2)
+        x = scheduler.step(eps_null + guidance * (eps - eps_null), t, x).prev_sample
+    return x
+
+
+def make_sampler(name: str) -> Any:
+    """A diffusers scheduler over Stable Diffusion's noise levels that begins at t = 999 and ends without noise.
+
+    ``ddim``, or ``dpm``: DPM-Solver++ of second order.
+    """
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
+    levels = {key: make_scheduler().config[key] for key in ("beta_start", "beta_end", "beta_schedule", "timestep_spacing")}
+    if name == "ddim":
+        return DDIMScheduler(**levels, clip_sample=False, set_alpha_to_one=True)
+    return DPMSolverMultistepScheduler(**levels, algorithm_type="dpmsolver++", solver_order=2)
+
+
+@torch.no_grad()
+def decode(pipe: OneStepPipeline, latents: Tensor) -> Tensor:
+    """Scaled latents as pictures (n, 3, h, w) in [-1, 1], rounded to eight bits as real ones are, on the CPU."""
+    vae = pipe.base.vae
+    parts = (latents / vae.config.scaling_factor).to(pipe.device).split(DECODE_BATCH)
+    images = torch.cat([vae.decode(part).sample.float().cpu() for part in parts])
+    return ((images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
+@torch.no_grad()
+def features_of(network: Lite0, images: Tensor) -> Tensor:
+    """Features (n, 1280) of pictures (n, 3, h, w) in [-1, 1], on the CPU."""
+    place = next(network.parameters()).device
+    parts = (enlarge(part.to(place)).contiguous(memory_format=torch.channels_last) for part in images.split(FEATURE_BATCH))
+    return torch.cat([network(part).cpu() for part in parts])
+
+
+def store_of(work: str | os.PathLike[str], source: Source, stream: Stream) -> Store:
+    """The folder of what a source makes of a stream."""
+    return Store(work, f"{stream.name}-{source.name}", source.recipe() | stream.recipe())
+
+
+def images_of(work: str | os.PathLike[str], source: Source, stream: Stream, count: int) -> Tensor:
+    """The first ``count`` pictures of a stream, (count, 3, h, w) in [-1, 1]; for a few of them."""
+    if not isinstance(source, Generated):
+        return source.images(stream, range(count))
+    return decode(source.pipe, _latents(store_of(work, source, stream), source, stream, count))
+
+
+def feature_set(work: str | os.PathLike[str], network: Lite0, source: Source, stream: Stream, count: int) -> np.ndarray:
+    """Features (count, 1280) of the first ``count`` pictures of a stream."""
+    store = store_of(work, source, stream)
+    if isinstance(source, Generated):
+        latents = _latents(store, source, stream, count)
+
+        def images(rows: range) -> Tensor:
+            return decode(source.pipe, latents[rows.start : rows.stop])
+    else:
+
+        def images(rows: range) -> Tensor:
+            return source.images(stream, rows)
+
+    return store.collect("features", count, lambda rows: features_of(network, images(rows))).numpy()
+
+
+def _latents(store: Store, source: Generated, stream: Stream, count: int) -> Tensor:
+    return store.collect("latents", count, lambda rows: source.latents(stream, rows))
