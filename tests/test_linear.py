@@ -124,9 +124,11 @@ def test_a_network_in_half_precision_keeps_its_angles_in_float32(dtype):
         assert layer.weight.dtype == dtype
         assert layer.lorad_a["student"].dtype == layer.lorad_b["student"].dtype == torch.float32
         assert torch.equal(layer.lorad_a["student"], a) and torch.equal(layer.lorad_b["student"], b)
-        x = torch.randn(3, 8, dtype=dtype)
         rotated = rotate(linear.weight.to(dtype), angles(a, b))
-        assert torch.equal(layer(x), F.linear(x, rotated, linear.bias.to(dtype)))
+        assert torch.equal(layer.rotated_weight(), rotated)
+        if dtype == torch.bfloat16:  # torch 2.1 has no product in float16 on the CPU
+            x = torch.randn(3, 8, dtype=dtype)
+            assert torch.equal(layer(x), F.linear(x, rotated, linear.bias.to(dtype)))
 
 
 @pytest.mark.parametrize("recompute", [False, True])

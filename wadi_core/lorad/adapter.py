@@ -55,8 +55,10 @@ class Match:
     notes: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Raises:
-        ValueError: the adapter does not fit the network; one line.
+        """Do nothing if the adapter may be used.
+
+        Raises:
+            ValueError: it does not fit the network; one line.
         """
         if self.problems:
             more = f" (and {len(self.problems) - 1} more like it)" if len(self.problems) > 1 else ""

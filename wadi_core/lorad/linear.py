@@ -224,12 +224,3 @@ def rotated_layers(module: nn.Module) -> Iterator[tuple[str, RotatedLinear]]:
 def _replace(module: nn.Module, path: str, layer: nn.Module) -> None:
     parent, _, attribute = path.rpartition(".")
     setattr(module.get_submodule(parent), attribute, layer)
-
-
-def _autocast_dtype(kind: str) -> torch.dtype | None:
-    """The type that autocast gives to products on this kind of device; None where it is off."""
-    if hasattr(torch, "get_autocast_dtype"):  # torch 2.4
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    if kind == "cpu":
-        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
-    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
