@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from trainer.mini import scenes
 from trainer.mini.init import CentredSteps, freeze_samplers, start_as_block_means
 from trainer.mini.latents import read_shards
+from trainer.mini.muon import MuonWithAdamW, orthogonalize
 from trainer.mini.teacher import TeacherConfig, draw_timesteps, make_unet
 from trainer.mini.vae import make_vae, reconstruction_loss
 
@@ -96,6 +97,31 @@ def test_shortcuts_learn_as_if_there_were_no_offset() -> None:
 def test_start_asks_for_widths_of_three_channels_a_group() -> None:
     with pytest.raises(RuntimeError):
         start_as_block_means(make_vae((64, 64, 64, 64)))
+
+
+def test_orthogonalized_matrices_keep_their_directions() -> None:
+    for shape in ((24, 60), (60, 24), (30, 30)):
+        matrix = torch.randn(shape)
+        u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+        got = orthogonalize(matrix)
+        singular = torch.linalg.svdvals(got)
+        assert singular.min() > 0.3
+        assert singular.max() < 1.3
+        assert F.cosine_similarity(got.flatten(), (u @ vh).flatten(), dim=0) > 0.95
+
+
+def test_muon_takes_matrices_and_adam_the_rest() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.GroupNorm(2, 8), torch.nn.Conv2d(8, 4, 3))
+    optimizer = MuonWithAdamW(network, 1e-2, 1e-3)
+    before = [p.detach().clone() for p in network.parameters()]
+    network(torch.randn(2, 4, 8, 8)).square().mean().backward()
+    optimizer.step()
+    moved = [(p.detach() - old).square().mean().sqrt().item() for p, old in zip(network.parameters(), before, strict=True)]
+    assert moved[0] == pytest.approx(0.2 * 1e-2, rel=0.3)  # the root mean square of a Muon step
+    assert moved[1] == pytest.approx(1e-3, rel=0.1)  # the first step of AdamW
+    other = MuonWithAdamW(network, 1e-2, 1e-3)
+    other.load_state_dict(optimizer.state_dict())
+    assert all(p.grad is None for p in network.parameters())
 
 
 def test_timesteps_favour_the_noisy_end() -> None:

@@ -146,7 +146,15 @@ def test_a_killed_run_goes_on_bit_for_bit(base: Path, prompts: Path, tmp_path: P
 
 
 def test_ctrl_c_saves_and_leaves(base: Path, prompts: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), f"base={base}", f"prompts={prompts}", f"output={tmp_path}", "steps=100000", "batch=1"]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        f"base={base}",
+        f"prompts={prompts}",
+        f"output={tmp_path}",
+        "steps=100000",
+        "batch=1",
+    ]
     command += ["student_rank=2", "fake_rank=2", "save_every=3", "sheet_every=100000"]
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300

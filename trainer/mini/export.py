@@ -1,6 +1,6 @@
 """Put trained parts where the package keeps wadi-mini, in float16.
 
-    python -m trainer.mini.export --vae runs/mini-vae/vae --teacher runs/mini-teacher [--lorad runs/mini/one-step.safetensors]
+python -m trainer.mini.export --vae runs/mini-vae/vae --teacher runs/mini-teacher [--lorad runs/mini/one-step.safetensors]
 """
 
 from __future__ import annotations

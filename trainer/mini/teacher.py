@@ -24,6 +24,7 @@ from ..state import Checkpoints, random_state, restore_random_state
 from ..watch import LossTable, contact_sheet, save_picture
 from .init import CentredSteps, freeze_samplers, start_as_identity
 from .latents import read_shards
+from .muon import MuonWithAdamW
 from .sampling import decode, make_scheduler, many_steps, noise_of_seeds, tokenize
 
 SHEET_CAPTIONS = (
@@ -55,7 +56,8 @@ class TeacherConfig:
     text_layers: int = 3
     steps: int = 40000
     batch: int = 64
-    learning_rate: float = 8e-4
+    learning_rate: float = 1e-3  # of Muon
+    adam_rate: float = 5e-4
     warmup: int = 300
     decay_steps: int = 4000  # the learning rate falls to a twentieth over this many last steps
     noisy_share: float = 0.3  # of the timesteps: drawn from 900 to 999
@@ -174,8 +176,7 @@ def run(config: TeacherConfig) -> None:
     freeze_samplers(teacher.unet)
     centred = CentredSteps(teacher.unet)
     average = copy.deepcopy(teacher).eval().requires_grad_(False)
-    trained = [parameter for parameter in teacher.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = MuonWithAdamW(teacher, config.learning_rate, config.adam_rate)
     checkpoints = Checkpoints(output)
     step = 0
     if state := checkpoints.latest():
@@ -207,9 +208,7 @@ def run(config: TeacherConfig) -> None:
     with tqdm(total=config.steps, initial=step, unit="step", mininterval=10) as bar:
         while step < config.steps and not stop:
             left = (config.steps - step) / max(1, config.decay_steps)
-            rate = config.learning_rate * min(1, (step + 1) / config.warmup) * max(0.05, min(1, left))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            rate = min(1, (step + 1) / config.warmup) * max(0.05, min(1, left))
             chosen = torch.randint(0, len(latents), (config.batch,))
             x0 = latents[chosen].float()
             if config.mirror:
@@ -224,10 +223,8 @@ def run(config: TeacherConfig) -> None:
             loss = (weights[t] * errors).mean()
             loss.backward()
             centred.before()
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
+            optimizer.step(rate)
             centred.after()
-            optimizer.zero_grad(set_to_none=True)
             step += 1
             update_average(average, teacher, min(config.ema, (1 + step) / (10 + step)))
             bar.update()

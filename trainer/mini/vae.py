@@ -25,6 +25,7 @@ from ..state import Checkpoints, random_state, restore_random_state
 from ..watch import LossTable, contact_sheet, save_picture
 from . import scenes
 from .init import freeze_samplers, start_as_block_means
+from .muon import MuonWithAdamW
 
 
 @dataclass
@@ -34,11 +35,12 @@ class VaeConfig:
     output: str = "runs/mini-vae"
     seed: int = 0
     channels: tuple[int, ...] = (96, 96, 96, 96)
-    steps: int = 4200
+    steps: int = 12000
     batch: int = 4
     crop: int = 64  # pixels
-    learning_rate: float = 3e-4
-    warmup: int = 300
+    learning_rate: float = 1e-3  # of Muon
+    adam_rate: float = 1e-4
+    warmup: int = 50
     kl_weight: float = 1e-4
     edge_weight: float = 1.0
     decoder_only: bool = False
@@ -111,13 +113,12 @@ def run(config: VaeConfig) -> None:
     if config.decoder_only:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
-    trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = MuonWithAdamW(vae, config.learning_rate, config.adam_rate)
     checkpoints = Checkpoints(output)
     step = 0
     if state := checkpoints.latest():
         vae.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(state["optimizers"])
         restore_random_state(state["random"])
         version, internal, gauss = state["scenes"]
         rng.setstate((version, tuple(internal), gauss))
@@ -132,7 +133,7 @@ def run(config: VaeConfig) -> None:
             {
                 "step": step,
                 "model": vae.state_dict(),
-                "optimizer": optimizer.state_dict(),
+                "optimizers": optimizer.state_dict(),
                 "random": random_state(),
                 "scenes": [version, list(internal), gauss],
             },
@@ -152,8 +153,6 @@ def run(config: VaeConfig) -> None:
     with tqdm(total=config.steps, initial=step, unit="step", mininterval=5) as bar:
         while step < config.steps and not stop:
             rate = min(1, (step + 1) / config.warmup) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * max(rate, 0.01)
             target = random_crops(rng, config.batch, config.crop)
             with torch.autocast("cpu", torch.bfloat16):
                 posterior = vae.encode(target).latent_dist
@@ -164,9 +163,7 @@ def run(config: VaeConfig) -> None:
             reconstruction = reconstruction_loss(decoded.float(), target, config.edge_weight)
             divergence = posterior.kl().float().mean() / (config.crop // 8) ** 2
             (reconstruction + config.kl_weight * divergence).backward()
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.step(max(rate, 0.01))
             step += 1
             bar.update()
             if step % 20 == 0:

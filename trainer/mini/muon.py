@@ -1,0 +1,96 @@
+"""Muon for convolutions and linear layers, AdamW for everything else.
+
+Muon (Jordan et al., 2024) replaces a weight's averaged gradient by the nearest orthogonal matrix, so that a step
+moves all directions alike and none of them far. Small networks with GroupNorm have a few very sharp directions that
+hold AdamW's learning rate down; here the same number of steps goes several times as far. torch.optim.Muon takes
+matrices only; a convolution is taken as the matrix (out, in * height * width).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Coefficients of the quintic Newton-Schulz iteration that lifts every singular value to about 1.
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+
+
+def orthogonalize(matrix: Tensor, iterations: int = 5) -> Tensor:
+    """About U V^T of ``matrix`` = U S V^T (rows, columns), singular values between 0.7 and 1.2."""
+    x = matrix.bfloat16()
+    wide = x.shape[0] <= x.shape[1]
+    x = x if wide else x.T
+    x = x / (x.norm() + 1e-7)
+    for _ in range(iterations):
+        gram = x @ x.T
+        x = _A * x + (_B * gram + _C * gram @ gram) @ x
+    return (x if wide else x.T).to(matrix.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Steps of one size for every matrix: 0.2 per element in the root mean square, as AdamW's are.
+
+    Args:
+        parameters: weights of two or more dimensions.
+        lr: learning rate, comparable with AdamW's.
+        momentum: of the gradient's average, in Nesterov's form.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One update of every parameter that has a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["average"] = torch.zeros_like(parameter)
+                average = state["average"]
+                average.lerp_(parameter.grad, 1 - group["momentum"])
+                direction = orthogonalize(parameter.grad.lerp(average, group["momentum"]).flatten(1))
+                size = 0.2 * max(direction.shape) ** 0.5
+                parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * size)
+
+
+class MuonWithAdamW:
+    """Muon for the inner matrices of a network; AdamW for vectors, embeddings and the layers at its ends.
+
+    Args:
+        network: its parameters that require gradients are taken.
+        muon_rate, adam_rate: peak learning rates.
+    """
+
+    def __init__(self, network: nn.Module, muon_rate: float, adam_rate: float) -> None:
+        ends = ("conv_in", "conv_out", "embedding", "quant_conv")
+        named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+        self.parameters = [p for _, p in named]
+        inner = [p for name, p in named if p.ndim >= 2 and not any(end in name for end in ends)]
+        chosen = {id(p) for p in inner}
+        rest = [p for p in self.parameters if id(p) not in chosen]
+        adam = torch.optim.AdamW(rest, lr=adam_rate, betas=(0.9, 0.99), weight_decay=0.0)
+        self._parts = [(Muon(inner, muon_rate), muon_rate), (adam, adam_rate)]
+
+    def step(self, share: float = 1.0) -> None:
+        """Clip the gradients at norm 1, update with this share of the peak rates, and drop the gradients."""
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for optimizer, peak in self._parts:
+            for group in optimizer.param_groups:
+                group["lr"] = peak * share
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """The state of both."""
+        return [optimizer.state_dict() for optimizer, _ in self._parts]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Put back what :meth:`state_dict` returned."""
+        for (optimizer, _), state in zip(self._parts, states, strict=True):
+            optimizer.load_state_dict(state)
