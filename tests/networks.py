@@ -81,9 +81,10 @@ def states(networks: dict[str, torch.nn.Module]) -> dict[str, State]:
 
 
 def write_folder(folder: Path, weights: dict[str, State]) -> Path:
-    """Put weights into a folder of settings."""
-    for part in PARTS:
-        write_safetensors(folder / part / f"{STEMS[part]}.safetensors", weights[part])
+    """Put weights into a folder of settings, under the names that most such folders have."""
+    text_encoder = {f"text_model.{name}": tensor for name, tensor in weights["text_encoder"].items()}
+    for part, tensors in {**weights, "text_encoder": text_encoder}.items():
+        write_safetensors(folder / part / f"{STEMS[part]}.safetensors", tensors, {"format": "pt"})
     return folder
 
 

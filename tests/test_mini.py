@@ -31,10 +31,15 @@ def random_mini(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_settings_are_those_of_a_small_stable_diffusion() -> None:
     unet, vae, text = (configs.read(mini.FOLDER / part / "config.json") for part in bases.PARTS)
-    assert (unet["block_out_channels"], unet["layers_per_block"]) == ([96, 192, 192], 1)
-    assert (unet["cross_attention_dim"], unet["attention_head_dim"], unet["sample_size"]) == (128, 2, 16)
-    assert (vae["block_out_channels"], vae["latent_channels"], vae["sample_size"]) == ([64, 64, 96, 128], 4, 128)
-    assert (text["hidden_size"], text["num_hidden_layers"], text["vocab_size"]) == (128, 3, 49408)
+    sd15 = configs.read(configs.folder("sd15") / "unet" / "config.json")
+    assert unet["down_block_types"] == ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"]
+    assert unet["up_block_types"] == ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"]
+    for name in ("in_channels", "out_channels", "norm_num_groups", "flip_sin_to_cos", "use_linear_projection"):
+        assert unet.get(name, False) == sd15[name]
+    assert all(width % 32 == 0 for width in unet["block_out_channels"] + vae["block_out_channels"])
+    assert len(vae["block_out_channels"]) == 4 and vae["latent_channels"] == 4
+    assert unet["sample_size"] * 8 == vae["sample_size"] == 128
+    assert unet["cross_attention_dim"] == text["hidden_size"] and text["vocab_size"] == 49408
     schedule = configs.read(mini.FOLDER / "scheduler" / "scheduler_config.json")
     assert (schedule["beta_schedule"], schedule["prediction_type"]) == ("scaled_linear", "epsilon")
     assert (schedule["beta_start"], schedule["beta_end"], schedule["num_train_timesteps"]) == (0.00085, 0.012, 1000)
@@ -46,11 +51,10 @@ def test_one_copy_of_the_vocabulary_serves_all() -> None:
     assert len(configs.read(configs.TOKENIZER / "vocab.json")) == 49408
 
 
-def test_parameters_of_the_networks() -> None:
+def test_parameters_of_the_networks_stay_in_the_budget() -> None:
     folder = configs.folder("wadi-mini")
-    networks_of = {part: bases._empty_network(part, folder / part / "config.json") for part in bases.PARTS}
-    counts = {part: sum(p.numel() for p in network.parameters()) for part, network in networks_of.items()}
-    assert counts == {"unet": 12_634_244, "vae": 3_607_655, "text_encoder": 6_929_152}
+    made = [bases._empty_network(part, folder / part / "config.json") for part in bases.PARTS]
+    assert 2 * sum(p.numel() for network in made for p in network.parameters()) < BUDGET
 
 
 def test_by_its_name_it_is_loaded_with_its_adapter(random_mini: Path) -> None:
@@ -77,7 +81,7 @@ def test_plain_tensors_have_the_usual_names(random_mini: Path) -> None:
     assert set(weights) == {"unet", "vae", "text_encoder"}
     assert all(name.startswith("text_model.") for name in weights["text_encoder"])
     assert {t.dtype for state in weights.values() for t in state.values()} == {torch.float16}
-    assert weights["unet"]["conv_in.weight"].shape == (64, 4, 3, 3)
+    assert weights["unet"]["conv_in.weight"].shape[1:] == (4, 3, 3)
 
 
 @pytest.mark.parametrize("name", [*mini.WEIGHTS.values(), mini.LORAD])

@@ -190,7 +190,7 @@ def test_seeds_can_be_named(sd15: Kit) -> None:
     pipe = sd15.load()
     made = pipe("a cat", seeds=[9, 3])
     assert [(one.prompt, one.seed) for one in made.settings] == [("a cat", 9), ("a cat", 3)]
-    assert made.images[1].tobytes() == pipe("a cat", seed=3).images[0].tobytes()
+    assert largest_difference(made.images[1], pipe("a cat", seed=3).images[0]) <= 1
     with pytest.raises(ValueError, match="one seed for each"):
         pipe(["a", "b", "c"], seeds=[1, 2])
 
