@@ -359,6 +359,15 @@ def test_inspect_for_programs(run: Run, place: Path) -> None:
     assert report["base"]["layers"] == 48
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes end in another way there")
+def test_a_reader_that_has_enough_gets_no_complaint(place: Path) -> None:
+    command = [sys.executable, "-m", "wadi_core", "inspect", str(place / "one-step.safetensors"), "--json"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 1
+
+
 # Start-up
 
 

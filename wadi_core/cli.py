@@ -43,8 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if not options.debug:
         _silence()
+    sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
     try:
         options.command(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output had enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("wadi: interrupted\n")
         return 130
@@ -97,7 +102,7 @@ _LORAD_HELP = (
 )
 _BATCH_HELP = (
     f"how many pictures share a network call (default: {DEFAULT_BATCH}); a single prompt is drawn N times, "
-    "with seeds N apart by one"
+    "each with a seed of its own"
 )
 _ALPHA_HELP = "the base is a one-step network itself, with its LoRaD merged into it; released ones: 0.0047"
 

@@ -156,6 +156,7 @@ class OneStepPipeline:
         stack = load_adapters(lorad, strength)
         self._check(stack)
         self._fused.restore()
+        self.adapters = ()
         self._fuse(stack, keep_base=True)
 
     def _check(self, stack: list[Stacked]) -> None:
@@ -180,8 +181,8 @@ class OneStepPipeline:
         if found is None:
             logger.warning("no one-step weights are loaded: one call of a multi-step network gives a blurred picture")
         elif found.prediction_type != self.base.prediction_type:
-            said = f"{found.prediction_type}, the settings of the base {self.base.prediction_type}"
-            logger.warning("the one-step weights expect a network that returns %s: the former is used", said)
+            said = f"{found.prediction_type}, not {self.base.prediction_type} as this base by its settings"
+            logger.warning("the one-step weights are for a network that returns %s; they are followed", said)
 
     def to(self, device: str | torch.device) -> OneStepPipeline:
         """Move the networks to another device; returns itself."""
