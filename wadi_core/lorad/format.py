@@ -11,7 +11,7 @@ LORAD_ENDINGS = {".lorad_a": 0, ".lorad_b": 1}
 AUTHORS_ENDINGS = {".theta_a": 0, ".theta_b": 1}
 
 _AUTHORS_PREFIXES = ("module.", "unet.", "transformer.")
-_LORA_MARKS = ("lora_up", "lora_down", "lora_A", "lora_B", "lora.up", "lora.down", "lora_linear_layer")
+LORA_MARKS = ("lora_up", "lora_down", "lora_A", "lora_B", "lora.up", "lora.down", "lora_linear_layer")
 _OTHER_ADAPTER_MARKS = ("hada_w", "lokr_w", "oft_blocks", "oft_diag", "dora_scale", "ia3_", "glora", "boft_")
 _NETWORK_PREFIXES = ("model.diffusion_model.", "unet.", "transformer.", "module.")
 _NETWORK_BLOCKS = ("down_blocks.", "transformer_blocks.", "input_blocks.", "blocks.")
@@ -26,7 +26,7 @@ def classify(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     for endings in (LORAD_ENDINGS, AUTHORS_ENDINGS):
         if any(name.endswith(tuple(endings)) for name in shapes):
             return endings
-    if any(mark in name for name in shapes for mark in _LORA_MARKS):
+    if any(mark in name for name in shapes for mark in LORA_MARKS):
         raise ValueError("this is an ordinary LoRA, not a LoRaD: use it with what your program has for LoRA")
     if any(mark in name for name in shapes for mark in _OTHER_ADAPTER_MARKS):
         raise ValueError("this is an adapter of another kind (LyCORIS or like it), not a LoRaD")

@@ -151,12 +151,17 @@ def network_sha256(network: nn.Module | Mapping[str, Tensor], architecture: str 
     base. Adapters on the network do not count, what has been fused into it does.
     """
     if isinstance(network, nn.Module):
-        weights = {path: network.get_submodule(path).weight for path in student_layers(network, architecture)}
-    else:
-        shapes = {name: tuple(tensor.shape) for name, tensor in network.items()}
-        weights = {path: network[f"{path}.weight"] for path in student_layers(shapes, architecture)}
+        layers = student_layers(network, architecture)
+        return sha256_of_layers(layers, lambda path: network.get_submodule(path).weight)
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.items()}
+    return sha256_of_layers(student_layers(shapes, architecture), lambda path: network[f"{path}.weight"])
+
+
+def sha256_of_layers(paths: Iterable[str], weight: Callable[[str], Tensor]) -> str:
+    """The checksum of :func:`network_sha256` for these layers, whose weights are asked for one at a time."""
     digest = hashlib.sha256()
-    for path, weight in sorted(weights.items()):
-        digest.update(f"{path} {list(weight.shape)}\n".encode())
-        digest.update(weight.detach().to("cpu", torch.float16).contiguous().numpy())
+    for path in sorted(paths):
+        values = weight(path)
+        digest.update(f"{path} {list(values.shape)}\n".encode())
+        digest.update(values.detach().to("cpu", torch.float16).contiguous().numpy())
     return digest.hexdigest()
