@@ -44,12 +44,16 @@ class Weights:
         metadata: what the file says of itself; empty for a state dict in memory.
         files: the files that the tensors are read from.
         source: what was opened, for messages.
+        folder: the folder that was opened; None for a file or a state dict.
     """
 
-    def __init__(self, holders: Mapping[str, Header | Tensor], metadata: Mapping[str, str], source: str) -> None:
+    def __init__(
+        self, holders: Mapping[str, Header | Tensor], metadata: Mapping[str, str], source: str, folder: Path | None = None
+    ) -> None:
         self._holders = dict(holders)
         self.metadata = dict(metadata)
         self.source = source
+        self.folder = folder
         self.files = tuple(dict.fromkeys(holder.path for holder in self._holders.values() if isinstance(holder, Header)))
         self.layout: Layout = detect({name: self.shape(name) for name in self._holders})
 
@@ -66,15 +70,16 @@ class Weights:
             ValueError: it is damaged, or no network that LoRaD is made for. Both with a message of one line.
         """
         place = mini.folder() if str(path) == "mini" else Path(path)
-        files = network_files(place) if place.is_dir() else [place]
+        folder = place if place.is_dir() else None
+        files = network_files(place) if folder else [place]
         try:
             if files[0].suffix.lower() in PICKLE_ENDINGS:
-                return cls(read_pickle(files[0]), {}, str(path))
+                return cls(read_pickle(files[0]), {}, str(path), folder)
             headers = [read_header(file) for file in files]
             holders = {name: header for header in headers for name in header.places}
             if len(holders) < sum(len(header.places) for header in headers):
                 raise ValueError("two of its files hold the same tensor")
-            return cls(holders, headers[0].metadata, str(path))
+            return cls(holders, headers[0].metadata, str(path), folder)
         except RefusedFile:
             raise
         except ValueError as error:
