@@ -32,11 +32,11 @@ from benchmarks import ruler
 from benchmarks.features import load_lite0
 from benchmarks.sets import SAMPLERS, Generated, Real, Reconstructed, Source, feature_set, images_of
 from benchmarks.streams import Stream
-from trainer.mini.vae import to_pictures
 from trainer.watch import contact_sheet
 from wadi_core import OneStepPipeline, __version__, mini
 from wadi_core import base as bases
 from wadi_core.files import atomic_write, one_line
+from wadi_core.pictures import to_pictures
 
 SOURCES = ("autoencoder", "teacher", "teacher-one-step", "student")
 DIVERSITY = Stream("diversity", 500_000_000, noises=8)

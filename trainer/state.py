@@ -14,18 +14,7 @@ from typing import Any
 
 import torch
 
-
-def write_atomically(path: Path, write: Any) -> None:
-    """Call ``write(temporary_path)`` and move the result to ``path`` in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+from wadi_core.files import atomic_write
 
 
 class Checkpoints:
@@ -46,7 +35,9 @@ class Checkpoints:
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
         """Write ``state`` as the checkpoint of ``step`` and drop the ones beyond ``keep``."""
         path = self.folder / f"step-{step:08d}.pt"
-        write_atomically(path, lambda temporary: torch.save(dict(state), temporary))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            torch.save(dict(state), file)
         for old in self._paths()[: -self.keep]:
             old.unlink(missing_ok=True)
         return path

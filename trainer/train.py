@@ -30,8 +30,9 @@ from trainer.prompts import Prompts
 from trainer.roles import FAKE, STUDENT, Roles
 from trainer.state import Checkpoints, random_state, restore_random_state
 from trainer.vsd import Noising, fake_loss, generate, student_loss
-from trainer.watch import LossTable, contact_sheet, save_picture
+from trainer.watch import LossTable, contact_sheet
 from wadi_core import base as bases
+from wadi_core import pictures
 from wadi_core.lorad import LoRaD, Metadata
 from wadi_core.lorad.layers import fake_score_layers, network_sha256, student_layers
 from wadi_core.pipeline import OneStepPipeline, noise
@@ -274,7 +275,7 @@ class Distillation:
                     checkpoints.save(self.step, self.state())
                 if self.step % config.sheet_every == 0 or last:
                     table.plot(self.output / "losses.png", ["fake_loss", "vsd_grad", "x0_std"], "distillation")
-                    save_picture(self.sheet(), self.output / f"sheet-{self.step:06d}.png")
+                    pictures.save(self.sheet(), self.output / f"sheet-{self.step:06d}.png")
         checkpoints.save(self.step, self.state())
         self.adapter().save(self.output / f"{config.name}.safetensors")
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from .state import write_atomically
+from wadi_core.files import atomic_write
 
 
 class LossTable:
@@ -29,13 +30,12 @@ class LossTable:
         self.rows.append({"step": step, **values})
         names = list(dict.fromkeys(name for row in self.rows for name in row))
 
-        def write(temporary: Path) -> None:
-            with open(temporary, "w", newline="", encoding="utf-8") as file:
-                table = csv.DictWriter(file, names)
-                table.writeheader()
-                table.writerows(self.rows)
-
-        write_atomically(self.path, write)
+        text = io.StringIO(newline="")
+        table = csv.DictWriter(text, names)
+        table.writeheader()
+        table.writerows(self.rows)
+        with atomic_write(self.path) as file:
+            file.write(text.getvalue().encode())
 
     def plot(self, path: str | os.PathLike[str], columns: Sequence[str], title: str) -> None:
         """Draw ``columns`` against the step, logarithmic, as one PNG."""
@@ -46,13 +46,15 @@ class LossTable:
 
         figure, axes = pyplot.subplots(figsize=(7, 3.6), dpi=120)
         for column in columns:
-            points = [(row["step"], row[column]) for row in self.rows if column in row]
-            axes.plot(*zip(*points, strict=True), label=column, linewidth=1.2)
+            if points := [(row["step"], row[column]) for row in self.rows if column in row]:
+                axes.plot(*zip(*points, strict=True), label=column, linewidth=1.2)
         axes.set(xlabel="step", yscale="log", title=title)
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+        if axes.lines:
+            axes.legend(frameon=False)
         figure.tight_layout()
-        write_atomically(Path(path), lambda temporary: figure.savefig(temporary, format="png"))
+        with atomic_write(path) as file:
+            figure.savefig(file, format="png")
         pyplot.close(figure)
 
 
@@ -78,8 +80,3 @@ def contact_sheet(
         for column, picture in enumerate(row):
             sheet.paste(picture, (left + column * (width + 4), y))
     return sheet
-
-
-def save_picture(picture: Image.Image, path: str | os.PathLike[str]) -> None:
-    """Write a PNG atomically."""
-    write_atomically(Path(path), lambda temporary: picture.save(temporary, format="PNG"))

@@ -11,11 +11,12 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from wadi_core import configs, mini
+from wadi_core.files import atomic_write
+from wadi_core.lorad.checkpoint import write_safetensors
 
-from ..state import write_atomically
 from . import scenes
 
 # What training and loading leave in a config and nobody reads.
@@ -44,11 +45,13 @@ def export_part(source: Path, part: str, target: Path) -> None:
         kept = torch.zeros(len(tensors[name]), 1, dtype=torch.float16)
         kept[sorted(words_that_occur())] = 1
         tensors[name] = tensors[name] * kept
-    write_atomically(weights, lambda temporary: save_file(tensors, temporary, {"format": "pt"}))
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    write_safetensors(weights, tensors, {"format": "pt"})
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config = {key: value for key, value in sorted(config.items()) if key not in LEFT_OUT and value is not None}
     text = json.dumps(config, indent=2) + "\n"
-    write_atomically(weights.parent / "config.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    with atomic_write(weights.parent / "config.json") as file:
+        file.write(text.encode())
 
 
 def main() -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 
-from ..state import write_atomically
+from wadi_core.lorad.checkpoint import write_safetensors
+
 from . import scenes
 from .vae import to_tensor
 
@@ -36,7 +36,8 @@ def make_shard(vae: torch.nn.Module, index: int, path: Path) -> None:
             mean = vae.encode(images).latent_dist.mean
         latents.append((mean.float() * vae.config.scaling_factor).half().contiguous())
     tensors = {"latents": torch.cat(latents)}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, {"captions": json.dumps(captions)}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_safetensors(path, tensors, {"captions": json.dumps(captions)})
 
 
 def read_shards(folder: Path) -> tuple[torch.Tensor, list[str]]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from wadi_core.pictures import to_pictures
+
 
 def make_scheduler() -> object:
     """Stable Diffusion's noise schedule with DDIM steps that begin at t = 999."""
@@ -27,11 +29,6 @@ def tokenize(tokenizer: object, captions: Sequence[str]) -> Tensor:
     return tokenizer(list(captions), padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
 
 
-def noise_of_seeds(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """One picture's noise a seed, each from its own CPU generator: (n, *shape)."""
-    return torch.cat([torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-
-
 @torch.no_grad()
 def many_steps(unet: nn.Module, z: Tensor, text: Tensor, null: Tensor, steps: int = 25, guidance: float = 3.0) -> Tensor:
     """DDIM with classifier-free guidance from z at t = 999 to x0. ``text`` and ``null``: (n, 77, width)."""
@@ -49,8 +46,6 @@ def many_steps(unet: nn.Module, z: Tensor, text: Tensor, null: Tensor, steps: in
 @torch.no_grad()
 def decode(vae: nn.Module, latents: Tensor) -> list:
     """Scaled latents (n, 4, h, w) as PIL pictures."""
-    from .vae import to_pictures
-
     with torch.autocast(latents.device.type, torch.bfloat16):
         images = vae.decode(latents / vae.config.scaling_factor).sample
-    return to_pictures(images.cpu())
+    return to_pictures(images)

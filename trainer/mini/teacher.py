@@ -19,13 +19,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from wadi_core import pictures
+from wadi_core.pipeline import noise
+
 from .. import config as settings
 from ..state import Checkpoints, random_state, restore_random_state
-from ..watch import LossTable, contact_sheet, save_picture
+from ..watch import LossTable, contact_sheet
+from . import scenes
 from .init import CentredSteps, freeze_samplers, start_as_identity
 from .latents import read_shards
 from .muon import MuonWithAdamW
-from .sampling import decode, make_scheduler, many_steps, noise_of_seeds, tokenize
+from .sampling import decode, make_scheduler, many_steps, tokenize
 
 SHEET_CAPTIONS = (
     "a red apple",
@@ -149,7 +153,7 @@ def sheet(teacher: Teacher, vae: nn.Module, tokenizer: object, guidance: float) 
         text = teacher.text_encoder(ids).last_hidden_state
         rows = []
         for seed in (0, 100):
-            z = noise_of_seeds(range(seed, seed + len(SHEET_CAPTIONS)), (4, 16, 16))
+            z = noise(range(seed, seed + len(SHEET_CAPTIONS)), scenes.SIZE, scenes.SIZE)
             rows.append(decode(vae, many_steps(teacher.unet, z, text[:-1], text[-1:], guidance=guidance)))
         alpha_bar = make_scheduler().alphas_cumprod[999]
         eps = teacher.unet(z, 999, text[:-1]).sample
@@ -241,7 +245,7 @@ def run(config: TeacherConfig) -> None:
                 checkpoint()
             if step % config.sheet_every == 0 or step == config.steps:
                 table.plot(output / "losses.png", list(sums), "wadi-mini teacher")
-                save_picture(sheet(average, vae, tokenizer, 3.0), output / f"sheet-{step:06d}.png")
+                pictures.save(sheet(average, vae, tokenizer, 3.0), output / f"sheet-{step:06d}.png")
     checkpoint()
     average.unet.save_pretrained(output / "unet")
     average.text_encoder.save_pretrained(output / "text_encoder")

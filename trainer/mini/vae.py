@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .. import config as settings
 from ..state import Checkpoints, random_state, restore_random_state
-from ..watch import LossTable, contact_sheet, save_picture
+from ..watch import LossTable, contact_sheet
 from . import scenes
 from .init import freeze_samplers, start_as_block_means
 from .muon import MuonWithAdamW
@@ -69,14 +69,6 @@ def to_tensor(pictures: list) -> torch.Tensor:
     """PIL pictures of one size as (n, 3, h, w) in [-1, 1]."""
     array = np.stack([np.asarray(picture) for picture in pictures])
     return torch.from_numpy(array).permute(0, 3, 1, 2).float().div(127.5).sub(1)
-
-
-def to_pictures(images: torch.Tensor) -> list:
-    """(n, 3, h, w) in [-1, 1] as PIL pictures."""
-    from PIL import Image
-
-    array = images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(picture) for picture in array]
 
 
 def random_crops(rng: random.Random, count: int, side: int) -> torch.Tensor:
@@ -145,7 +137,9 @@ def run(config: VaeConfig) -> None:
         error = F.mse_loss(decoded, shown)
         table.add(step, {"psnr_of_sheet": float(10 * torch.log10(4 / error))})
         table.plot(output / "losses.png", ["reconstruction"], "wadi-mini autoencoder")
-        save_picture(contact_sheet([to_pictures(shown), to_pictures(decoded)]), output / f"sheet-{step:06d}.png")
+        pictures.save(
+            contact_sheet([pictures.to_pictures(shown), pictures.to_pictures(decoded)]), output / f"sheet-{step:06d}.png"
+        )
 
     stop = []
     for name in (signal.SIGTERM, signal.SIGINT):
