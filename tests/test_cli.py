@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from wadi_core import LoRaD, cli, mini, pictures
+from wadi_core import LoRaD, cli, cli_tools, mini, pictures
 from wadi_core.lorad import Metadata
 from wadi_core.lorad.checkpoint import write_safetensors
 
@@ -145,13 +145,13 @@ def test_adapters_and_their_strengths(run: Run, place: Path, tmp_path: Path) -> 
     ],
 )
 def test_a_strength_behind_a_colon(entry: str, expected: tuple[str, float]) -> None:
-    assert cli._split_strength(entry) == expected
+    assert cli_tools.split_strength(entry) == expected
 
 
 def test_a_file_whose_name_ends_like_a_strength(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a:2").write_text("")
-    assert cli._split_strength("a:2") == ("a:2", 1.0)
+    assert cli_tools.split_strength("a:2") == ("a:2", 1.0)
 
 
 def test_without_one_step_weights_it_draws_and_warns_in_one_line(run: Run, place: Path, tmp_path: Path) -> None:

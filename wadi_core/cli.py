@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import __version__, settings
+from . import __version__, cli_tools, settings
 from .files import one_line
 from .settings import help_of
 
@@ -92,6 +92,8 @@ def _parser() -> _Parser:
     add("file", metavar="FILE", help="an adapter")
     add("--base", metavar="B", help="also say how many layers of this base it matches")
     add("--json", action="store_true", help="for programs")
+
+    cli_tools.add_commands(commands, common)
     return parser
 
 
@@ -138,7 +140,7 @@ def _generate(options: argparse.Namespace) -> None:
     _show_messages()
     pipe = OneStepPipeline.from_pretrained(
         options.base,
-        lorad=_adapters(options.lorad),
+        lorad=cli_tools.adapters(options.lorad),
         device=options.device,
         dtype=options.dtype,
         alpha_T_squared=options.alpha_T_squared,
@@ -175,32 +177,6 @@ def _read_prompts(path: Path) -> list[str]:
     if not prompts:
         raise ValueError(f"{path}: there is no prompt in this file")
     return prompts
-
-
-def _adapters(entries: list[str] | None) -> list[tuple[str | Path, float]] | None:
-    """``FILE[:STRENGTH]``, as often as given; None where nothing was said."""
-    if entries is None:
-        return None
-    from . import mini
-
-    found = []
-    for entry in entries:
-        name, strength = _split_strength(entry)
-        if name != "none":
-            found.append((mini.lorad_path() if name == "mini" else Path(name), strength))
-    if len(found) < len(entries) and len(entries) > 1:
-        raise ValueError('"--lorad none" does not go with other adapters')
-    return found
-
-
-def _split_strength(entry: str) -> tuple[str, float]:
-    name, colon, strength = entry.rpartition(":")
-    if colon and name and not Path(entry).exists():
-        try:
-            return name, float(strength)
-        except ValueError:  # a colon of the name, as in C:\adapter.safetensors
-            return entry, 1.0
-    return entry, 1.0
 
 
 def _inspect(options: argparse.Namespace) -> None:

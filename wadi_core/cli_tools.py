@@ -1,0 +1,189 @@
+"""The commands that work on files of weights: ``merge`` and ``convert``. :mod:`.cli` puts them beside its own."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .files import one_line
+
+if TYPE_CHECKING:
+    from .lorad import LoRaD
+    from .lorad.convert import LoRA
+    from .lorad.weights import Weights
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+WORST_LAYERS = 5  # shown of a plain LoRA
+
+# What a network is asked for when a LoRA is compared with the LoRaD that it stands for: anything, but always the same.
+PROMPTS = ("a red circle on a white table", "a portrait of an old man", "a city street at night", "")
+
+_BASE = "a folder in diffusers layout, a .safetensors file in any layout, or mini"
+_MERGE = (
+    "Turn the weights of a base by one or several LoRaDs. The result has the layout, types and metadata of the base, "
+    "and programs that know nothing of LoRaD can load it."
+)
+_CONVERT = (
+    "Write an adapter in another form: this project's (lorad), the authors' (factors), or a plain LoRA for programs that "
+    "know only those. A LoRA is made for one base and comes with the error that its rank costs."
+)
+
+
+def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the commands of this module to those of the command line."""
+    merge = commands.add_parser("merge", parents=[common], help="turn the weights of a base by adapters", description=_MERGE)
+    merge.set_defaults(command=_merge)
+    add = merge.add_argument
+    add("--base", required=True, metavar="B", help=_BASE)
+    add("--lorad", required=True, action="append", metavar="L[:S]", help="an adapter and its strength; may be repeated")
+    add("-o", "--output", required=True, metavar="O", help="a .safetensors file; of a folder also a new folder")
+    add("--stochastic", action="store_true", help="round by chance, right on average (helps 8-bit weights)")
+
+    convert = commands.add_parser("convert", parents=[common], help="write an adapter in another form", description=_CONVERT)
+    convert.set_defaults(command=_convert, usage_error=convert.error)
+    add = convert.add_argument
+    add("file", metavar="IN", help="a LoRaD, or the authors' factors (.safetensors or .pth)")
+    add("-o", "--output", required=True, metavar="OUT", help="the file to write")
+    add("--to", required=True, choices=("lorad", "factors", "lora"), help="which form")
+    add("--base", metavar="B", help=f"for lora: the base that it will be used on: {_BASE}")
+    add("--rank", type=int, metavar="R", help="for lora: the rank of every layer")
+    add("--strength", type=float, metavar="S", help="for lora: the strength that becomes its 1 (default: 1)")
+    add("--dtype", choices=tuple(DTYPES), help="in which the numbers are stored (default: fp16, for factors fp32)")
+
+
+def adapters(entries: list[str] | None) -> list[tuple[str | Path, float]] | None:
+    """``FILE[:STRENGTH]``, as often as given; None where nothing was said."""
+    if entries is None:
+        return None
+    from . import mini
+
+    found = []
+    for entry in entries:
+        name, strength = split_strength(entry)
+        if name != "none":
+            found.append((mini.lorad_path() if name == "mini" else Path(name), strength))
+    if len(found) < len(entries) and len(entries) > 1:
+        raise ValueError('"--lorad none" does not go with other adapters')
+    return found
+
+
+def split_strength(entry: str) -> tuple[str, float]:
+    """``FILE[:STRENGTH]`` in its two parts."""
+    name, colon, strength = entry.rpartition(":")
+    if colon and name and not Path(entry).exists():
+        try:
+            return name, float(strength)
+        except ValueError:  # a colon of the name, as in C:\adapter.safetensors
+            return entry, 1.0
+    return entry, 1.0
+
+
+@contextmanager
+def progress_bar(unit: str, scale: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A function to be called with how much of how much is done; it moves a bar on stderr, shown from the first call on.
+
+    Args:
+        unit: what is counted.
+        scale: write large counts with their powers of a thousand, as of bytes.
+    """
+    from tqdm import tqdm
+
+    bars: list[tqdm] = []
+
+    def show(done: int, total: int) -> None:
+        if not bars:
+            bars.append(tqdm(total=total, unit=unit, unit_scale=scale, leave=False))
+        bars[0].update(done - bars[0].n)
+
+    try:
+        yield show
+    finally:
+        for bar in bars:
+            bar.close()
+
+
+def _merge(options: argparse.Namespace) -> None:
+    """Write a base with adapters merged into it."""
+    from .lorad.merge import merge
+
+    stack = adapters(options.lorad) or []
+    if not stack:
+        raise ValueError('there is nothing to merge: "--lorad none" is no adapter')
+    with progress_bar("B", scale=True) as progress:
+        report = merge(options.base, stack, options.output, options.stochastic, progress)
+    sys.stdout.write(f"{report.layout}: {report.layers} layers turned\n{report.output}\n")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    """Write an adapter in another form."""
+    import torch
+
+    dtype = getattr(torch, DTYPES[options.dtype or ("fp32" if options.to == "factors" else "fp16")])
+    if options.to != "lora":
+        for name in ("base", "rank", "strength"):
+            if getattr(options, name) is not None:
+                options.usage_error(f"--{name} goes with --to lora only")
+        from .lorad.convert import convert_file
+
+        convert_file(options.file, options.output, options.to, dtype)
+        sys.stdout.write(f"{options.output}\n")
+        return
+    if options.base is None or options.rank is None:
+        options.usage_error("a plain LoRA needs --base B and --rank R")
+    from .lorad import LoRaD
+    from .lorad.convert import to_lora
+    from .lorad.weights import Weights, check_output
+
+    base = Weights.open(options.base)
+    check_output(options.output, [options.file, *base.files])
+    lorad, strength = LoRaD.load(options.file), 1.0 if options.strength is None else options.strength
+    with progress_bar("layer") as progress:
+        lora = to_lora(base, [(lorad, strength)], options.rank, dtype, progress)
+    lora.save(options.output)
+    for line in (*_weight_errors(lora), _network_error(options.base, base, lorad, strength, lora)):
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.write(f"{options.output}\n")
+
+
+def _weight_errors(lora: LoRA) -> Iterator[str]:
+    parameters = sum(factor.numel() for pair in lora.factors.values() for factor in pair)
+    yield f"rank {lora.rank}: {len(lora.factors)} layers, {parameters:,} parameters"
+    yield f"weights: {lora.error:.2%} of the change is missing, most of all in"
+    worst = sorted(lora.errors.items(), key=lambda item: -item[1].relative)
+    for path, error in worst[:WORST_LAYERS]:
+        yield f"  {error.relative:7.2%}  {path}"
+
+
+def _network_error(source: str, base: Weights, lorad: LoRaD, strength: float, lora: LoRA) -> str:
+    """What the LoRA costs in the network's output, as far as the base is a whole model that can be asked."""
+    if base.architecture == "pixart-alpha":
+        return "output of the network: not measured for PixArt"
+    try:
+        of_output, of_change = _measure(source, lorad, strength, lora)
+    except ModuleNotFoundError as error:
+        return f"output of the network: not measured, the package {error.name} is not installed"
+    except (OSError, ValueError) as error:  # a network without its text encoder, for example
+        return one_line(f"output of the network: not measured ({error})")
+    return f"output of the network: off by {of_output:.2%}, which is {of_change:.2%} of what the LoRaD changes"
+
+
+def _measure(source: str, lorad: LoRaD, strength: float, lora: LoRA) -> tuple[float, float]:
+    import torch
+
+    from . import base as bases
+    from .lorad.convert import eps_error
+    from .pipeline import OneStepPipeline, find_device, find_dtype, noise
+    from .schedule import OneStep
+
+    device = find_device(None)
+    dtype = find_dtype(None, device)
+    pipe = OneStepPipeline(bases.load(source, device, dtype), device, dtype)
+    timestep = (lorad.one_step or OneStep()).timestep
+    with torch.no_grad():
+        told = pipe.encode(PROMPTS)
+    z = noise(range(len(PROMPTS)), *pipe.native_size).to(told.device, told.dtype)
+    return eps_error(pipe.base.unet, [(lorad, strength)], lora, lambda: pipe.base.unet(z, timestep, told).sample)
