@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from layout_networks import LDM, SMALL_LINEAR, ldm_state, pixart_original, small_pixart_state, small_state
-from lorad_networks import SMALL, SMALL_PIXART, pixart, same_bits, unet
+from lorad_networks import SD15, SD21, SMALL, SMALL_PIXART, pixart, same_bits, unet
 from networks import make_networks, random_lorad, small_settings, states, write_folder, write_settings, write_single_file
 
+from wadi_core.base import load as load_base
 from wadi_core.lorad import LoRaD, Metadata, fuse
 from wadi_core.lorad.checkpoint import read_header, read_tensors, write_safetensors
 from wadi_core.lorad.merge import merge, merged_tensors
@@ -237,6 +238,7 @@ def test_a_folder_becomes_a_folder_with_its_other_parts(pieces, tmp_path):
         if name.parent.name != "unet" or name.suffix == ".json":
             assert (tmp_path / "merged" / name).read_bytes() == (folder / name).read_bytes()
     fuse(networks["unet"], [(lorad, 1.0)])
+    assert load_base(tmp_path / "merged", torch.device("cpu"), torch.float32).one_step == lorad.one_step
     merged = Weights.open(tmp_path / "merged")
     assert same_bits({name: merged.tensor(name) for name in merged.names}, dict(networks["unet"].state_dict()))
     merge(folder / "unet", [(lorad, 1.0)], tmp_path / "unet.safetensors")
@@ -245,6 +247,35 @@ def test_a_folder_becomes_a_folder_with_its_other_parts(pieces, tmp_path):
 
 def files_in(folder: Path) -> set[Path]:
     return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("architecture", ["sd15", "sd21"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_full_size_networks_merge_alike_in_both_layouts(architecture, dtype, tmp_path):
+    """Merged then converted by diffusers equals converted then merged, and a few layers are read at a time."""
+    import tracemalloc
+
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    module = unet({"sd15": SD15, "sd21": SD21}[architecture], "meta")
+    full = dict(module.config)
+    state = {name: torch.randn(t.shape, dtype=torch.float32).mul_(0.02).to(dtype) for name, t in module.state_dict().items()}
+    lorad = random_lorad(module, rank=256, spread=0.01)
+    write_safetensors(tmp_path / "diffusers.safetensors", state)
+    write_safetensors(tmp_path / "ldm.safetensors", ldm_state(state, full))
+    del state
+    tracemalloc.start()
+    for name in ("ldm", "diffusers"):
+        report = merge(tmp_path / f"{name}.safetensors", [(lorad, 1.0)], tmp_path / f"{name}-merged.safetensors")
+        assert report.layers == len(lorad.factors)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.1 * (tmp_path / "diffusers.safetensors").stat().st_size
+    merged_first = convert_ldm_unet_checkpoint(load(tmp_path / "ldm-merged.safetensors"), full)
+    assert same_bits(merged_first, load(tmp_path / "diffusers-merged.safetensors"))
+    for path in tmp_path.iterdir():
+        path.unlink()
 
 
 # Refusals

@@ -21,6 +21,7 @@ from .files import refusal
 from .lorad import checkpoint
 from .lorad.layers import detect_architecture
 from .lorad.metadata import Metadata
+from .lorad.weights import network_files
 from .schedule import OneStep
 
 if TYPE_CHECKING:
@@ -388,8 +389,8 @@ def _prediction_type(source: Source) -> str:
 
 def _merged_one_step(source: Source) -> OneStep | None:
     """What the file with the U-Net's weights says of itself, in the words of an adapter file."""
-    path = source.path if source.single_file else source.path / "unet" / f"{STEMS['unet']}.safetensors"
-    if not path.is_file():
+    path = source.path if source.single_file else network_files(source.path)[0]
+    if path.suffix.lower() in checkpoint.PICKLE_ENDINGS:  # which say nothing of themselves
         return None
     try:
         return Metadata.from_strings(checkpoint.read_header(path).metadata).one_step

@@ -184,12 +184,12 @@ def network_files(folder: Path) -> list[Path]:
         ValueError: an index that makes no sense; one line.
     """
     for place in (*(folder / name for name in SUBFOLDERS), folder):
-        for variant in ("", ".fp16"):
-            whole, index = place / f"{STEM}{variant}.safetensors", place / f"{STEM}.safetensors.index{variant}.json"
-            if whole.is_file():
-                return [whole]
-            if index.is_file():
-                return _shards(index)
+        for name in (f"{STEM}.safetensors", f"{STEM}.fp16.safetensors"):
+            if (place / name).is_file():
+                return [place / name]
+        for name in (f"{STEM}.safetensors.index.json", f"{STEM}.safetensors.index.fp16.json"):
+            if (place / name).is_file():
+                return _shards(place / name)
         if (place / f"{STEM}.bin").is_file():
             return [place / f"{STEM}.bin"]
     where = f"{STEM}.safetensors in it or in {' or '.join(SUBFOLDERS)}"
