@@ -254,7 +254,7 @@ def test_every_other_failure_is_status_1_one_line_and_no_file(run: Run, place: P
         ([*changed(), "--lorad", "none"], "does not go with other adapters"),
         (["inspect", inputs / "missing.safetensors"], "no such file"),
         (["inspect", inputs / "cut.safetensors"], "cut short"),
-        (["inspect", lorad, "--base", tmp_path / "nowhere"], "no such file or folder"),
+        (["inspect", lorad, "--base", tmp_path / "nowhere"], "no such file"),
     ]
     for arguments, message in cases:
         result = run(*arguments)

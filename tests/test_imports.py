@@ -26,7 +26,7 @@ ROOMS = {"wadi_core", "trainer", "comfy_nodes", "a1111_extension"}
 FOUNDATION = {"lorad.rotation"}
 ADAPTER = {"", "files", "schedule", "lorad"}
 ADAPTER |= {f"lorad.{module}" for module in ("linear", "layers", "format", "metadata", "adapter", "checkpoint")}
-TOP = {"base", "pipeline", "control", "cli", "cli_tools", "__main__", "settings", "pictures"}
+TOP = {"base", "pipeline", "control", "cli", "cli_study", "cli_tools", "__main__", "settings", "pictures"}
 
 
 @dataclass(frozen=True)

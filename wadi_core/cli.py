@@ -7,7 +7,6 @@ came from. What takes seconds to import is imported when a command needs it.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -15,17 +14,15 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-from . import __version__, cli_tools, settings
+from . import __version__, cli_study, cli_tools, settings
 from .files import one_line
 from .settings import help_of
 
-if TYPE_CHECKING:
-    from .lorad.adapter import LoRaD
-
 DEFAULT_BATCH = 4
 INSTALL = "python -m pip install 'wadi[generate]'"
+INSTALL_PLOT = "python -m pip install matplotlib"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -86,18 +83,11 @@ def _parser() -> _Parser:
     add("--dtype", metavar="T", help=f"{help_of('dtype')}: fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32)")
     add("--alpha-T-squared", type=float, metavar="A", help=_ALPHA_HELP)
 
-    inspect = commands.add_parser("inspect", parents=[common], help="say what is in an adapter file", description=_INSPECT)
-    inspect.set_defaults(command=_inspect)
-    add = inspect.add_argument
-    add("file", metavar="FILE", help="an adapter")
-    add("--base", metavar="B", help="also say how many layers of this base it matches")
-    add("--json", action="store_true", help="for programs")
-
+    cli_study.add_commands(commands, common)
     cli_tools.add_commands(commands, common)
     return parser
 
 
-_INSPECT = "Say what is in an adapter file: layers, ranks, parameters, metadata."
 _LORAD_HELP = (
     "an adapter and its strength (default: 1); may be repeated, angles are added. "
     '"mini" is the one that belongs to the base mini and its default; "none" is none at all'
@@ -179,81 +169,10 @@ def _read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def _inspect(options: argparse.Namespace) -> None:
-    """Say what is in an adapter file."""
-    from .lorad import LoRaD
-
-    path = Path(options.file)
-    adapter = LoRaD.load(path)
-    report = _report(path, adapter)
-    if options.base:
-        from .base import unet_shapes
-
-        match = adapter.matched(unet_shapes(options.base))
-        report["base"] = {
-            "name": options.base,
-            "architecture": match.architecture,
-            "layers_matched": len(match.paths),
-            "layers": match.layers,
-            "problems": list(match.problems),
-        }
-    if options.json:
-        sys.stdout.write(json.dumps(report, indent=2) + "\n")
-        return
-    for name, text in _readable(report):
-        sys.stdout.write(f"{name:<13}{text}\n")
-
-
-def _report(path: Path, adapter: LoRaD) -> dict[str, Any]:
-    metadata, one_step = adapter.metadata, adapter.one_step
-    layers = {key: {"out": a.shape[0], "in": 2 * b.shape[1], "rank": b.shape[0]} for key, (a, b) in adapter.factors.items()}
-    dtypes = {str(tensor.dtype).removeprefix("torch.") for pair in adapter.factors.values() for tensor in pair}
-    known = ("architecture", "prediction_type", "base_sha256", "title", "resolution", "license")
-    return {
-        "file": str(path),
-        "bytes": path.stat().st_size,
-        "dtypes": sorted(dtypes),
-        "parameters": adapter.parameters_count,
-        "rank": adapter.rank,
-        "one_step": {"alpha_T_squared": one_step.alpha_T_squared, "timestep": one_step.timestep} if one_step else None,
-        "metadata": {name: getattr(metadata, name) for name in known} | {"other": dict(metadata.extra)},
-        "layers": layers,
-    }
-
-
-def _readable(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """The report as a person reads it: name and text of each line."""
-    metadata, one_step = report["metadata"], report["one_step"]
-    ranks = [layer["rank"] for layer in report["layers"].values()]
-    by_rank = ", ".join(f"{ranks.count(rank)} of rank {rank}" for rank in sorted(set(ranks), reverse=True))
-    kind = "an ordinary adapter: sampling stays as it is"
-    if one_step:
-        kind = f"alpha_T^2 {one_step['alpha_T_squared']:g}, timestep {one_step['timestep']}, {metadata['prediction_type']}"
-    lines = [
-        ("file", report["file"]),
-        ("size", f"{report['bytes'] / 1e6:.2f} MB, {' and '.join(report['dtypes'])}"),
-        ("made for", metadata["architecture"]),
-        ("layers", f"{len(ranks)}: {by_rank}"),
-        ("parameters", f"{report['parameters']:,}"),
-        ("one step", kind),
-    ]
-    lines += [(name, one_line(metadata[name])) for name in ("title", "license", "resolution") if metadata[name]]
-    if metadata["base_sha256"]:
-        lines.append(("trained on", f"the base with the checksum {metadata['base_sha256']}"))
-    lines += [("other", one_line(f"{name}: {value}")) for name, value in sorted(metadata["other"].items())]
-    if "base" in report:
-        base = report["base"]
-        lines.append(
-            ("base", f"{base['name']} ({base['architecture']}): {base['layers_matched']} of {base['layers']} layers match")
-        )
-        lines += [("", one_line(problem)) for problem in base["problems"][:3]]
-    return lines
-
-
 def _explain(error: Exception) -> str:
     """An error as one line; what this program did not foresee is called by its name."""
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("wadi_core"):
-        return f"the package {error.name} is not installed: {INSTALL}"
+        return f"the package {error.name} is not installed: {INSTALL_PLOT if error.name == 'matplotlib' else INSTALL}"
     if isinstance(error, ValueError):
         return one_line(error)
     if isinstance(error, OSError):

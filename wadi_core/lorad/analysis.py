@@ -18,7 +18,7 @@ import io
 import math
 import os
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ..files import atomic_write
 from .extract import comparable_layers
+from .rotation import angles
 from .weights import Entry, Weights
 
 if TYPE_CHECKING:
@@ -186,6 +187,35 @@ def _with_norms_of(lengths: Tensor, directions: Tensor, otherwise: Tensor) -> Te
     return torch.where((norms > 0) & (own > 0), directions * (norms / own), otherwise)
 
 
+@dataclass(frozen=True)
+class AngleStatistics:
+    """Sizes of an adapter's angles in radians.
+
+    Attributes:
+        mean, rms, max: of the absolute angles of all layers.
+        beyond: the share of them above pi/2, where a pair points away from where it did.
+    """
+
+    mean: float
+    rms: float
+    max: float
+    beyond: float
+
+
+@torch.no_grad()
+def angle_statistics(factors: Iterable[tuple[Tensor, Tensor]]) -> AngleStatistics:
+    """Statistics over all angles of all layers, from the factors (out, r), (r, in/2) of each."""
+    count, total, squares, largest, beyond = 0, 0.0, 0.0, 0.0, 0
+    for a, b in factors:
+        sizes = angles(a, b).abs_()
+        count += sizes.numel()
+        total += float(sizes.sum(dtype=torch.float64))
+        squares += float(sizes.square().sum(dtype=torch.float64))
+        largest = max(largest, float(sizes.max()))
+        beyond += int((sizes > math.pi / 2).sum())
+    return AngleStatistics(total / count, math.sqrt(squares / count), largest, beyond / count)
+
+
 def _spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.fmean(values), statistics.pstdev(values))
 
@@ -219,10 +249,10 @@ def plot(analysis: Analysis, path: str | os.PathLike[str], title: str = "What di
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.6), dpi=150, layout="constrained")
-    scatter, bars = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    scatter, row = figure.subplots(1, 2, width_ratios=(1, 1.25))
     figure.suptitle(title, color=INK, fontsize=13, fontweight="bold", x=0.01, ha="left")
     _draw_scatter(scatter, analysis)
-    _draw_energy(bars, analysis)
+    _draw_energy(row, analysis)
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     with atomic_write(path) as file:
@@ -240,7 +270,7 @@ def _draw_scatter(axes: Axes, analysis: Analysis) -> None:
     norm, direction = analysis.norm, analysis.direction
     axes.axhline(norm.mean, color=QUIET, linewidth=1, linestyle=(0, (4, 3)))
     axes.axvline(direction.mean, color=QUIET, linewidth=1, linestyle=(0, (4, 3)))
-    means = f"mean of all layers\nnorm {norm.mean:.2g} %, direction {direction.mean:.2g} %"
+    means = f"mean of all layers\nnorm {norm.mean:.2f} %, direction {direction.mean:.2f} %"
     axes.scatter([direction.mean], [norm.mean], s=110, marker="*", color=INK, zorder=3, label=means)
     # One scale for both, so that how far apart they are is seen; a network turned by LoRaD lies on the floor.
     most = max(*(max(layer.norm, layer.direction) for layer in analysis.layers), 1e-9) * 1.08
@@ -248,18 +278,18 @@ def _draw_scatter(axes: Axes, analysis: Analysis) -> None:
     axes.set_ylim(-0.02 * most, most)
     axes.set_xlabel("direction change, %", color=INK)
     axes.set_ylabel("norm change, %", color=INK)
-    axes.legend(loc="upper right", frameon=False, fontsize=8.5, labelcolor=INK)
+    axes.legend(loc="upper right", facecolor="white", edgecolor="none", framealpha=0.9, fontsize=8.5, labelcolor=INK)
 
 
 def _draw_energy(axes: Axes, analysis: Analysis) -> None:
-    _plain(axes, f"energy of the directions' change at {RANK_SHARE:.0%} of the rank")
+    _plain(axes, f"energy of the directions' change at {100 * RANK_SHARE:.0f} % of the rank")
     shares = [(place, layer) for place, layer in enumerate(analysis.layers) if layer.energy is not None]
     colours = [KINDS[kind_of(layer.path)] for _, layer in shares]
-    axes.bar([place for place, _ in shares], [100 * layer.energy for _, layer in shares], width=1.0, color=colours, alpha=0.85)
+    axes.scatter([place for place, _ in shares], [100 * layer.energy for _, layer in shares], s=16, color=colours, linewidths=0)
     if analysis.energy is not None:
         mean = 100 * analysis.energy.mean
         axes.axhline(mean, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-        axes.annotate(f"mean {mean:.1f} %", (0, mean), (2, 3), textcoords="offset points", color=INK, fontsize=8.5)
+        axes.annotate(f"mean {mean:.1f} %", (0, mean), (2, -14), textcoords="offset points", color=INK, fontsize=8.5)
     axes.set_ylim(0, 108)
     axes.set_xlim(-1, len(analysis.layers))
     axes.set_xlabel("layer, in the network's order", color=INK)
