@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from benchmarks import ruler
-from benchmarks.features import load_lite0
+from benchmarks.features import GRAIN, Eye, load_lite0
 from benchmarks.sets import SAMPLERS, Generated, Real, Reconstructed, Source, feature_set, images_of
 from benchmarks.streams import Stream
 from trainer.watch import contact_sheet
@@ -48,6 +48,7 @@ SHEET = (
 SHEET_ROWS = 7  # of each kind
 METHOD = {
     "features": "EfficientNet-Lite0 (ImageNet), mean of the last map, 1280 numbers, pictures enlarged to 224 px (bicubic)",
+    "grain": "normal noise on every picture, real or generated, before its features; standard deviation in grey levels of 255",
     "fd": "Frechet distance after a PCA to 64 dimensions fitted on other real scenes, in float64",
     "fd_above_floor": "fd less the fd of two real sets of the same size",
     "kid": "unbiased, kernel (x.y/1280 + 1)^3 on all 1280 numbers, mean and standard error over disjoint blocks of 500",
@@ -85,11 +86,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         OSError, ValueError: a file is missing or does not fit; one line.
     """
     work, count = Path(options.work), options.count
-    network = load_lite0().to(options.device)
-    gauge = ruler.Ruler.learn(work, network, options.study)
+    eye = Eye(load_lite0().to(options.device), options.grain)
+    gauge = ruler.Ruler.learn(work, eye, options.study)
 
     def features(source: Source, stream: Stream, pictures: int = count) -> np.ndarray:
-        return feature_set(work, network, source, stream, pictures)
+        return feature_set(work, eye, source, stream, pictures)
 
     def diversity(source: Source) -> float:
         return gauge.diversity(features(source, DIVERSITY, options.diversity_captions * DIVERSITY.noises), DIVERSITY.noises)
@@ -127,7 +128,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "teacher_steps": options.steps,
             "guidance": options.guidance,
             "sampler": options.sampler,
-            "many_steps_in": "float32" if options.float32 else "bfloat16",
+            "many_steps_and_decoding_in": "float32" if options.float32 else "bfloat16",
+            "grain": options.grain,
             "diversity": {"captions": options.diversity_captions, "noises": DIVERSITY.noises},
         },
         "seeds": _seeds(),
@@ -140,10 +142,10 @@ def _sources(options: argparse.Namespace) -> Iterator[tuple[str, Source]]:
     """What is measured, one after the other: all share one pipeline, whose LoRaD is changed between them."""
     device = torch.device(options.device)
     pipe = OneStepPipeline(bases.load(options.model, device, torch.float32), device, torch.float32)
-    one = {"pipe": pipe, "batch": options.batch}
-    many = {"guidance": options.guidance, "sampler": options.sampler, "bfloat16": not options.float32}
+    one = {"pipe": pipe, "batch": options.batch, "bfloat16": not options.float32}
+    many = {"guidance": options.guidance, "sampler": options.sampler}
     if "autoencoder" in options.only:
-        yield "autoencoder", Reconstructed(pipe)
+        yield "autoencoder", Reconstructed(pipe, bfloat16=not options.float32)
     if "teacher" in options.only:
         yield "teacher", Generated(**one, **many, name="teacher", steps=options.steps)
     if "teacher-one-step" in options.only:
@@ -235,7 +237,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, default=25, help="of the teacher (default: 25)")
     add("--guidance", type=float, default=3.0, help="of the teacher in many steps (default: 3)")
     add("--sampler", choices=SAMPLERS, default="dpm", help="dpm (DPM-Solver++, default) or ddim")
-    add("--float32", action="store_true", help="many steps in float32 too, not in bfloat16")
+    add("--float32", action="store_true", help="many steps and decoding in float32 too, not in bfloat16")
+    add("--grain", type=float, default=GRAIN, help=f"on every picture, in grey levels (default: {GRAIN:g}; see features.py)")
     add("--batch", type=int, default=64, help="pictures a network call (default: 64)")
     add("--device", default="cpu", help="cpu (default), cuda and so on")
     add("--debug", action="store_true", help="show where an error comes from")
@@ -248,8 +251,8 @@ def main(words: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else list(words)
     options = parser.parse_args(words)
     options.words = words
-    if options.count < 2 or options.batch < 1 or options.steps < 2 or options.diversity_captions < 1:
-        parser.error("at least 2 pictures, 2 steps, 1 caption and batches of 1 are needed")
+    if options.count < 2 or options.batch < 1 or options.steps < 2 or options.diversity_captions < 1 or options.grain < 0:
+        parser.error("at least 2 pictures, 2 steps, 1 caption, batches of 1 and grain of 0 are needed")
     if "student" in options.only and options.model != "mini" and not options.lorad:
         parser.error("--model needs --lorad, or --only without the student")
     logging.getLogger("wadi").setLevel(logging.ERROR)  # that one call of the bare teacher is blurred is the point here

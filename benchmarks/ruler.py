@@ -10,7 +10,7 @@ import numpy as np
 
 from trainer.mini import scenes
 
-from .features import Lite0
+from .features import Eye
 from .metrics import Projection, frechet, kid, spread
 from .retrieval import Prototypes
 from .sets import Real, feature_set
@@ -32,14 +32,14 @@ class Ruler:
     pair: Prototypes
 
     @classmethod
-    def learn(cls, work: Path, network: Lite0, count: int) -> Ruler:
+    def learn(cls, work: Path, eye: Eye, count: int) -> Ruler:
         """From ``count`` pictures of single objects and as many of two.
 
         Raises:
             ValueError: ``count`` is so small that an object is in none of them.
         """
-        single = feature_set(work, network, Real(), SINGLE, count)
-        pair = feature_set(work, network, Real(), PAIR, count)
+        single = feature_set(work, eye, Real(), SINGLE, count)
+        pair = feature_set(work, eye, Real(), PAIR, count)
         objects = len(scenes.things())
         return cls(
             Projection.fit(np.concatenate([single, pair]), COMPONENTS),

