@@ -100,6 +100,24 @@ def test_a_view_is_turned_in_place_and_the_rest_is_left(size, seed):
     assert torch.allclose(stacked[rows : 2 * rows], rotate(weight, angles(a, b)), atol=1e-6)
 
 
+@given(sizes, seeds, st.sampled_from([torch.float32, *HALVES, torch.float64]))
+def test_in_place_is_the_same_as_out_of_place_wherever_the_weight_lies(size, seed, dtype):
+    weight, a, b = a_layer(size, seed, dtype=dtype)
+    precise = torch.float64 if dtype == torch.float64 else torch.float32
+    expected = rotate(weight, angles(a.to(precise), b.to(precise), dtype=precise))
+    buffer = torch.zeros(weight.numel() + 1, dtype=dtype)
+    at_an_odd_place = buffer[1:].view(weight.shape).copy_(weight)
+    transposed = weight.T.contiguous().T
+    for place in (weight.clone(), at_an_odd_place, transposed):
+        assert torch.allclose(rotate_(place, [(a, b, 1.0)]), expected, rtol=torch.finfo(dtype).eps * 2, atol=1e-6)
+
+
+def test_a_rotation_is_one_graph_for_the_compiler():
+    weight, a, b = a_layer((6, 5, 2), 0)
+    compiled = torch.compile(lambda w, a, b: rotate(w, angles(a, b)), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(weight, a, b), rotate(weight, angles(a, b)))
+
+
 @given(sizes, seeds)
 def test_angles_come_back_from_two_weights(size, seed):
     weight, a, b = a_layer(size, seed, scale=0.3)
