@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from wadi_core import pictures
+
 from .. import config as settings
 from ..state import Checkpoints, random_state, restore_random_state
 from ..watch import LossTable, contact_sheet
@@ -172,8 +174,8 @@ def run(config: VaeConfig) -> None:
     with torch.no_grad():
         spread = []
         for start in range(0, 512, 32):
-            pictures = to_tensor([scenes.draw(scenes.scene(20_000_000 + start + index)) for index in range(32)])
-            spread.append(vae.encode(pictures).latent_dist.mean)
+            some = to_tensor([scenes.draw(scenes.scene(20_000_000 + start + index)) for index in range(32)])
+            spread.append(vae.encode(some).latent_dist.mean)
     if not config.decoder_only:
         vae.register_to_config(scaling_factor=round(1.0 / torch.cat(spread).std().item(), 5))
     vae.save_pretrained(output / "vae")

@@ -1,0 +1,106 @@
+"""The scripts that make wadi-mini, run for a few steps on small networks, stopped and started again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+
+from trainer.mini import export, latents, scenes, teacher, vae
+from trainer.state import Checkpoints
+from wadi_core import configs, mini
+
+
+@pytest.fixture(autouse=True)
+def drawn_glyphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Discs in place of the emoji: the font is not on every machine."""
+
+    def disc(character: str) -> Image.Image:
+        stamp = Image.new("RGBA", (40, 40))
+        hue = sum(map(ord, character)) % 360
+        ImageDraw.Draw(stamp).ellipse((0, 0, 39, 39), fill=f"hsl({hue}, 90%, 50%)")
+        return stamp
+
+    monkeypatch.setattr(scenes, "glyph", disc)
+
+
+def vae_settings(output: Path, **changes: object) -> vae.VaeConfig:
+    return vae.VaeConfig(output=str(output), batch=2, crop=32, save_every=2, warmup=1, **changes)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_from_scenes_to_the_files_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae.run(vae_settings(tmp_path / "vae", steps=4))
+    assert {path.name for path in (tmp_path / "vae").iterdir()} >= {"sheet-000004.png", "losses.csv", "vae"}
+
+    # A decoder that learns on leaves the encoder, and so the teacher's latents, as they are.
+    vae.run(vae_settings(tmp_path / "decoder", steps=2, decoder_only=True, start_from=str(tmp_path / "vae" / "vae")))
+    before, after = (load_file(tmp_path / run / "vae" / "diffusion_pytorch_model.safetensors") for run in ("vae", "decoder"))
+    changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+
+    monkeypatch.setattr(latents, "SHARD", 64)
+    monkeypatch.setattr("sys.argv", ["latents", "--vae", str(tmp_path / "vae/vae"), "--output", str(tmp_path / "latents")]
+                        + ["--shards", "1"])  # fmt: skip
+    latents.main()
+    encoded, captions = latents.read_shards(tmp_path / "latents")
+    assert encoded.shape == (64, 4, 16, 16)
+    assert captions == [scenes.scene(seed).caption for seed in range(64)]
+    assert 0.5 < encoded.float().std() < 2  # scaled to about 1
+
+    settings = teacher.TeacherConfig(
+        vae=str(tmp_path / "vae" / "vae"), latents=str(tmp_path / "latents"), tokenizer=str(configs.TOKENIZER),
+        output=str(tmp_path / "teacher"), steps=2, batch=4, save_every=1, sheet_every=2, text_layers=1,
+    )  # fmt: skip
+    teacher.run(settings)
+    assert (tmp_path / "teacher" / "sheet-000002.png").is_file()
+
+    target = tmp_path / "package"
+    monkeypatch.setattr("sys.argv", ["export", "--vae", str(tmp_path / "vae/vae"), "--teacher", str(tmp_path / "teacher")]
+                        + ["--output", str(target)])  # fmt: skip
+    export.main()
+    for part, name in mini.WEIGHTS.items():
+        tensors = load_file(target / name)
+        assert all(tensor.dtype == torch.float16 for tensor in tensors.values()), part
+        assert (target / part / "config.json").is_file()
+    (rows,) = (t for n, t in load_file(target / mini.WEIGHTS["text_encoder"]).items() if n.endswith("token_embedding.weight"))
+    trained = set(rows.abs().amax(dim=1).nonzero().flatten().tolist())
+    assert trained == export.words_that_occur()
+    assert 300 < len(trained) < 1500
+
+
+def test_the_words_of_captions_are_kept() -> None:
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(configs.TOKENIZER)
+    kept = export.words_that_occur()
+    for seed in range(500):
+        assert set(tokenizer(scenes.scene(seed).caption).input_ids) <= kept
+
+
+def test_an_autoencoder_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    vae.run(vae_settings(tmp_path / "straight", steps=4))
+    run = vae_settings(tmp_path / "halved", steps=4)
+    original = Checkpoints.save
+
+    class Stopped(Exception):
+        pass
+
+    def save_and_stop(self: Checkpoints, step: int, state: dict) -> Path:
+        path = original(self, step, state)
+        if step == 2:
+            raise Stopped
+        return path
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        vae.run(run)
+    vae.run(run)
+    states = [Checkpoints(tmp_path / name).latest()["model"] for name in ("straight", "halved")]
+    assert same(*states)
