@@ -21,7 +21,7 @@ from .files import one_line
 from .settings import help_of
 
 DEFAULT_BATCH = 4
-INSTALL = "python -m pip install 'wadi[generate]'"
+INSTALL = "python -m pip install -e '.[generate]'"
 INSTALL_PLOT = "python -m pip install matplotlib"
 
 
