@@ -116,6 +116,17 @@ def test_analyze_writes_a_table_json_and_a_picture(run, tmp_path: Path) -> None:
     assert same["norm_change"]["mean"] < 0.1
 
 
+def test_analyze_writes_the_networks_of_the_swap_experiment(run, tmp_path: Path) -> None:
+    norms, directions = tmp_path / "norms.safetensors", tmp_path / "directions.safetensors"
+    both = ("--base", "base.safetensors", "--student", "free.safetensors")
+    status, out, error = run("analyze", *both, "--teacher-norms", norms, "--teacher-directions", directions)
+    assert (status, error) == (0, "") and str(norms) in out and str(directions) in out
+    found = json.loads(run("analyze", "--base", "base.safetensors", "--student", norms, "--json")[1])
+    assert found["norm_change"]["mean"] < 1e-4 < found["direction_change"]["mean"]
+    found = json.loads(run("analyze", "--base", "base.safetensors", "--student", directions, "--json")[1])
+    assert found["direction_change"]["mean"] < 1e-4 < found["norm_change"]["mean"]
+
+
 def test_inspect_shows_angles_and_knows_the_base_in_any_layout(run, place: Path) -> None:
     lorad = LoRaD.load(place / "true.safetensors")
     every = torch.cat([angles(a, b).abs().flatten() for a, b in lorad.factors.values()])
@@ -155,6 +166,8 @@ def test_refusals_are_one_line_and_nothing_is_written(run, tmp_path: Path, place
         (("extract", *both, "student.safetensors", "-o", output, "--energy", 2), "energy is a share"),
         (("analyze", *both, "pixart.safetensors"), "different networks"),
         (("analyze", *both, "student.safetensors", "--plot", "picture.jpg"), "must end in .png"),
+        (("analyze", *both, "student.safetensors", "--teacher-norms", output.parent), "must end in .safetensors"),
+        (("analyze", *both, "student.safetensors", "--teacher-norms", place / "base.safetensors"), "overwrite an input"),
     ]:
         status, out, error = run(*command)
         assert (status, out) == (1, ""), command

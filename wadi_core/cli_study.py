@@ -61,6 +61,8 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     add("--base", required=True, metavar="B", help=f"the teacher: {_NETWORK}")
     add("--student", required=True, metavar="S", help="what was trained from it")
     add("--plot", metavar="FILE", help="also draw it, a .png")
+    add("--teacher-norms", metavar="FILE", help="also write the student with its directions and the teacher's norms")
+    add("--teacher-directions", metavar="FILE", help="also write the student with its norms and the teacher's directions")
     _add_views(add)
 
 
@@ -203,18 +205,28 @@ def _about_extraction(report: Extraction) -> list[tuple[str, str]]:
 
 def _analyze(options: argparse.Namespace) -> None:
     """Say how far norms and directions of two networks are apart."""
-    from .lorad.analysis import analyze, plot
-    from .lorad.weights import check_output
+    from .lorad.analysis import analyze, plot, swapped
+    from .lorad.weights import check_output, write_stream
 
     base, student = _open_both(options)
+    inputs = [options.base, options.student, *base.files, *student.files]
+    swaps = {"directions": options.teacher_norms, "norms": options.teacher_directions}
+    for output in filter(None, swaps.values()):
+        if Path(output).suffix.lower() != ".safetensors":
+            raise ValueError(one_line(f"{output}: the network is written as one file, its name must end in .safetensors"))
+        check_output(output, inputs)
     if options.plot:
         import matplotlib.figure  # noqa: F401 - a package that is missing is told before the work, not after it
 
         if Path(options.plot).suffix.lower() != ".png":
             raise ValueError(one_line(f"{options.plot}: the picture is a PNG, its name must end in .png"))
-        check_output(options.plot, [options.base, options.student, *base.files, *student.files])
+        check_output(options.plot, inputs)
     with progress_bar("layer") as progress:
         analysis = analyze(base, student, progress)
+    for kept, output in swaps.items():
+        if output:
+            with progress_bar("B", scale=True) as progress:
+                write_stream(output, swapped(base, student, kept), student.metadata, inputs, progress)
     if options.plot:
         plot(analysis, options.plot, f"{Path(options.base).name} and {Path(options.student).name}")
     if options.json:
@@ -230,8 +242,8 @@ def _analyze(options: argparse.Namespace) -> None:
         if total is not None
     ]
     _write_table((f"{len(analysis.layers)} layers, %", "mean", "std"), rows)
-    if options.plot:
-        sys.stdout.write(f"{options.plot}\n")
+    for written in filter(None, (options.plot, *swaps.values())):
+        sys.stdout.write(f"{written}\n")
 
 
 def _totals(analysis: Analysis) -> dict[str, Any]:
