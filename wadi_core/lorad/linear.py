@@ -7,7 +7,7 @@ teacher, student and fake score.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,23 +15,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .rotation import rotate, rotate_, working_dtype
+from .rotation import Factors, rotate, rotate_, sum_angles, working_dtype
+
+# torch before 2.2 has no such question; its compiler takes the other way through _turned as well, only slower.
+is_compiling: Callable[[], bool] = getattr(torch.compiler, "is_compiling", lambda: False)
 
 
 class _RotatedLinearFunction(torch.autograd.Function):
     """``y = x R^T + bias`` with R = W turned by ``theta_a @ theta_b``; gradients for x, bias, theta_a and theta_b.
 
     With G = dL/dR, dtheta[i,j] = G[i,2j+1] R[i,2j] - G[i,2j] R[i,2j+1]: neither cosines nor sines nor theta are
-    kept for backward. R is kept, or, with ``recompute``, rotated once more.
+    kept for backward. R is kept or, where it is not given, made from W here and once more in backward.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, theta_a: Tensor, theta_b: Tensor, recompute: bool
+        ctx: Any, x: Tensor, weight: Tensor, rotated: Tensor | None, bias: Tensor | None, theta_a: Tensor, theta_b: Tensor
     ) -> Tensor:
-        rotated = rotate(weight, theta_a @ theta_b).to(x.dtype)
-        ctx.save_for_backward(x, weight if recompute else rotated, theta_a, theta_b)
-        ctx.recompute = recompute
+        ctx.recompute = rotated is None
+        if rotated is None:
+            rotated = _turned(weight, [(theta_a, theta_b, 1.0)], x.dtype)
+        ctx.save_for_backward(x, weight if ctx.recompute else rotated, theta_a, theta_b)
         return F.linear(x, rotated, bias)
 
     @staticmethod
@@ -39,20 +43,38 @@ class _RotatedLinearFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, rotated, theta_a, theta_b = ctx.saved_tensors
         if ctx.recompute:
-            rotated = rotate(rotated, theta_a @ theta_b).to(x.dtype)
+            rotated = _turned(rotated, [(theta_a, theta_b, 1.0)], x.dtype)
         grad_x = grad_bias = grad_a = grad_b = None
         if ctx.needs_input_grad[0]:
             grad_x = grad @ rotated
-        if ctx.needs_input_grad[2]:
+        if ctx.needs_input_grad[3]:
             grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
-        if ctx.needs_input_grad[3] or ctx.needs_input_grad[4]:
+        if ctx.needs_input_grad[4] or ctx.needs_input_grad[5]:
             grad_rotated = grad.reshape(-1, grad.shape[-1]).T @ x.reshape(-1, x.shape[-1])
             g_even, g_odd = grad_rotated.to(theta_a.dtype).unflatten(1, (-1, 2)).unbind(-1)
             r_even, r_odd = rotated.to(theta_a.dtype).unflatten(1, (-1, 2)).unbind(-1)
             grad_theta = g_odd * r_even - g_even * r_odd
             grad_a = grad_theta @ theta_b.T
             grad_b = theta_a.T @ grad_theta
-        return grad_x, None, grad_bias, grad_a, grad_b, None
+        return grad_x, None, None, grad_bias, grad_a, grad_b
+
+
+@torch.no_grad()
+def _turned(weight: Tensor, factors: Sequence[Factors], dtype: torch.dtype) -> Tensor:
+    """A new tensor of type ``dtype``: the weight turned by the summed angles of adapters."""
+    if is_compiling():  # the plain formula is what a compiler can make one kernel of
+        return rotate(weight, sum_angles(factors, working_dtype(weight))).to(dtype)
+    turned = weight.to(working_dtype(weight), copy=True, memory_format=torch.contiguous_format)
+    # On a CPU blocks of rows stay in the cache; on a GPU fewer, larger kernels are faster.
+    rotate_(turned, factors, None if weight.device.type == "cpu" else weight.shape[0])
+    return turned.to(weight.dtype).to(dtype)
+
+
+class _Kept(dict[tuple[str, ...], tuple[tuple[Any, ...], Tensor]]):
+    """Rotated weights by the names of the adapters that turned them, each with what it was made from."""
+
+    def __deepcopy__(self, memo: object) -> _Kept:
+        return _Kept()  # a copy of a layer has factors of its own
 
 
 def _autocast_dtype(kind: str) -> torch.dtype | None:
@@ -72,6 +94,8 @@ class RotatedLinear(nn.Linear):
     Attributes:
         active: names of the adapters whose angles are added; empty means the bare layer.
         recompute: rotate again in backward instead of keeping the rotated weight.
+        share: keep the rotated weight after a call, for further calls with the same adapters; it is made anew when
+            their factors have changed. :meth:`forget` gives the memory back.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -85,6 +109,8 @@ class RotatedLinear(nn.Linear):
         self.strengths: dict[str, float] = {}
         self.active: tuple[str, ...] = ()
         self.recompute = False
+        self.share = False
+        self._kept = _Kept()
 
     @property
     def original(self) -> nn.Linear:
@@ -104,29 +130,47 @@ class RotatedLinear(nn.Linear):
         del self.lorad_a[name], self.lorad_b[name], self.strengths[name]
         self.active = tuple(other for other in self.active if other != name)
 
-    def _factors(self) -> tuple[Tensor, Tensor] | None:
-        """Factors of the summed angles: the adapters side by side along the rank, strengths in theta_a."""
-        names = [name for name in self.active if self.strengths[name] != 0.0]
-        if not names:
-            return None
-        scaled = [self.lorad_a[n] if self.strengths[n] == 1.0 else self.lorad_a[n] * self.strengths[n] for n in names]
-        if len(names) == 1:
-            return scaled[0], self.lorad_b[names[0]]
-        return torch.cat(scaled, dim=1), torch.cat([self.lorad_b[name] for name in names], dim=0)
+    def _factors(self) -> list[Factors]:
+        """(theta_a, theta_b, strength) of each active adapter that turns anything."""
+        return [(self.lorad_a[n], self.lorad_b[n], self.strengths[n]) for n in self.active if self.strengths[n] != 0.0]
+
+    def _rotated(self, factors: Sequence[Factors], dtype: torch.dtype) -> Tensor:
+        """The rotated weight in ``dtype``; the kept one, if nothing has changed since."""
+        if not self.share or is_compiling():
+            return _turned(self._base(), factors, dtype)
+        # A tensor counts the changes in place; whoever replaces one replaces its address.
+        made_from = (dtype, *((id(t), t._version) for *pair, _ in factors for t in pair), *(f[2] for f in factors))
+        kept = self._kept.get(self.active)
+        if kept is None or kept[0] != made_from:
+            self._kept[self.active] = kept = made_from, _turned(self._base(), factors, dtype)
+        return kept[1]
+
+    def _base(self) -> Tensor:
+        """The frozen weight (out, in) as numbers that can be turned."""
+        return self.weight if self.weight is not None else self.original.dense()
+
+    def forget(self) -> None:
+        """Let go of the rotated weights that :attr:`share` has kept."""
+        self._kept.clear()
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name of nn.Linear's argument
         factors = self._factors()
-        if factors is None:
-            return F.linear(input, self.weight, self.bias)
+        if not factors:
+            return super().forward(input) if self.weight is not None else self.original(input)
         kind, bias = input.device.type, self.bias
         if (dtype := _autocast_dtype(kind)) is not None:
             input = input.to(dtype)  # noqa: A001
             bias = bias if bias is None else bias.to(dtype)
         with torch.autocast(kind, enabled=False):
-            return _RotatedLinearFunction.apply(input, self.weight, bias, *factors, self.recompute)
+            recompute = self.recompute and self.weight is not None and torch.is_grad_enabled()
+            rotated = None if recompute else self._rotated(factors, input.dtype)
+            if not torch.is_grad_enabled():
+                return F.linear(input, rotated, bias)
+            return _RotatedLinearFunction.apply(input, self.weight, rotated, bias, *_side_by_side(factors))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> RotatedLinear:
         """What ``.to()`` and its like call: the factors move with the network but never lose precision with it."""
+        self.forget()
         tables = (self.lorad_a, self.lorad_b)
         before = [{name: factor.data for name, factor in table.items()} for table in tables]
         super()._apply(fn, *args, **kwargs)
@@ -145,6 +189,14 @@ class RotatedLinear(nn.Linear):
     def extra_repr(self) -> str:
         ranks = ", ".join(f"{name}: rank {self.lorad_b[name].shape[0]}" for name in self.lorad_b)
         return f"{super().extra_repr()}, {ranks}"
+
+
+def _side_by_side(factors: Sequence[Factors]) -> tuple[Tensor, Tensor]:
+    """Factors of the summed angles: the adapters side by side along the rank, strengths in theta_a."""
+    scaled = [a if strength == 1.0 else a * strength for a, _, strength in factors]
+    if len(factors) == 1:
+        return scaled[0], factors[0][1]
+    return torch.cat(scaled, dim=1), torch.cat([b for _, b, _ in factors], dim=0)
 
 
 def check_fits(layer: str, linear: nn.Module | None, theta_a: Tensor, theta_b: Tensor) -> nn.Linear:
