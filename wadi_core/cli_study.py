@@ -6,8 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +15,7 @@ from .cli_tools import DTYPES, progress_bar
 from .files import one_line
 
 if TYPE_CHECKING:
-    from .lorad import LoRaD
-    from .lorad.analysis import Analysis
-    from .lorad.extract import Extraction
     from .lorad.weights import Weights
-
-WORST_LAYERS = 5  # shown where all would be too many
 
 _NETWORK = "a folder in diffusers layout, a .safetensors file in any layout, or mini"
 _INSPECT = "Say what is in an adapter file: layers, ranks, parameters, metadata, and how large its angles are."
@@ -77,74 +71,19 @@ def _add_views(add: Any) -> None:
 def _inspect(options: argparse.Namespace) -> None:
     """Say what is in an adapter file."""
     from .lorad import LoRaD
+    from .lorad.reports import adapter_facts, adapter_lines, base_facts, base_lines
 
     path = Path(options.file)
     adapter = LoRaD.load(path)
-    report = _report(path, adapter)
+    report = {"file": str(path), **adapter_facts(adapter), "bytes": path.stat().st_size}
     if options.base:
         from .lorad.weights import Weights
 
-        base = Weights.open(options.base)
-        match, trained_on = adapter.matched(base.layout.network), adapter.metadata.base_sha256
-        report["base"] = {
-            "name": options.base,
-            "architecture": match.architecture,
-            "layout": base.layout.name,
-            "layers_matched": len(match.paths),
-            "layers": match.layers,
-            "trained_on": None if trained_on is None or match.problems else base.sha256() == trained_on,
-            "problems": list(match.problems),
-        }
-    _write(report if options.json else _readable(report))
-
-
-def _report(path: Path, adapter: LoRaD) -> dict[str, Any]:
-    from .lorad.analysis import angle_statistics
-
-    metadata, one_step = adapter.metadata, adapter.one_step
-    layers = {key: {"out": a.shape[0], "in": 2 * b.shape[1], "rank": b.shape[0]} for key, (a, b) in adapter.factors.items()}
-    dtypes = {str(tensor.dtype).removeprefix("torch.") for pair in adapter.factors.values() for tensor in pair}
-    known = ("architecture", "prediction_type", "base_sha256", "title", "resolution", "license")
-    return {
-        "file": str(path),
-        "bytes": path.stat().st_size,
-        "dtypes": sorted(dtypes),
-        "parameters": adapter.parameters_count,
-        "rank": adapter.rank,
-        "angles": asdict(angle_statistics(adapter.factors.values())),
-        "one_step": {"alpha_T_squared": one_step.alpha_T_squared, "timestep": one_step.timestep} if one_step else None,
-        "metadata": {name: getattr(metadata, name) for name in known} | {"other": dict(metadata.extra)},
-        "layers": layers,
-    }
-
-
-def _readable(report: dict[str, Any]) -> list[tuple[str, str]]:
-    """The report as a person reads it: name and text of each line."""
-    metadata, one_step, angles = report["metadata"], report["one_step"], report["angles"]
-    kind = "an ordinary adapter: sampling stays as it is"
-    if one_step:
-        kind = f"alpha_T^2 {one_step['alpha_T_squared']:g}, timestep {one_step['timestep']}, {metadata['prediction_type']}"
-    lines = [
-        ("file", report["file"]),
-        ("size", f"{report['bytes'] / 1e6:.2f} MB, {' and '.join(report['dtypes'])}"),
-        ("made for", metadata["architecture"]),
-        ("layers", _ranks([layer["rank"] for layer in report["layers"].values()])),
-        ("parameters", f"{report['parameters']:,}"),
-        ("angles", f"mean {angles['mean']:.3g}, max {angles['max']:.3g} rad; {angles['beyond']:.2%} above pi/2"),
-        ("one step", kind),
-    ]
-    lines += [(name, one_line(metadata[name])) for name in ("title", "license", "resolution") if metadata[name]]
-    if metadata["base_sha256"]:
-        lines.append(("trained on", f"the base with the checksum {metadata['base_sha256']}"))
-    lines += [("other", one_line(f"{name}: {value}")) for name, value in sorted(metadata["other"].items())]
-    if "base" in report:
-        base = report["base"]
-        matched = f"{base['layers_matched']} of {base['layers']} layers match"
-        lines.append(("base", f"{base['name']} ({base['architecture']}): {matched}"))
-        if base["trained_on"] is not None:
-            lines.append(("", "the base it was trained on" if base["trained_on"] else "not the base it was trained on"))
-        lines += [("", one_line(problem)) for problem in base["problems"][:3]]
-    return lines
+        report["base"] = base_facts(adapter, Weights.open(options.base), options.base)
+    if options.json:
+        _write(report)
+        return
+    _write([("file", str(path)), *adapter_lines(report), *(base_lines(report["base"]) if options.base else ())])
 
 
 # extract
@@ -157,6 +96,7 @@ def _extract(options: argparse.Namespace) -> None:
     import torch
 
     from .lorad.extract import extract
+    from .lorad.reports import extraction_lines
     from .lorad.weights import check_output
 
     base, student = _open_both(options)
@@ -170,8 +110,8 @@ def _extract(options: argparse.Namespace) -> None:
         return
     if options.layers:
         rows = [(r.path, r.rank, f"{r.change:.2%}", f"{r.explained:.2%}", f"{r.error:.2e}") for r in report.layers]
-        _write_table(("layer", "rank", "change", "rotation", "error"), rows)
-    _write(_about_extraction(report))
+        _write_table([("layer", "rank", "change", "rotation", "error"), *rows])
+    _write(extraction_lines(report))
     _write([("output", f"{options.output}, {os.path.getsize(options.output) / 1e6:.2f} MB")])
 
 
@@ -183,29 +123,13 @@ def _fitting_dtype(base: Weights, student: Weights) -> Any:
     return torch.float32 if coarse <= {torch.float32, torch.float64} else torch.float16
 
 
-def _about_extraction(report: Extraction) -> list[tuple[str, str]]:
-    lines = [
-        ("layers", _ranks([layer.rank for layer in report.layers])),
-        ("unchanged", f"{len(report.unchanged)} layers"),
-        ("change", f"{report.change:.2%} of the weights"),
-        ("rotation", f"{report.explained:.2%} of the squared change"),
-        ("error", f"{report.error:.2e} of the change is missing at these ranks"),
-    ]
-    if report.wrapped:
-        lines.append(("beyond pi", f"{report.wrapped} angles had gone round, and were put back"))
-    if not report.is_rotation:
-        lines.append(("note", "the student is no rotation of this base: the norms of its weights changed too, most of all in"))
-        worst = sorted(report.not_rotated, key=lambda layer: layer.explained)[:WORST_LAYERS]
-        lines += [("", f"{layer.path}: {layer.explained:.2%} is a rotation") for layer in worst]
-    return lines
-
-
 # analyze
 
 
 def _analyze(options: argparse.Namespace) -> None:
     """Say how far norms and directions of two networks are apart."""
     from .lorad.analysis import analyze, plot, swapped
+    from .lorad.reports import analysis_table, analysis_totals
     from .lorad.weights import check_output, write_stream
 
     base, student = _open_both(options)
@@ -230,28 +154,15 @@ def _analyze(options: argparse.Namespace) -> None:
     if options.plot:
         plot(analysis, options.plot, f"{Path(options.base).name} and {Path(options.student).name}")
     if options.json:
-        totals = {name: total and asdict(total) for name, total in _totals(analysis).items()}
+        totals = {name: total and asdict(total) for name, total in analysis_totals(analysis).items()}
         _write({**totals, **asdict(analysis)})
         return
     if options.layers:
         rows = [(r.path, f"{r.norm:.3g}", f"{r.direction:.3g}", _percent(r.energy)) for r in analysis.layers]
-        _write_table(("layer", "norm %", "direction %", "energy %"), rows)
-    rows = [
-        (name, f"{total.mean * scale:.3g}", f"{total.std * scale:.3g}")
-        for (name, total), scale in zip(_totals(analysis).items(), (1, 1, 100), strict=True)
-        if total is not None
-    ]
-    _write_table((f"{len(analysis.layers)} layers, %", "mean", "std"), rows)
+        _write_table([("layer", "norm %", "direction %", "energy %"), *rows])
+    _write_table(analysis_table(analysis))
     for written in filter(None, (options.plot, *swaps.values())):
         sys.stdout.write(f"{written}\n")
-
-
-def _totals(analysis: Analysis) -> dict[str, Any]:
-    return {
-        "norm_change": analysis.norm,
-        "direction_change": analysis.direction,
-        "energy_at_30_percent_of_the_rank": analysis.energy,
-    }
 
 
 def _percent(share: float | None) -> str:
@@ -270,26 +181,17 @@ def _open_both(options: argparse.Namespace) -> tuple[Weights, Weights]:
     return base, student
 
 
-def _ranks(ranks: Sequence[int]) -> str:
-    counted = sorted(Counter(ranks).items(), reverse=True)
-    if len(counted) > 6:
-        return f"{len(ranks)}: ranks {min(ranks)} to {max(ranks)}, {sum(ranks) / len(ranks):.0f} on average"
-    return f"{len(ranks)}: " + ", ".join(f"{count} of rank {rank}" for rank, count in counted)
-
-
 def _write(report: dict[str, Any] | list[tuple[str, str]]) -> None:
     """A report as JSON, or as lines of a name and a text."""
     if isinstance(report, dict):
         sys.stdout.write(json.dumps(report, indent=2) + "\n")
         return
-    for name, text in report:
-        sys.stdout.write(f"{name:<13}{text}\n")
+    from .lorad.reports import lines_as_text
+
+    sys.stdout.write(lines_as_text(report) + "\n")
 
 
-def _write_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Columns as wide as they need to be, the first one to the left."""
-    lines = [[str(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    for line in lines:
-        cells = [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+def _write_table(rows: Sequence[Sequence[object]]) -> None:
+    from .lorad.reports import table_as_text
+
+    sys.stdout.write(table_as_text(rows) + "\n")

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from .lorad.weights import Weights
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-WORST_LAYERS = 5  # shown of a plain LoRA
 
 # What a network is asked for when a LoRA is compared with the LoRaD that it stands for: anything, but always the same.
 PROMPTS = ("a red circle on a white table", "a portrait of an old man", "a city street at night", "")
@@ -136,6 +135,7 @@ def _convert(options: argparse.Namespace) -> None:
         options.usage_error("a plain LoRA needs --base B and --rank R")
     from .lorad import LoRaD
     from .lorad.convert import to_lora
+    from .lorad.reports import lora_lines
     from .lorad.weights import Weights, check_output
 
     base = Weights.open(options.base)
@@ -144,18 +144,9 @@ def _convert(options: argparse.Namespace) -> None:
     with progress_bar("layer") as progress:
         lora = to_lora(base, [(lorad, strength)], options.rank, dtype, progress)
     lora.save(options.output)
-    for line in (*_weight_errors(lora), _network_error(options.base, base, lorad, strength, lora)):
+    for line in (*lora_lines(lora), _network_error(options.base, base, lorad, strength, lora)):
         sys.stdout.write(f"{line}\n")
     sys.stdout.write(f"{options.output}\n")
-
-
-def _weight_errors(lora: LoRA) -> Iterator[str]:
-    parameters = sum(factor.numel() for pair in lora.factors.values() for factor in pair)
-    yield f"rank {lora.rank}: {len(lora.factors)} layers, {parameters:,} parameters"
-    yield f"weights: {lora.error:.2%} of the change is missing, most of all in"
-    worst = sorted(lora.errors.items(), key=lambda item: -item[1].relative)
-    for path, error in worst[:WORST_LAYERS]:
-        yield f"  {error.relative:7.2%}  {path}"
 
 
 def _network_error(source: str, base: Weights, lorad: LoRaD, strength: float, lora: LoRA) -> str:

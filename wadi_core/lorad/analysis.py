@@ -238,13 +238,22 @@ def kind_of(path: str) -> str:
 
 
 def plot(analysis: Analysis, path: str | os.PathLike[str], title: str = "What distillation changed") -> Path:
-    """Draw an analysis as the paper's motivation figure is drawn: a PNG with two panels.
-
-    Left, each layer's norm change against its direction change, with the means over all layers; right, the energy at
-    30 % of the rank, layer by layer in the network's order. Needs matplotlib.
+    """Write :func:`picture` as a file.
 
     Raises:
         OSError: it cannot be written; one line.
+    """
+    content = picture(analysis, title)
+    with atomic_write(path) as file:
+        file.write(content)
+    return Path(path)
+
+
+def picture(analysis: Analysis, title: str) -> bytes:
+    """An analysis drawn as the paper's motivation figure is drawn: a PNG with two panels.
+
+    Left, each layer's norm change against its direction change, with the means over all layers; right, the energy at
+    30 % of the rank, layer by layer in the network's order. Needs matplotlib.
     """
     from matplotlib.figure import Figure
 
@@ -253,11 +262,9 @@ def plot(analysis: Analysis, path: str | os.PathLike[str], title: str = "What di
     figure.suptitle(title, color=INK, fontsize=13, fontweight="bold", x=0.01, ha="left")
     _draw_scatter(scatter, analysis)
     _draw_energy(row, analysis)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    with atomic_write(path) as file:
-        file.write(picture.getvalue())
-    return Path(path)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
 
 
 def _draw_scatter(axes: Axes, analysis: Analysis) -> None:
