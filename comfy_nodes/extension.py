@@ -1,0 +1,31 @@
+"""What ComfyUI gets when it loads the pack: the nodes, and the names that they add to ComfyUI's own lists."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import embedded, files, sampling, weight_adapter
+from .loaders import ApplyLoRaD, EmbeddedModel, LoadLoRaD, OpenLoRaD
+from .sampling import OneStepCustomSampling, OneStepModel, OneStepSampler
+from .tools import AnalyzeDirections, ConvertToLoRA, ExtractLoRaD, Inspect, SaveLoRaD
+
+NODES: list[type[io.ComfyNode]] = [
+    *(LoadLoRaD, OpenLoRaD, ApplyLoRaD, EmbeddedModel),
+    *(OneStepModel, OneStepSampler, OneStepCustomSampling),
+    *(ExtractLoRaD, SaveLoRaD, ConvertToLoRA, Inspect, AnalyzeDirections),
+]
+
+
+def register() -> None:
+    """Make folder, weight adapter, sampler and small network known to ComfyUI; a second time it does nothing."""
+    for part in (files, weight_adapter, sampling, embedded):
+        part.register()
+
+
+class WadiExtension(ComfyExtension):
+    """The pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        # Not in on_load(), which only newer versions of ComfyUI call.
+        register()
+        return NODES

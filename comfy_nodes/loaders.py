@@ -1,0 +1,220 @@
+"""Nodes that load: LoRaD files, and the embedded model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from comfy_api.latest import io
+
+from ..wadi_core.files import one_line
+from ..wadi_core.lorad import LoRaD
+from ..wadi_core.schedule import OneStep
+from . import embedded, files
+from .model import Applied, apply
+from .sampling import with_one_step
+from .schema import LORAD, schema, strength_input
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+ALIASES = ["wadi", "lorad", "one step", "single step", "lora", "rotation", "adapter"]
+
+
+def name_input() -> io.Combo.Input:
+    """The choice of an adapter file."""
+    return io.Combo.Input(
+        "lorad_name",
+        options=files.names(),
+        tooltip="A file in models/lorad, or a LoRaD among models/loras.",
+    )
+
+
+def one_step_input() -> io.Boolean.Input:
+    """Whether sampling follows the file."""
+    return io.Boolean.Input(
+        "one_step",
+        default=True,
+        label_on="as the file says",
+        label_off="leave as it is",
+        tooltip="Sample in one exact step, as the adapter was trained. An adapter that says nothing of it changes no sampling.",
+    )
+
+
+def outputs() -> list[io.Output]:
+    """What the nodes that put an adapter on a model return."""
+    return [
+        io.Model.Output(display_name="model", tooltip="The model with its weights turned."),
+        io.String.Output(display_name="report", tooltip="How many layers matched, rank, architecture, and what to know."),
+    ]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a node says of an adapter that it put on a model: to a person, and to the script in the front end."""
+
+    applied: Applied
+    one_step: OneStep | None
+
+    def __str__(self) -> str:
+        parts = [str(self.applied.match), f"strength {self.applied.strength:g}"]
+        if self.one_step:
+            parts.append(f"one step at t = {self.one_step.timestep}, alpha_T^2 = {self.one_step.alpha_T_squared:g}")
+        return one_line("; ".join([", ".join(parts), *self.applied.notes]))
+
+    def message(self) -> dict[str, list[Any]]:
+        """As the front end gets it."""
+        match = self.applied.match
+        facts = {
+            "layers": len(match.paths),
+            "of": match.layers,
+            "rank": match.rank,
+            "architecture": match.architecture,
+            "strength": self.applied.strength,
+            "one_step": self.one_step is not None,
+            "notes": list(self.applied.notes),
+        }
+        return {"text": [str(self)], "wadi": [facts]}
+
+
+def put_on(model: ModelPatcher, lorad: LoRaD, strength: float, one_step: bool) -> io.NodeOutput:
+    """A model with an adapter, and with its one-step sampling where it is wanted and the adapter has one.
+
+    Raises:
+        ValueError: the adapter does not fit; one line.
+    """
+    turned, applied = apply(model, lorad, strength)
+    schedule = lorad.one_step if one_step and strength else None
+    if schedule is not None:
+        width, _, height = (lorad.metadata.resolution or "").partition("x")
+        native = int(width) if width.isdigit() and width == height else None
+        turned = with_one_step(turned, schedule, native)
+    report = Report(applied, schedule)
+    return io.NodeOutput(turned, str(report), ui=report.message())
+
+
+class LoadLoRaD(io.ComfyNode):
+    """A LoRaD file put on a model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="WaDi_LoadLoRaD",
+            display_name="Load LoRaD",
+            category="WaDi/loaders",
+            description="Turns the directions of a model's weights as a LoRaD file says, and sets the exact one-step sampling. "
+            "Several in a row add their angles. Put it before any LoRA.",
+            search_aliases=ALIASES,
+            inputs=[
+                io.Model.Input("model", tooltip="What the LoRaD is made for: Stable Diffusion 1.5, 2.1-base, PixArt-alpha."),
+                name_input(),
+                strength_input(),
+                one_step_input(),
+            ],
+            outputs=outputs(),
+        )
+
+    @classmethod
+    def validate_inputs(cls, lorad_name: str | None = None) -> bool | str:
+        return _is_there(lorad_name)
+
+    @classmethod
+    def fingerprint_inputs(cls, lorad_name: str, **kwargs: Any) -> Any:
+        return files.stamp(lorad_name)
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, lorad_name: str, strength: float, one_step: bool) -> io.NodeOutput:
+        lorad = files.load(lorad_name)
+        try:
+            return put_on(model, lorad, strength, one_step)
+        except ValueError as error:
+            raise ValueError(one_line(f"{lorad_name}: {error}")) from error
+
+
+class OpenLoRaD(io.ComfyNode):
+    """A LoRaD file as it is, for the tools."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="WaDi_OpenLoRaD",
+            display_name="Open LoRaD",
+            category="WaDi/loaders",
+            description="Reads a LoRaD file for Inspect LoRaD, Convert to LoRA, Save LoRaD or Apply LoRaD.",
+            search_aliases=ALIASES,
+            inputs=[name_input()],
+            outputs=[LORAD.Output(display_name="lorad", tooltip="The adapter, on no model yet.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, lorad_name: str | None = None) -> bool | str:
+        return _is_there(lorad_name)
+
+    @classmethod
+    def fingerprint_inputs(cls, lorad_name: str, **kwargs: Any) -> Any:
+        return files.stamp(lorad_name)
+
+    @classmethod
+    def execute(cls, lorad_name: str) -> io.NodeOutput:
+        return io.NodeOutput(files.load(lorad_name))
+
+
+class ApplyLoRaD(io.ComfyNode):
+    """A LoRaD that another node made, put on a model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="WaDi_ApplyLoRaD",
+            display_name="Apply LoRaD",
+            category="WaDi/loaders",
+            description="Puts a LoRaD of Extract LoRaD, Embedded Model or Open LoRaD on a model, as Load LoRaD does.",
+            search_aliases=ALIASES,
+            inputs=[
+                io.Model.Input("model", tooltip="The base that the LoRaD is made for."),
+                LORAD.Input("lorad", tooltip="The adapter."),
+                strength_input(),
+                one_step_input(),
+            ],
+            outputs=outputs(),
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, lorad: LoRaD, strength: float, one_step: bool) -> io.NodeOutput:
+        return put_on(model, lorad, strength, one_step)
+
+
+class EmbeddedModel(io.ComfyNode):
+    """wadi-mini, which comes with the pack."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="WaDi_EmbeddedModel",
+            display_name="Embedded Model (wadi-mini)",
+            category="WaDi/loaders",
+            description="A small trained model of 128x128 pixels that comes with the pack, no download. It draws simple "
+            "scenes of everyday things. With Apply LoRaD it does so in one step.",
+            search_aliases=["wadi", "wadi-mini", "one step", "checkpoint", "demo", "tiny model"],
+            inputs=[],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The multi-step network; Apply LoRaD makes it a one-step one."),
+                io.Clip.Output(display_name="clip", tooltip="Its text encoder."),
+                io.Vae.Output(display_name="vae", tooltip="Its autoencoder."),
+                LORAD.Output(display_name="lorad", tooltip="The adapter that makes it a one-step network."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(embedded.load_model(), embedded.load_clip(), embedded.load_vae(), embedded.load_lorad())
+
+
+def _is_there(name: str | None) -> bool | str:
+    """True, or what is wrong with a file's name; names that arrive over a link are looked at when the node runs."""
+    try:
+        if name is not None:
+            files.path_of(name)
+    except OSError as error:
+        return str(error)
+    return True

@@ -1,0 +1,168 @@
+"""A MODEL of ComfyUI as the core looks at networks: its layers, its weights, and the adapters that are on it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import comfy.lora
+import comfy.model_management
+import comfy.model_sampling
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ..wadi_core.lorad import LoRaD, Match, check_together
+from ..wadi_core.lorad.layouts import Layout, detect
+from ..wadi_core.lorad.weights import Weights
+from .weight_adapter import NAME, LoRaDAdapter
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+NETWORK = "diffusion_model."
+PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+ATTACHMENT = "wadi.lorads"  # under which a MODEL keeps the adapters that are on it
+
+_base_checksums: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+
+class ModelWeights(Weights):
+    """The weights of a MODEL, one at a time: as they are stored, or as its patches (LoRA, LoRaD) make them.
+
+    Patched and quantised weights are float32. Nothing is copied before it is asked for.
+
+    Args:
+        model: the MODEL.
+        patched: with its patches.
+
+    Raises:
+        ValueError: no network that LoRaD is made for; one line.
+    """
+
+    def __init__(self, model: ModelPatcher, patched: bool = True) -> None:
+        entries = model.get_key_patches(NETWORK)
+        self._converters = {name: entry[0][1] for name, entry in entries.items()}
+        self._patches = {name: entry[1:] for name, entry in entries.items() if patched and len(entry) > 1}
+        super().__init__({name: entry[0][0] for name, entry in entries.items()}, {}, "this model")
+
+    def dtype(self, name: str) -> torch.dtype:
+        return torch.float32 if self._is_computed(name) else super().dtype(name)
+
+    def tensor(self, name: str) -> Tensor:
+        stored = self._holders[name].detach()
+        if not self._is_computed(name):
+            return stored.to("cpu")
+        values = comfy.model_management.cast_to_device(stored, torch.device("cpu"), torch.float32, copy=True)
+        values = self._converters[name](values, inplace=True)
+        return comfy.lora.calculate_weight(self._patches.get(name, []), values, name)
+
+    def values(self, name: str) -> Tensor:
+        return self.tensor(name)  # ComfyUI has multiplied by the scale, where there is one
+
+    def scale_of(self, name: str) -> str | None:
+        return None
+
+    def _is_computed(self, name: str) -> bool:
+        """Whether the stored numbers are not the weight itself."""
+        stored = self._holders[name]
+        return name in self._patches or type(stored.data) is not Tensor or stored.dtype not in PLAIN
+
+
+def layout_of(model: ModelPatcher) -> Layout:
+    """Where the layers of a MODEL's network are.
+
+    Raises:
+        ValueError: no network that LoRaD is made for; one line.
+    """
+    return detect({name: tuple(tensor.shape) for name, tensor in model.model.state_dict().items()})
+
+
+def prediction_type(model: ModelPatcher) -> str:
+    """What the network returns, as ComfyUI takes it: ``epsilon`` or ``v_prediction``."""
+    sampling = model.get_model_object("model_sampling")
+    return "v_prediction" if isinstance(sampling, comfy.model_sampling.V_PREDICTION) else "epsilon"
+
+
+def adapters_on(model: ModelPatcher) -> tuple[LoRaD, ...]:
+    """The LoRaDs that this pack's nodes have put on a MODEL."""
+    return model.get_attachment(ATTACHMENT) or ()
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What putting a LoRaD on a MODEL did.
+
+    Attributes:
+        match: how the two fit together.
+        strength: of the angles.
+        notes: what a user may want to know.
+    """
+
+    match: Match
+    strength: float
+    notes: tuple[str, ...] = ()
+
+
+def apply(model: ModelPatcher, lorad: LoRaD, strength: float) -> tuple[ModelPatcher, Applied]:
+    """A MODEL with a LoRaD among its patches; the weights are turned when ComfyUI loads them, all layers or none.
+
+    At strength 0 it is the same MODEL.
+
+    Raises:
+        ValueError: the LoRaD does not fit, or not together with those that are on the MODEL; one line.
+    """
+    layout = layout_of(model)
+    match = lorad.matched(layout.network)
+    match.check()
+    if strength == 0.0:
+        return model, Applied(match, strength, ("at strength 0 nothing changes",))
+    together = (*adapters_on(model), lorad)
+    check_together(together)
+    patches: dict[str | tuple[str, tuple[int, int, int]], LoRaDAdapter] = {}
+    for key, path in match.paths.items():
+        place = layout.places[path]
+        rows = place.rows and (0, place.rows.start, place.rows.stop - place.rows.start)
+        target = (place.name, rows) if rows else place.name
+        patches[target] = LoRaDAdapter({f"{key}.lorad_a", f"{key}.lorad_b"}, lorad.factors[key])
+    notes = tuple(_notes(model, lorad, [target if isinstance(target, str) else target[0] for target in patches]))
+    turned = model.clone()
+    taken = turned.add_patches(patches, strength)
+    if len(taken) < len(patches):
+        raise ValueError(f"ComfyUI took {len(taken)} of the {len(patches)} layers of this LoRaD: the model is of another kind")
+    turned.set_attachments(ATTACHMENT, together)
+    return turned, Applied(match, strength, notes)
+
+
+def _notes(model: ModelPatcher, lorad: LoRaD, names: list[str]) -> list[str]:
+    notes = []
+    if any(getattr(patch[1], "name", None) != NAME for name in names for patch in model.patches.get(name, ())):
+        notes.append("a LoRA comes before this LoRaD and is turned with the weights: put the LoRaD first")
+    if lorad.metadata.prediction_type != prediction_type(model):
+        notes.append(f"this LoRaD is for a network that returns {lorad.metadata.prediction_type}, the model does not")
+    trained_on = lorad.metadata.base_sha256
+    if trained_on is not None and trained_on != _checksum_of_base(model):
+        notes.append("it was trained on another base, or on this one in another precision: results will differ")
+    return notes
+
+
+def _checksum_of_base(model: ModelPatcher) -> str:
+    """:func:`~wadi_core.lorad.layers.network_sha256` of the bare network: a second for SD 1.5, so it is remembered."""
+    if model.model not in _base_checksums:
+        _base_checksums[model.model] = ModelWeights(model, patched=False).sha256()
+    return _base_checksums[model.model]
+
+
+def progress() -> Callable[[int, int], None]:
+    """A function for the core's ``progress`` arguments: it moves the node's bar, and stops the work when the user does."""
+    bars: list[comfy.utils.ProgressBar] = []
+
+    def show(done: int, total: int) -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        if not bars:
+            bars.append(comfy.utils.ProgressBar(total))
+        bars[0].update_absolute(done, total)
+
+    return show

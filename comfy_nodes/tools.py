@@ -1,0 +1,247 @@
+"""Nodes that work on adapters and weights: the core's toolbox on loaded models."""
+
+from __future__ import annotations
+
+import base64
+import io as bytes_io
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from comfy_api.latest import io
+from PIL import Image
+from torch import Tensor
+
+from ..wadi_core.lorad import LoRaD
+from ..wadi_core.schedule import OneStep
+from . import files
+from .model import ModelWeights, adapters_on, prediction_type, progress
+from .sampling import OneStepSampling
+from .schema import LORAD, schema, strength_input
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+THUMBNAIL = 256  # pixels of the longer side
+RANK_FROM = ("automatic", "rank", "energy")
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+def rank_input(default: int, tooltip: str) -> io.Int.Input:
+    return io.Int.Input("rank", default=default, min=1, max=1024, tooltip=tooltip)
+
+
+def report_output() -> io.String.Output:
+    return io.String.Output(display_name="report", tooltip="What was found, in words.")
+
+
+class ExtractLoRaD(io.ComfyNode):
+    """The LoRaD between two networks."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="WaDi_ExtractLoRaD",
+            display_name="Extract LoRaD",
+            category="WaDi/tools",
+            description="Finds the LoRaD that turns a base into a one-step student, such as a released complete network, and "
+            "says how much of their difference a rotation is. Takes minutes at the size of Stable Diffusion.",
+            search_aliases=["wadi", "lorad", "extract lora", "difference", "svd"],
+            inputs=[
+                io.Model.Input("base", tooltip="What the student was made from. Patches such as LoRA count."),
+                io.Model.Input("student", tooltip="The one-step network."),
+                io.Combo.Input(
+                    "rank_from",
+                    options=list(RANK_FROM),
+                    default=RANK_FROM[0],
+                    tooltip="automatic: the smallest rank that loses nothing, at most 256. rank, energy: as set below.",
+                ),
+                rank_input(256, "Of every layer; used with 'rank'."),
+                io.Float.Input(
+                    "energy",
+                    default=0.99,
+                    min=0.01,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of each layer's squared angles to keep; used with 'energy'.",
+                ),
+            ],
+            outputs=[
+                LORAD.Output(display_name="lorad", tooltip="For Save LoRaD or Apply LoRaD."),
+                report_output(),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, base: ModelPatcher, student: ModelPatcher, rank_from: str, rank: int, energy: float) -> io.NodeOutput:
+        from ..wadi_core.lorad.extract import extract
+        from ..wadi_core.lorad.reports import extraction_lines, lines_as_text
+
+        turned = ModelWeights(student)
+        turned.metadata |= _schedule_strings(student)
+        lorad, found = extract(
+            ModelWeights(base),
+            turned,
+            rank=rank if rank_from == "rank" else None,
+            energy=energy if rank_from == "energy" else None,
+            progress=progress(),
+        )
+        report = lines_as_text(extraction_lines(found))
+        return io.NodeOutput(lorad, report, ui={"text": [report]})
+
+
+class SaveLoRaD(io.ComfyNode):
+    """A LoRaD written to models/lorad."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="WaDi_SaveLoRaD",
+            display_name="Save LoRaD",
+            category="WaDi/tools",
+            description="Writes a LoRaD into models/lorad, where Load LoRaD finds it. Nothing is overwritten."
+            " A name that is taken gets a number.",
+            search_aliases=["wadi", "lorad", "save lora", "write adapter"],
+            inputs=[
+                LORAD.Input("lorad", tooltip="The adapter."),
+                io.String.Input("filename", default="my-lorad", tooltip="A name inside models/lorad; may name a folder in it."),
+                io.Combo.Input("dtype", options=list(DTYPES), default=DTYPES[0], tooltip="Number format of the file."),
+                io.Image.Input("thumbnail", optional=True, tooltip="A picture that Load LoRaD shows."),
+            ],
+            outputs=[io.String.Output(display_name="lorad_name", tooltip="The name under which Load LoRaD lists it.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, lorad: LoRaD, filename: str, dtype: str, thumbnail: Tensor | None = None) -> io.NodeOutput:
+        import dataclasses
+
+        path = files.new_path(files.FOLDER, filename)
+        if thumbnail is not None:
+            lorad = LoRaD(lorad.factors, dataclasses.replace(lorad.metadata, thumbnail=_data_uri(thumbnail)))
+        lorad.save(path, getattr(torch, dtype))
+        name = files.name_of(files.FOLDER, path)
+        return io.NodeOutput(name, ui={"text": [f"{name}, {path.stat().st_size / 1e6:.2f} MB"]})
+
+
+class ConvertToLoRA(io.ComfyNode):
+    """A plain LoRA that comes as close to a LoRaD as its rank allows, written to models/loras."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="WaDi_ConvertToLoRA",
+            display_name="Convert to LoRA",
+            category="WaDi/tools",
+            description="Writes a plain LoRA for programs that know no LoRaD into models/loras, and says what it gets wrong: a "
+            "sum of low rank cannot turn weights exactly, and the error grows with the angles. Made for this base only.",
+            search_aliases=["wadi", "lorad", "convert", "export lora", "svd"],
+            inputs=[
+                io.Model.Input("model", tooltip="The base alone, without the LoRaD."),
+                LORAD.Input("lorad", tooltip="The adapter."),
+                strength_input(),
+                rank_input(128, "Of the LoRA. Higher is closer and larger."),
+                io.String.Input("filename", default="my-lora", tooltip="A name inside models/loras; may name a folder in it."),
+            ],
+            outputs=[report_output()],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model: ModelPatcher, lorad: LoRaD, strength: float, rank: int, filename: str) -> io.NodeOutput:
+        from ..wadi_core.lorad.convert import to_lora
+        from ..wadi_core.lorad.reports import lora_lines
+
+        if adapters_on(model):
+            raise ValueError("there is a LoRaD on this model already: connect the base as it came from its loader")
+        path = files.new_path(files.LORA_FOLDER, filename)
+        lora = to_lora(ModelWeights(model), [(lorad, strength)], rank, progress=progress())
+        lora.save(path)
+        report = "\n".join([*lora_lines(lora), files.name_of(files.LORA_FOLDER, path)])
+        return io.NodeOutput(report, ui={"text": [report]})
+
+
+class Inspect(io.ComfyNode):
+    """What is in a LoRaD, and whether it fits a model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="WaDi_Inspect",
+            display_name="Inspect LoRaD",
+            category="WaDi/tools",
+            description="Says what is in a LoRaD: layers, ranks, size of its angles, metadata; and how it fits a model.",
+            search_aliases=["wadi", "lorad", "info", "metadata", "lora info"],
+            inputs=[
+                LORAD.Input("lorad", tooltip="The adapter, from Open LoRaD for example."),
+                io.Model.Input("model", optional=True, tooltip="Say how it fits this one, too."),
+            ],
+            outputs=[report_output()],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, lorad: LoRaD, model: ModelPatcher | None = None) -> io.NodeOutput:
+        from ..wadi_core.lorad.reports import adapter_facts, adapter_lines, base_facts, base_lines, lines_as_text
+
+        lines = adapter_lines(adapter_facts(lorad))
+        if model is not None:
+            lines += base_lines(base_facts(lorad, ModelWeights(model, patched=False), "the model"))
+        report = lines_as_text(lines)
+        return io.NodeOutput(report, ui={"text": [report]})
+
+
+class AnalyzeDirections(io.ComfyNode):
+    """What training changed in a network: the norms of its weights, or their directions."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="WaDi_AnalyzeDirections",
+            display_name="Analyze Directions",
+            category="WaDi/tools",
+            description="Compares two networks layer by layer: how far the norms of weights moved, how far their directions. "
+            "The analysis that LoRaD comes from, on any pair of a base and what was trained from it.",
+            search_aliases=["wadi", "lorad", "compare models", "weight analysis", "norm", "direction", "plot"],
+            inputs=[
+                io.Model.Input("base", tooltip="The teacher. Patches such as LoRA count."),
+                io.Model.Input("student", tooltip="What was trained from it, or the base with an adapter."),
+            ],
+            outputs=[io.Image.Output(display_name="plot", tooltip="A dot for each layer."), report_output()],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, base: ModelPatcher, student: ModelPatcher) -> io.NodeOutput:
+        from ..wadi_core.lorad.analysis import analyze, picture
+        from ..wadi_core.lorad.reports import analysis_table, table_as_text
+
+        if find_spec("matplotlib") is None:  # told before the work, not after it
+            raise ValueError("the plot needs matplotlib, which is not installed: python -m pip install matplotlib")
+        analysis = analyze(ModelWeights(base), ModelWeights(student), progress())
+        with Image.open(bytes_io.BytesIO(picture(analysis, "What training changed"))) as drawn:
+            pixels = np.asarray(drawn.convert("RGB"), dtype=np.float32) / 255
+        report = table_as_text(analysis_table(analysis))
+        return io.NodeOutput(torch.from_numpy(pixels)[None], report, ui={"text": [report]})
+
+
+def _schedule_strings(model: ModelPatcher) -> dict[str, Any]:
+    """The schedule at which a MODEL is sampled, in the words of an adapter file: the released one if it has none."""
+    sampling = model.get_model_object("model_sampling")
+    one_step = sampling.one_step if isinstance(sampling, OneStepSampling) else OneStep(prediction_type=prediction_type(model))
+    return {
+        "wadi.alpha_T_squared": repr(one_step.alpha_T_squared),
+        "wadi.timestep": str(one_step.timestep),
+        "wadi.prediction_type": one_step.prediction_type,
+    }
+
+
+def _data_uri(image: Tensor) -> str:
+    """The first of (n, h, w, 3) pictures as a small JPEG inside a text."""
+    pixels = image[0].mul(255).round().clamp(0, 255).to("cpu", torch.uint8).numpy()
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    content = bytes_io.BytesIO()
+    picture.save(content, "jpeg", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
