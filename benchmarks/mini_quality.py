@@ -29,9 +29,10 @@ import numpy as np
 import torch
 
 from benchmarks import ruler
-from benchmarks.features import GRAIN, Eye, load_lite0
+from benchmarks.features import GRAIN, Eye
 from benchmarks.sets import SAMPLERS, Generated, Real, Reconstructed, Source, feature_set, images_of
 from benchmarks.streams import Stream
+from trainer.efficientnet import load_lite
 from trainer.watch import contact_sheet
 from wadi_core import OneStepPipeline, __version__, mini
 from wadi_core import base as bases
@@ -86,7 +87,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         OSError, ValueError: a file is missing or does not fit; one line.
     """
     work, count = Path(options.work), options.count
-    eye = Eye(load_lite0().to(options.device), options.grain)
+    eye = Eye(load_lite().to(options.device), options.grain)
     gauge = ruler.Ruler.learn(work, eye, options.study)
 
     def features(source: Source, stream: Stream, pictures: int = count) -> np.ndarray:

