@@ -312,7 +312,7 @@ function reviewNow() {
       content.picture ??= described.picture;
       described.lines.forEach(add);
     }
-    for (const text of reports.get(node) ?? []) add({ kind: "report", text });
+    for (const text of reports.get(node) ?? []) add({ kind: text.includes("\n") ? "table" : "report", text });
     if (sampler && node.mode !== MUTED && node.mode !== BYPASSED) {
       for (const name of remarksOn(node, path)) add({ kind: name.split("_")[0], text: say(name) });
     }
@@ -343,6 +343,7 @@ const STYLE = `
 .wadi-title { font-weight: 600; }
 .wadi-info { opacity: 0.75; }
 .wadi-report { white-space: pre-wrap; }
+.wadi-table { font: 11px/1.4 monospace; white-space: pre; overflow-x: auto; }
 .wadi-warn, .wadi-note { padding: 3px 6px; border-left: 3px solid; border-radius: 3px; }
 .wadi-warn { color: #f4c264; background: #4a3508; border-color: #e69a11; }
 .wadi-note { color: #b9d3ee; background: #1f3347; border-color: #5b95cf; }
