@@ -1,92 +1,33 @@
-"""Sets of pictures, real and generated, and their features: made in chunks, so that a killed run goes on.
+"""Sets of pictures, real and generated, and their features, each in a :class:`~trainer.store.Store`.
 
-A set lies in a folder of its own whose name ends in a hash of all that decides its pictures (weights, settings,
-seeds, what draws the scenes). Another student, or other settings, is another folder; what is already there is never
-made twice. Latents are kept beside the features: they are what takes time.
+What decides a set's pictures: weights, settings, seeds, what draws the scenes. Latents are kept beside the features:
+they are what takes time.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
-from tqdm import tqdm
 
 from trainer.mini import scenes
 from trainer.mini.sampling import make_scheduler
 from trainer.mini.vae import to_tensor
-from wadi_core.files import atomic_write, refusal
+from trainer.store import Store
 from wadi_core.pipeline import OneStepPipeline, noise
 
 from .features import Eye
 from .streams import Stream
 
-CHUNK = 256  # pictures a file
 GRAIN_SEED = 1 << 40  # far from the seeds of noises that pictures are made of
 DECODE_BATCH = 16
 SAMPLERS = ("dpm", "ddim")
-
-
-class Store:
-    """The tensors of one set, a file for each chunk and kind.
-
-    Args:
-        work: the folder of all sets.
-        name: of this set, for people.
-        recipe: all that decides what is in it, as plain values.
-    """
-
-    def __init__(self, work: str | os.PathLike[str], name: str, recipe: Mapping[str, Any]) -> None:
-        text = json.dumps(recipe, sort_keys=True)
-        self.folder = Path(work) / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-        self.name = name
-        self.recipe = dict(recipe)
-
-    def collect(self, kind: str, count: int, make: Callable[[range], Tensor]) -> Tensor:
-        """The first ``count`` rows of ``kind``; chunks that are not there yet come from ``make(range of rows)``.
-
-        Raises:
-            ValueError: a file of the set is damaged. OSError: one cannot be written. Both in one line.
-        """
-        chunks = []
-        with tqdm(total=count, desc=f"{self.name}: {kind}", unit="picture", mininterval=2) as bar:
-            for start in range(0, count, CHUNK):
-                wanted = min(CHUNK, count - start)
-                path = self.folder / f"{kind}-{start:07d}.safetensors"
-                chunk = self._read(path, kind)
-                if chunk is None or len(chunk) < wanted:
-                    chunk = make(range(start, start + wanted))
-                    self._write(path, kind, chunk)
-                chunks.append(chunk[:wanted])
-                bar.update(wanted)
-        return torch.cat(chunks)
-
-    def _read(self, path: Path, kind: str) -> Tensor | None:
-        if not path.exists():
-            return None
-        try:
-            return load_file(path)[kind]
-        except (SafetensorError, KeyError) as error:
-            raise refusal(path, f"this file is damaged ({error}); remove it and it is made again") from None
-
-    def _write(self, path: Path, kind: str, chunk: Tensor) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        recipe = self.folder / "recipe.json"
-        if not recipe.exists():
-            with atomic_write(recipe) as file:
-                file.write(json.dumps(self.recipe, indent=2, sort_keys=True).encode())
-        with atomic_write(path) as file:
-            file.write(save({kind: chunk.contiguous()}))
 
 
 def digest(modules: Iterable[torch.nn.Module]) -> str:

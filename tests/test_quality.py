@@ -18,6 +18,7 @@ from PIL import Image
 from benchmarks import mini_quality, sets
 from benchmarks.streams import Stream, same_caption
 from trainer.mini import scenes
+from trainer.store import Store
 from wadi_core import OneStepPipeline
 from wadi_core import base as bases
 
@@ -73,23 +74,23 @@ def counting(made: list[range], fail_at: int | None = None) -> Callable[[range],
 
 
 def test_a_stopped_set_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sets, "CHUNK", 4)
+    monkeypatch.setattr("trainer.store.CHUNK", 4)
     made: list[range] = []
     with pytest.raises(KeyboardInterrupt):
-        sets.Store(tmp_path, "some", {"seed": 1}).collect("features", 10, counting(made, fail_at=8))
-    again = sets.Store(tmp_path, "some", {"seed": 1})
+        Store(tmp_path, "some", {"seed": 1}).collect("features", 10, counting(made, fail_at=8))
+    again = Store(tmp_path, "some", {"seed": 1})
     assert again.collect("features", 10, counting(made))[:, 0].tolist() == list(range(0, 20, 2))
     assert made == [range(0, 4), range(4, 8), range(8, 10)]
     assert again.collect("features", 12, counting(made)).shape == (12, 1)  # only the last chunk grows
     assert again.collect("features", 5, counting(made))[:, 0].tolist() == [0, 2, 4, 6, 8]
     assert made[3:] == [range(8, 12)]
     assert json.loads((again.folder / "recipe.json").read_text()) == {"seed": 1}
-    assert sets.Store(tmp_path, "some", {"seed": 2}).folder != again.folder
+    assert Store(tmp_path, "some", {"seed": 2}).folder != again.folder
     assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
-    store = sets.Store(tmp_path, "some", {})
+    store = Store(tmp_path, "some", {})
     store.collect("features", 3, counting([]))
     path = store.folder / "features-0000000.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
