@@ -29,10 +29,10 @@ import numpy as np
 import torch
 
 from benchmarks import ruler
-from benchmarks.features import GRAIN, Eye
 from benchmarks.sets import SAMPLERS, Generated, Real, Reconstructed, Source, feature_set, images_of
 from benchmarks.streams import Stream
 from trainer.efficientnet import load_lite
+from trainer.features import GRAIN, Eye
 from trainer.watch import contact_sheet
 from wadi_core import OneStepPipeline, __version__, mini
 from wadi_core import base as bases

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from trainer.features import Eye
 from trainer.metrics import Projection, frechet, kid, spread
 from trainer.mini import scenes
 
-from .features import Eye
 from .retrieval import Prototypes
 from .sets import Real, feature_set
 from .streams import Stream

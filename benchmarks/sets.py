@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.features import Eye
 from trainer.mini import scenes
 from trainer.mini.sampling import make_scheduler
 from trainer.mini.vae import to_tensor
 from trainer.store import Store
 from wadi_core.pipeline import OneStepPipeline, noise
 
-from .features import Eye
 from .streams import Stream
 
 GRAIN_SEED = 1 << 40  # far from the seeds of noises that pictures are made of

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.features import Eye, enlarge
 from benchmarks.retrieval import Prototypes
 from trainer.efficientnet import Lite, load_lite
+from trainer.features import Eye, enlarge
 from trainer.metrics import Projection, frechet, kid, spread
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from trainer.efficientnet import Lite
+from .efficientnet import Lite
 
 INPUT_SIDE = 224  # pixels: what the network was trained on
 GRAIN = 4.0  # grey levels of 255, standard deviation
