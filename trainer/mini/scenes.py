@@ -127,7 +127,7 @@ def _pick_pair(rng: random.Random, held: bool) -> tuple[Thing, Thing]:
 
 def _place_pair(rng: random.Random, above: bool) -> list[tuple[float, float, float]]:
     """Centres and sizes of two objects that at most touch: one over the other, or anyhow side by side."""
-    first, second = rng.uniform(44, 62), rng.uniform(44, 62)
+    first, second = rng.uniform(50, 61), rng.uniform(50, 61)
     margin = 3.0
     spare = SIZE - 2 * margin - first - second
     start = margin + rng.uniform(0, spare)
@@ -170,15 +170,15 @@ def draw_plan(rng: random.Random, pair: bool | None = None, held: bool = False, 
         chosen = (first, second)
     else:
         thing = only or rng.choice(things())
-        size = rng.uniform(58, 118)
+        size = rng.uniform(76, 120)
         half = size / 2 + 2
         spots = [(rng.uniform(half, SIZE - half), rng.uniform(half, SIZE - half), size)]
         word = rng.random()
         phrase = rng.choice(SINGLE_PHRASES)
         caption = phrase.format(a=thing.phrase, n=thing.name)
-        if size > 98 and word < 0.3:
+        if size > 105 and word < 0.3:
             caption = f"a big {thing.name}"
-        elif size < 76 and word < 0.3:
+        elif size < 89 and word < 0.3:
             caption = f"a small {thing.name}"
         chosen = (thing,)
     if rng.random() < 0.5:

