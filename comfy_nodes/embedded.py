@@ -91,7 +91,7 @@ def load_clip(**options: Any) -> CLIP:
     clip = comfy.sd.load_text_encoder_state_dicts(
         [mini.state_dicts()["text_encoder"]],
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
-        model_options={"clip_l_model_config": {name: settings[name] for name in _TEXT_SETTINGS}},
+        model_options={"model_config": {name: settings[name] for name in _TEXT_SETTINGS}},
         **options,
     )
     clip.tokenizer.clip_l.embedding_size = settings["hidden_size"]  # of textual inversions that fit

@@ -1,0 +1,244 @@
+"""A ComfyUI server of its own for the tests: started, asked over HTTP and websocket, and stopped again."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PROBE = Path(__file__).parent / "comfy_probe"
+PACK = "wadi"
+START_SECONDS = 300
+RUN_SECONDS = 900
+
+Prompt = dict[str, dict[str, Any]]
+
+
+class ComfyError(Exception):
+    """A prompt was refused or failed: what ComfyUI's dialog would show.
+
+    Attributes:
+        node: the id of the node that it is about.
+    """
+
+    def __init__(self, message: str, node: str = "") -> None:
+        super().__init__(message)
+        self.node = node
+
+
+@dataclass
+class Result:
+    """What a prompt did.
+
+    Attributes:
+        ui: node id -> what it sent to the front end.
+        events: the websocket's messages about this prompt, in order.
+        prompt_id: its name at the server.
+    """
+
+    ui: dict[str, dict[str, Any]]
+    events: list[dict[str, Any]] = field(default_factory=list)
+    prompt_id: str = ""
+
+
+def lay_out(base: Path, mini: Path | None = None) -> None:
+    """Folders for a server, with the pack and the tests' probe in it.
+
+    Args:
+        base: an empty folder.
+        mini: a folder with weights of wadi-mini to be used in place of the pack's own.
+    """
+    for name in ("custom_nodes", "input", "output", "temp", "user", "models/checkpoints", "models/diffusion_models"):
+        (base / name).mkdir(parents=True)
+    for name in ("loras", "lorad", "vae", "controlnet"):
+        (base / "models" / name).mkdir()
+    unwanted = shutil.ignore_patterns(
+        ".*", "__pycache__", "tests", "trainer", "benchmarks", "docs", "runs", "outputs", "*.egg-info"
+    )
+    shutil.copytree(ROOT, base / "custom_nodes" / PACK, ignore=unwanted)
+    shutil.copytree(PROBE, base / "custom_nodes" / "probe", ignore=unwanted)
+    if mini is not None:
+        shutil.copytree(mini, base / "custom_nodes" / PACK / "wadi_core" / "mini", dirs_exist_ok=True)
+
+
+class ComfyServer:
+    """A running server.
+
+    Args:
+        path: ComfyUI's folder.
+        python: the Python that it runs under.
+        base: the server's own folders, see :func:`lay_out`.
+        options: more of its command line.
+    """
+
+    def __init__(self, path: Path, python: str, base: Path, options: tuple[str, ...] = ()) -> None:
+        self.path, self.python, self.base, self.options = path, python, base, options
+        self.log = base / "server.log"
+        self.client = uuid.uuid4().hex
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it answers.
+
+        Raises:
+            RuntimeError: it ended, or does not answer in time; with the end of its log.
+        """
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        command = [self.python, "main.py", "--cpu", "--disable-api-nodes", "--port", str(self.port)]
+        command += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:", *self.options]
+        with open(self.log, "ab") as log:
+            self._process = subprocess.Popen(command, cwd=self.path, stdout=log, stderr=subprocess.STDOUT, env=environment())
+        begin = time.monotonic()
+        while True:
+            try:
+                self.get("/system_stats")
+                return
+            except (OSError, ValueError):
+                if self._process.poll() is not None or time.monotonic() - begin > START_SECONDS:
+                    tail = self.log.read_text(errors="replace")[-3000:]
+                    raise RuntimeError(f"ComfyUI does not answer:\n{tail}") from None
+                time.sleep(0.2)
+
+    def stop(self) -> None:
+        """End it."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def get(self, path: str) -> Any:
+        """JSON from the server."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as answer:
+            return json.loads(answer.read())
+
+    def bytes_of(self, path: str) -> bytes:
+        """Bytes from the server."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as answer:
+            return answer.read()
+
+    def post(self, path: str, content: Any) -> Any:
+        """Post JSON; None where the answer is empty."""
+        data = json.dumps(content).encode()
+        url = f"http://127.0.0.1:{self.port}{path}"
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            text = answer.read()
+        return json.loads(text) if text.strip() else None
+
+    def queue(self, prompt: Prompt) -> str:
+        """Queue a prompt; its id.
+
+        Raises:
+            ComfyError: the server refuses it, as the front end would show.
+        """
+        try:
+            return self.post("/prompt", {"prompt": prompt, "client_id": self.client})["prompt_id"]
+        except urllib.error.HTTPError as error:
+            answer = json.loads(error.read())
+            for node, found in answer.get("node_errors", {}).items():
+                said = "; ".join(f"{one['message']}: {one['details']}" for one in found["errors"])
+                raise ComfyError(said, node) from None
+            raise ComfyError(str(answer.get("error"))) from None
+
+    def run(self, prompt: Prompt, interrupt_at: str = "") -> Result:
+        """Run a prompt to its end, listening to the websocket.
+
+        Args:
+            interrupt_at: interrupt when this node has made progress.
+
+        Raises:
+            ComfyError: a node failed (or was interrupted: the message is then ``interrupted``).
+        """
+        with websocket(self.port, self.client) as messages:
+            prompt_id = self.queue(prompt)
+            events, ui = [], {}
+            begin = time.monotonic()
+            for message in messages:
+                if time.monotonic() - begin > RUN_SECONDS:
+                    raise TimeoutError(f"no end after {RUN_SECONDS} s")
+                kind, data = message["type"], message["data"]
+                if data.get("prompt_id") not in (prompt_id, None):
+                    continue
+                events.append(message)
+                if kind == "progress" and interrupt_at == str(data.get("node")):
+                    self.post("/interrupt", {})
+                    interrupt_at = ""
+                elif kind == "executed":
+                    ui[data["node"]] = data["output"]
+                elif kind == "execution_error":
+                    raise ComfyError(data["exception_message"].strip(), str(data["node_id"]))
+                elif kind == "execution_interrupted":
+                    raise ComfyError("interrupted", str(data["node_id"]))
+                elif kind == "execution_success":
+                    return Result(ui, events, prompt_id)
+        raise ComfyError("the connection was closed")
+
+    def restarted(self) -> None:
+        """Stop and start it: nothing of earlier prompts is in memory."""
+        self.stop()
+        self.start()
+
+
+def environment() -> dict[str, str]:
+    """Of the server's process: nothing is fetched, and the pack's folder stays as it is."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", "MPLBACKEND": "Agg"}
+
+
+def host_python() -> str:
+    """The Python that ComfyUI runs under."""
+    return os.environ.get("COMFYUI_PYTHON", sys.executable)
+
+
+@contextmanager
+def websocket(port: int, client: str) -> Iterator[Iterator[dict[str, Any]]]:
+    """The messages that ComfyUI sends to one front end, parsed; previews (binary) are left out. RFC 6455, reading only."""
+    with socket.create_connection(("127.0.0.1", port), timeout=RUN_SECONDS) as connection:
+        key = base64.b64encode(os.urandom(16)).decode()
+        head = f"GET /ws?clientId={client} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        connection.sendall(f"{head}Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode())
+        with connection.makefile("rb") as stream:
+            while stream.readline().strip():
+                pass
+            yield _messages(stream, connection)
+
+
+def _messages(stream: Any, connection: socket.socket) -> Iterator[dict[str, Any]]:
+    text = b""
+    while True:
+        head = stream.read(2)
+        if len(head) < 2:
+            return
+        final, code, length = head[0] & 0x80, head[0] & 0x0F, head[1] & 0x7F
+        if length > 125:
+            length = int.from_bytes(stream.read(2 if length == 126 else 8), "big")
+        content = stream.read(length)
+        if code == 8:
+            return
+        if code == 9:  # a ping, answered by a masked pong
+            mask = os.urandom(4)
+            masked = bytes(byte ^ mask[index % 4] for index, byte in enumerate(content[:125]))
+            connection.sendall(bytes([0x8A, 0x80 | len(masked)]) + mask + masked)
+        elif code in (0, 1):
+            text += content
+            if final:
+                yield json.loads(text)
+                text = b""

@@ -1,0 +1,61 @@
+"""Host programs for the tests in this folder. Without one, its tests are skipped with one line.
+
+    COMFYUI_PATH=/path/to/ComfyUI [COMFYUI_PYTHON=/path/to/its/python] python -m pytest tests/hosts
+
+ComfyUI runs on the CPU in folders of its own; nothing of an installation is read or changed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path[:0] = [path for path in (str(HERE), str(HERE.parent)) if path not in sys.path]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where there is no ComfyUI its tests are left out, all but one that is skipped and says why."""
+    if os.environ.get("COMFYUI_PATH"):
+        return
+    left_out = [item for item in items if item.path.parent == HERE and item.path.name.startswith("test_comfyui")]
+    for item in left_out[:1]:
+        reason = "no ComfyUI: set COMFYUI_PATH (and COMFYUI_PYTHON) to run the tests of its nodes"
+        item.add_marker(pytest.mark.skip(reason=reason))
+    items[:] = [item for item in items if item not in left_out[1:]]
+    config.hook.pytest_deselected(items=left_out[1:])
+
+
+@pytest.fixture(scope="session")
+def comfyui_path() -> Path:
+    """ComfyUI's folder."""
+    path = Path(os.environ["COMFYUI_PATH"])
+    assert (path / "main.py").is_file(), f"COMFYUI_PATH={path}: there is no main.py"
+    return path
+
+
+@pytest.fixture(scope="session")
+def comfy_base(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The server's own folders with the pack in them; its wadi-mini has random weights."""
+    import comfy_networks
+    import comfy_server
+
+    mini = comfy_networks.random_mini(tmp_path_factory.mktemp("mini") / "mini")
+    base = tmp_path_factory.mktemp("comfyui")
+    comfy_server.lay_out(base, mini)
+    return base
+
+
+@pytest.fixture(scope="session")
+def comfy(comfyui_path: Path, comfy_base: Path) -> Iterator[object]:
+    """A running server."""
+    import comfy_server
+
+    server = comfy_server.ComfyServer(comfyui_path, comfy_server.host_python(), comfy_base)
+    server.start()
+    yield server
+    server.stop()

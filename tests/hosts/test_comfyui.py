@@ -1,0 +1,338 @@
+"""The pack in a real ComfyUI server: its nodes are there, sample exactly, and its workflows run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import comfy_networks
+import pytest
+import torch
+from comfy_graph import Graph, Node, to_api
+from comfy_server import ROOT, ComfyServer
+from networks import random_lorad
+from safetensors.torch import load_file, save_file
+
+from wadi_core import LoRaD, OneStep, OneStepPipeline
+from wadi_core.pipeline import noise
+
+NODES = {
+    *("WaDi_LoadLoRaD", "WaDi_OpenLoRaD", "WaDi_ApplyLoRaD", "WaDi_EmbeddedModel"),
+    *("WaDi_OneStepModel", "WaDi_OneStepSampler", "WaDi_OneStepCustomSampling"),
+    *("WaDi_ExtractLoRaD", "WaDi_SaveLoRaD", "WaDi_ConvertToLoRA", "WaDi_Inspect", "WaDi_AnalyzeDirections"),
+}
+SEED = 1234
+SIZE = 64
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def network(comfy_base: Path) -> torch.nn.Module:
+    """A slice of Stable Diffusion 1.5, which the server has too, with an adapter and a prompt."""
+    made = comfy_networks.unet(comfy_networks.SLICE)
+    comfy_networks.diffusion_model(comfy_base / "models/diffusion_models/slice.safetensors", made, comfy_networks.SLICE)
+    random_lorad(made).save(comfy_base / "models/lorad/slice.safetensors", torch.float32)
+    torch.manual_seed(4)
+    save_file({"conditioning": torch.randn(1, 77, 768)}, comfy_base / "input/prompt.safetensors")
+    return made
+
+
+@pytest.fixture(scope="module")
+def expected(network: torch.nn.Module, comfy_base: Path) -> torch.Tensor:
+    """What the core makes of the noise of SEED and SEED + 1 with the adapter, as ComfyUI keeps latents."""
+    lorad = LoRaD.load(comfy_base / "models/lorad/slice.safetensors")
+    lorad.apply_to(network)
+    latent = one_step(network, noise([SEED, SEED + 1], SIZE, SIZE), conditioning(comfy_base), lorad.one_step)
+    lorad.remove(network)
+    return latent / comfy_networks.SD15_VAE_SCALE
+
+
+def conditioning(base: Path) -> torch.Tensor:
+    return load_file(base / "input/prompt.safetensors")["conditioning"]
+
+
+@torch.no_grad()
+def one_step(network: torch.nn.Module, z: torch.Tensor, told: torch.Tensor, schedule: OneStep) -> torch.Tensor:
+    prediction = network(z, schedule.timestep, encoder_hidden_states=told.expand(len(z), -1, -1)).sample
+    return schedule.x0(z, prediction)
+
+
+def with_lorad(graph: Graph, **more: Any) -> tuple[Node, Node]:
+    """The slice with its adapter and its calls counted, and the prompt."""
+    base = graph("UNETLoader", unet_name="slice.safetensors", weight_dtype="default")
+    settings = {"lorad_name": "slice.safetensors", "strength": 1.0, "one_step": True, **more}
+    turned = graph("WaDi_LoadLoRaD", model=base[0], **settings)
+    counted = graph("Probe_Count", model=turned[0], name="calls.json")
+    return counted, graph("Probe_Conditioning", name="prompt.safetensors")
+
+
+def latent_of(comfy: ComfyServer, graph: Graph, latent: list[Any]) -> torch.Tensor:
+    graph("Probe_DumpLatent", latent=latent, name="latent.safetensors")
+    comfy.run(graph.prompt)
+    return load_file(comfy.base / "output/latent.safetensors")["samples"]
+
+
+def calls(comfy: ComfyServer) -> list[dict[str, Any]]:
+    return json.loads((comfy.base / "output/calls.json").read_text())
+
+
+def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    assert found.shape == expected.shape
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+# The nodes
+
+
+def test_all_nodes_are_there_with_their_words(comfy: ComfyServer) -> None:
+    info = comfy.get("/object_info")
+    assert {name for name in info if name.startswith("WaDi_")} == NODES
+    for name in NODES:
+        node = info[name]
+        assert node["category"].startswith("WaDi/") and node["description"] and node["display_name"]
+        inputs = {**node["input"].get("required", {}), **node["input"].get("optional", {})}
+        assert all(spec[1].get("tooltip") for spec in inputs.values()), name
+        assert all(node.get("output_tooltips", [])), name
+
+
+def test_the_sampler_is_in_the_stock_lists_once(comfy: ComfyServer) -> None:
+    info = comfy.get("/object_info")
+    for node in ("KSampler", "KSamplerAdvanced", "KSamplerSelect"):
+        spec = info[node]["input"]["required"]["sampler_name"]
+        options = spec[0] if isinstance(spec[0], list) else spec[1]["options"]
+        assert options.count("wadi_one_step") == 1
+
+
+def test_loras_that_are_none_of_ours_are_not_offered(comfy: ComfyServer, network: torch.nn.Module) -> None:
+    save_file(comfy_networks.random_lora(network), comfy.base / "models/loras/plain.safetensors")
+    random_lorad(network).save(comfy.base / "models/loras/among-loras.safetensors")
+    spec = comfy.get("/object_info/WaDi_LoadLoRaD")["WaDi_LoadLoRaD"]["input"]["required"]["lorad_name"]
+    options = spec[0] if isinstance(spec[0], list) else spec[1]["options"]
+    assert {"slice.safetensors", "among-loras.safetensors"} <= set(options) and "plain.safetensors" not in options
+
+
+# One step
+
+
+def test_one_step_sampler_equals_the_core(comfy: ComfyServer, expected: torch.Tensor) -> None:
+    graph = Graph()
+    model, positive = with_lorad(graph)
+    sizes = {"width": SIZE, "height": SIZE, "batch_size": 2, "seed": SEED}
+    sampled = graph("WaDi_OneStepSampler", model=model[0], positive=positive[0], **sizes)
+    assert error(latent_of(comfy, graph, sampled[0]), expected) < TOLERANCE
+    assert calls(comfy) == [{"timesteps": [999.0, 999.0], "shape": [2, 4, SIZE // 8, SIZE // 8]}]
+
+
+SETTINGS = [
+    {"steps": 1, "cfg": 1.0, "scheduler": "normal", "denoise": 1.0},
+    {"steps": 20, "cfg": 1.0, "scheduler": "karras", "denoise": 0.4},
+    {"steps": 7, "cfg": 1.0, "scheduler": "ddim_uniform", "denoise": 1.0},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: f"{settings['steps']}-{settings['scheduler']}")
+@pytest.mark.parametrize("latent", ["empty", "full"])
+def test_stock_sampler_makes_one_exact_call_whatever_is_set(
+    comfy: ComfyServer, expected: torch.Tensor, settings: dict[str, Any], latent: str
+) -> None:
+    graph = Graph()
+    model, positive = with_lorad(graph)
+    start = graph("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=1)
+    if latent == "full":
+        start = graph(
+            "WaDi_OneStepSampler", model=model[0], positive=positive[0], width=SIZE, height=SIZE, batch_size=1, seed=1
+        )
+    sampled = graph(
+        "KSampler",
+        model=model[0],
+        seed=SEED,
+        sampler_name="wadi_one_step",
+        positive=positive[0],
+        negative=positive[0],
+        latent_image=start[0],
+        **settings,
+    )
+    assert error(latent_of(comfy, graph, sampled[0]), expected[:1]) < TOLERANCE
+    assert [call["timesteps"] for call in calls(comfy)] == [[999.0]] * (1 + (latent == "full"))
+
+
+def test_stock_euler_with_one_step_is_exact_too(comfy: ComfyServer, expected: torch.Tensor) -> None:
+    graph = Graph()
+    model, positive = with_lorad(graph)
+    start = graph("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=1)
+    links = {"positive": positive[0], "negative": positive[0], "latent_image": start[0]}
+    names = {"sampler_name": "euler", "scheduler": "normal"}
+    sampled = graph("KSampler", model=model[0], seed=SEED, steps=1, cfg=1.0, denoise=1.0, **names, **links)
+    assert error(latent_of(comfy, graph, sampled[0]), expected[:1]) < TOLERANCE
+    assert len(calls(comfy)) == 1
+
+
+def test_custom_sampling_equals_the_core(comfy: ComfyServer, expected: torch.Tensor) -> None:
+    graph = Graph()
+    model, positive = with_lorad(graph)
+    parts = graph("WaDi_OneStepCustomSampling", model=model[0])
+    start = graph("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=1)
+    guider = graph("BasicGuider", model=model[0], conditioning=positive[0])
+    random = graph("RandomNoise", noise_seed=SEED)
+    links = {"noise": random[0], "guider": guider[0], "sampler": parts[0], "sigmas": parts[1], "latent_image": start[0]}
+    sampled = graph("SamplerCustomAdvanced", **links)
+    assert error(latent_of(comfy, graph, sampled[0]), expected[:1]) < TOLERANCE
+    assert [call["timesteps"] for call in calls(comfy)] == [[999.0]]
+
+
+def test_a_noise_mask_keeps_what_it_covers(comfy: ComfyServer, expected: torch.Tensor) -> None:
+    graph = Graph()
+    model, positive = with_lorad(graph)
+    start = graph("WaDi_OneStepSampler", model=model[0], positive=positive[0], width=SIZE, height=SIZE, batch_size=1, seed=1)
+    mask = graph("SolidMask", value=0.0, width=SIZE, height=SIZE)
+    masked = graph("SetLatentNoiseMask", samples=start[0], mask=mask[0])
+    names = {"sampler_name": "wadi_one_step", "scheduler": "normal", "steps": 1, "cfg": 1.0, "denoise": 1.0}
+    links = {"positive": positive[0], "negative": positive[0], "latent_image": masked[0]}
+    sampled = graph("KSampler", model=model[0], seed=SEED, **names, **links)
+    graph("Probe_DumpLatent", latent=start[0], name="kept.safetensors")
+    found = latent_of(comfy, graph, sampled[0])
+    assert error(found, load_file(comfy.base / "output/kept.safetensors")["samples"]) < TOLERANCE
+
+
+def test_a_merged_network_needs_one_step_model_only(comfy: ComfyServer, network: torch.nn.Module) -> None:
+    schedule = OneStep(0.006, 900)
+    told = conditioning(comfy.base)
+    graph = Graph()
+    base = graph("UNETLoader", unet_name="slice.safetensors", weight_dtype="default")
+    model = graph("WaDi_OneStepModel", model=base[0], alpha_T_squared=0.006, timestep=900)
+    counted = graph("Probe_Count", model=model[0], name="calls.json")
+    positive = graph("Probe_Conditioning", name="prompt.safetensors")
+    sizes = {"width": SIZE, "height": SIZE, "batch_size": 1, "seed": SEED}
+    sampled = graph("WaDi_OneStepSampler", model=counted[0], positive=positive[0], **sizes)
+    found = latent_of(comfy, graph, sampled[0])
+    reference = one_step(network, noise([SEED], SIZE, SIZE), told, schedule) / comfy_networks.SD15_VAE_SCALE
+    assert error(found, reference) < TOLERANCE
+    assert [call["timesteps"] for call in calls(comfy)] == [[900.0]]
+
+
+def test_without_one_step_weights_the_sampler_says_so(comfy: ComfyServer, network: torch.nn.Module) -> None:
+    graph = Graph()
+    model, positive = with_lorad(graph, one_step=False)
+    sizes = {"width": SIZE, "height": SIZE, "batch_size": 1, "seed": SEED}
+    sampled = graph("WaDi_OneStepSampler", model=model[0], positive=positive[0], **sizes)
+    graph("Probe_DumpLatent", latent=sampled[0], name="latent.safetensors")
+    said = comfy.run(graph.prompt).ui
+    assert "no one-step weights" in said[sampled.id]["text"][0]
+    assert said["2"]["wadi"][0]["one_step"] is False
+
+
+def test_the_loader_reports_in_one_line(comfy: ComfyServer, network: torch.nn.Module) -> None:
+    graph = Graph()
+    model, _ = with_lorad(graph, strength=0.75)
+    graph("Probe_DumpWeights", model=model[0], name="weights.safetensors")
+    said = comfy.run(graph.prompt).ui["2"]
+    count = len(random_lorad(network).factors)
+    assert said["text"] == [
+        f"{count} of {count} layers, rank 4, unet-custom, strength 0.75, one step at t = 999, alpha_T^2 = 0.0047"
+    ]
+    facts = said["wadi"][0]
+    assert (facts["layers"], facts["of"], facts["rank"], facts["one_step"]) == (count, count, 4, True)
+
+
+# The embedded model
+
+
+def test_embedded_model_draws_what_the_core_draws(comfy: ComfyServer) -> None:
+    """The same noise, the same words: the picture of the core, of random weights here, within 1/255 of every pixel."""
+    graph = Graph()
+    mini = graph("WaDi_EmbeddedModel")
+    turned = graph("WaDi_ApplyLoRaD", model=mini[0], lorad=mini[3], strength=1.0, one_step=True)
+    positive = graph("CLIPTextEncode", clip=mini[1], text="a red apple and a bicycle")
+    sizes = {"width": 128, "height": 128, "batch_size": 2, "seed": 7}
+    sampled = graph("WaDi_OneStepSampler", model=turned[0], positive=positive[0], **sizes)
+    decoded = graph("VAEDecode", samples=sampled[0], vae=mini[2])
+    graph("Probe_DumpImage", image=decoded[0], name="mini.safetensors")
+    comfy.run(graph.prompt)
+    found = load_file(comfy.base / "output/mini.safetensors")["image"].mul(255).round()
+    folder = comfy.base / "custom_nodes/wadi/wadi_core/mini"
+    pipe = OneStepPipeline.from_pretrained(folder, lorad=next(folder.glob("*.safetensors")), device="cpu")
+    pictures = pipe(["a red apple and a bicycle"] * 2, seed=7).images
+    reference = torch.stack([torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).view(128, 128, 3) for p in pictures])
+    assert float((found - reference).abs().max()) <= 1
+    assert reference.float().std() > 1  # not one colour
+
+
+# PixArt
+
+
+def test_pixart_alpha_256_equals_the_core(comfy: ComfyServer) -> None:
+    network = comfy_networks.pixart()
+    state = {name: tensor for name, tensor in network.state_dict().items() if name != "pos_embed.pos_embed"}
+    save_file(state, comfy.base / "models/diffusion_models/pixart.safetensors")
+    lorad = comfy_networks.pixart_lorad(network)
+    lorad.save(comfy.base / "models/lorad/pixart.safetensors", torch.float32)
+    torch.manual_seed(8)
+    told = torch.randn(1, 150, 4096)  # more tokens than PixArt takes
+    save_file({"conditioning": told}, comfy.base / "input/pixart.safetensors")
+    with torch.no_grad():
+        z = noise([SEED], 256, 256)
+        sizes = {"resolution": None, "aspect_ratio": None}
+        ask = {"encoder_hidden_states": told[:, :120], "added_cond_kwargs": sizes}
+        bare = OneStep().x0(z, network(z, timestep=torch.tensor([999]), **ask).sample)
+        lorad.apply_to(network)
+        turned = OneStep().x0(z, network(z, timestep=torch.tensor([999]), **ask).sample)
+    for adapter, reference in (("WaDi_LoadLoRaD", turned), ("WaDi_OneStepModel", bare)):
+        graph = Graph()
+        base = graph("UNETLoader", unet_name="pixart.safetensors", weight_dtype="default")
+        settings = {"alpha_T_squared": 0.0047, "timestep": 999}
+        if adapter == "WaDi_LoadLoRaD":
+            settings = {"lorad_name": "pixart.safetensors", "strength": 1.0, "one_step": True}
+        model = graph(adapter, model=base[0], **settings)
+        counted = graph("Probe_Count", model=model[0], name="calls.json")
+        positive = graph("Probe_Conditioning", name="pixart.safetensors")
+        sizes = {"width": 256, "height": 256, "batch_size": 1, "seed": SEED}
+        sampled = graph("WaDi_OneStepSampler", model=counted[0], positive=positive[0], **sizes)
+        found = latent_of(comfy, graph, sampled[0])
+        assert error(found, reference / comfy_networks.SD15_VAE_SCALE) < TOLERANCE
+        assert [call["timesteps"] for call in calls(comfy)] == [[999.0]]
+
+
+# Workflows
+
+
+@pytest.fixture(scope="module")
+def models(comfy_base: Path, network: torch.nn.Module) -> Iterator[None]:
+    """Files of the names that the workflows ask for, small and random."""
+    models = comfy_base / "models"
+    comfy_networks.checkpoint(models / "checkpoints/v1-5-pruned-emaonly-fp16.safetensors", network, comfy_networks.SLICE)
+    lorad = random_lorad(network)
+    lorad.save(models / "lorad/wadi-sd15-one-step.safetensors")
+    save_file(comfy_networks.random_lora(network), models / "loras/your-style-lora.safetensors")
+    fused = lorad.fuse_into(network)
+    comfy_networks.diffusion_model(models / "diffusion_models/rotated_unet-sdv1-5.safetensors", network, comfy_networks.SLICE)
+    fused.restore()
+    transformer = comfy_networks.pixart()
+    state = {name: tensor for name, tensor in transformer.state_dict().items() if name != "pos_embed.pos_embed"}
+    save_file(state, models / "diffusion_models/rotated_transformer.safetensors")
+    save_file(comfy_networks.taesd(), models / "vae/vae-ft-mse-840000-ema-pruned.safetensors")
+    save_file({"conditioning": torch.randn(1, 30, 4096)}, comfy_base / "input/t5.safetensors")
+    return
+
+
+WORKFLOWS = sorted(path.name for path in (ROOT / "workflows").glob("*.json"))
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_workflow_runs(comfy: ComfyServer, models: None, name: str) -> None:
+    workflow = json.loads((ROOT / "workflows" / name).read_text())
+    prompt = to_api(workflow, comfy.get("/object_info"))
+    for key, node in list(prompt.items()):
+        if "width" in node["inputs"] and not name.startswith("01"):
+            small = 256 if "pixart" in name else 128
+            node["inputs"] |= {"width": small, "height": small, "batch_size": 1}
+        if node["class_type"] == "CLIPLoader":  # T5-XXL is 9.5 GB: its output comes out of a file instead
+            encoder = next(k for k, n in prompt.items() if n["class_type"] == "CLIPTextEncode")
+            prompt[encoder] = {"class_type": "Probe_Conditioning", "inputs": {"name": "t5.safetensors"}}
+            del prompt[key]
+    pictures = [image for output in comfy.run(prompt).ui.values() for image in output.get("images", [])]
+    assert pictures
+    for image in pictures:
+        query = f"filename={image['filename']}&subfolder={image['subfolder']}&type={image['type']}"
+        assert comfy.bytes_of(f"/view?{query}").startswith(b"\x89PNG")
