@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import comfy.lora
 import comfy.model_management
+import comfy.model_patcher
 import comfy.model_sampling
 import comfy.utils
 import torch
@@ -43,10 +44,18 @@ class ModelWeights(Weights):
     """
 
     def __init__(self, model: ModelPatcher, patched: bool = True) -> None:
-        entries = model.get_key_patches(NETWORK)
-        self._converters = {name: entry[0][1] for name, entry in entries.items()}
-        self._patches = {name: entry[1:] for name, entry in entries.items() if patched and len(entry) > 1}
-        super().__init__({name: entry[0][0] for name, entry in entries.items()}, {}, "this model")
+        stored, self._converters = {}, {}
+        for name in _parameters(model):
+            weight, _, convert = comfy.model_patcher.get_key_weight(model.model, name)
+            if name in model.hook_backup:
+                weight = model.hook_backup[name][0]
+            elif name in model.backup:  # what is in the network now is patched already
+                weight = model.backup[name].weight
+            stored[name] = weight
+            if convert is not None:
+                self._converters[name] = convert
+        self._patches = {name: model.patches[name] for name in stored if name in model.patches} if patched else {}
+        super().__init__(stored, {}, "this model")
 
     def dtype(self, name: str) -> torch.dtype:
         return torch.float32 if self._is_computed(name) else super().dtype(name)
@@ -56,7 +65,8 @@ class ModelWeights(Weights):
         if not self._is_computed(name):
             return stored.to("cpu")
         values = comfy.model_management.cast_to_device(stored, torch.device("cpu"), torch.float32, copy=True)
-        values = self._converters[name](values, inplace=True)
+        if name in self._converters:
+            values = self._converters[name](values, inplace=True)
         return comfy.lora.calculate_weight(self._patches.get(name, []), values, name)
 
     def values(self, name: str) -> Tensor:
@@ -68,7 +78,7 @@ class ModelWeights(Weights):
     def _is_computed(self, name: str) -> bool:
         """Whether the stored numbers are not the weight itself."""
         stored = self._holders[name]
-        return name in self._patches or type(stored.data) is not Tensor or stored.dtype not in PLAIN
+        return name in self._patches or name in self._converters or stored.dtype not in PLAIN
 
 
 def layout_of(model: ModelPatcher) -> Layout:
@@ -77,7 +87,12 @@ def layout_of(model: ModelPatcher) -> Layout:
     Raises:
         ValueError: no network that LoRaD is made for; one line.
     """
-    return detect({name: tuple(tensor.shape) for name, tensor in model.model.state_dict().items()})
+    return detect({name: tuple(parameter.shape) for name, parameter in _parameters(model).items()})
+
+
+def _parameters(model: ModelPatcher) -> dict[str, torch.nn.Parameter]:
+    """The network's parameters by name. Not its state dict, where four-bit weights have the shape of their storage."""
+    return {name: parameter for name, parameter in model.model.named_parameters() if name.startswith(NETWORK)}
 
 
 def prediction_type(model: ModelPatcher) -> str:

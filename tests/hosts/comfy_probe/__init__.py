@@ -6,6 +6,7 @@ import json
 import os
 
 import comfy.model_management
+import comfy.model_patcher
 import comfy.utils
 import folder_paths
 import safetensors.torch
@@ -77,8 +78,12 @@ class DumpWeights(io.ComfyNode):
     @classmethod
     def execute(cls, model: object, name: str) -> io.NodeOutput:
         comfy.model_management.load_models_gpu([model], force_full_load=True)
-        weights = {key: tensor.detach().cpu().clone() for key, tensor in model.model.state_dict().items()}
-        safetensors.torch.save_file({k: t for k, t in weights.items() if k.startswith("diffusion_model.")}, _output(name))
+        weights = {}
+        for key, _ in model.model.diffusion_model.named_parameters(prefix="diffusion_model"):
+            weight, _, convert = comfy.model_patcher.get_key_weight(model.model, key)
+            weight = weight.detach() if convert is None else convert(weight.detach().to(torch.float32, copy=True))
+            weights[key] = weight.to("cpu", copy=True).contiguous()
+        safetensors.torch.save_file(weights, _output(name))
         return io.NodeOutput()
 
 
