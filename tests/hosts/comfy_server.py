@@ -66,11 +66,15 @@ def lay_out(base: Path, mini: Path | None = None) -> None:
         (base / name).mkdir(parents=True)
     for name in ("loras", "lorad", "vae", "controlnet"):
         (base / "models" / name).mkdir()
-    unwanted = shutil.ignore_patterns(
-        ".*", "__pycache__", "tests", "trainer", "benchmarks", "docs", "runs", "outputs", "*.egg-info"
-    )
-    shutil.copytree(ROOT, base / "custom_nodes" / PACK, ignore=unwanted)
-    shutil.copytree(PROBE, base / "custom_nodes" / "probe", ignore=unwanted)
+    needed = ("__init__.py", "pyproject.toml", "comfy_nodes", "wadi_core", "locales", "workflows")
+    compiled = shutil.ignore_patterns("__pycache__")
+
+    def other_rooms(folder: str, names: list[str]) -> set[str]:
+        """Only of the root: ``docs`` of the web folder are the help pages."""
+        return set(names) - set(needed) if Path(folder) == ROOT else compiled(folder, names)
+
+    shutil.copytree(ROOT, base / "custom_nodes" / PACK, ignore=other_rooms)
+    shutil.copytree(PROBE, base / "custom_nodes" / "probe", ignore=compiled)
     if mini is not None:
         shutil.copytree(mini, base / "custom_nodes" / PACK / "wadi_core" / "mini", dirs_exist_ok=True)
 
