@@ -12,9 +12,10 @@ from trainer.mini import scenes
 from trainer.mini.init import CentredSteps, freeze_samplers, start_as_block_means
 from trainer.mini.latents import read_shards
 from trainer.mini.muon import MuonWithAdamW, orthogonalize
-from trainer.mini.teacher import TeacherConfig, draw_timesteps, make_unet
 from trainer.mini.perception import Perception
+from trainer.mini.teacher import TeacherConfig, draw_timesteps, make_unet
 from trainer.mini.vae import make_vae, reconstruction_loss
+from trainer.mini.widen import widen
 
 
 def test_there_are_enough_different_things() -> None:
@@ -154,3 +155,21 @@ def test_perception_tells_a_blur_and_lets_gradients_through() -> None:
     distance.backward()
     assert blurred.grad.isfinite().all() and blurred.grad.any()
     assert not any(parameter.requires_grad for parameter in perception.parameters())
+
+
+def test_a_widened_autoencoder_computes_the_same_and_its_copies_part() -> None:
+    torch.manual_seed(0)
+    narrow = make_vae((96, 96, 96, 96)).eval()
+    for parameter in narrow.parameters():
+        parameter.data.add_(0.02 * torch.randn_like(parameter))
+    wide = widen(narrow, (96, 96, 192, 192)).eval()
+    picture = torch.rand(1, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        latent = narrow.encode(picture).latent_dist.mean
+        assert torch.allclose(wide.encode(picture).latent_dist.mean, latent, atol=2e-4)
+        assert torch.allclose(wide.decode(latent).sample, narrow.decode(latent).sample, atol=2e-4)
+    wide(picture).sample.square().mean().backward()
+    gradient = wide.decoder.mid_block.resnets[0].conv1.weight.grad
+    assert not torch.allclose(gradient[0::2], gradient[1::2], rtol=0.1)
+    with pytest.raises(ValueError, match="no multiples"):
+        widen(narrow, (96, 96, 128, 128))

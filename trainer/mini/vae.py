@@ -107,6 +107,9 @@ def run(config: VaeConfig) -> None:
     vae = AutoencoderKL.from_pretrained(config.start_from) if config.start_from else make_vae(config.channels)
     vae = vae.float().train()
     freeze_samplers(vae)
+    for name, layer in vae.named_modules():
+        if name.endswith("conv_shortcut"):  # where the width changes: they copy, and training would move their level
+            layer.requires_grad_(False)
     if config.decoder_only:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
