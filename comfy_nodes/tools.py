@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io as bytes_io
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -214,11 +213,10 @@ class AnalyzeDirections(io.ComfyNode):
 
     @classmethod
     def execute(cls, base: ModelPatcher, student: ModelPatcher) -> io.NodeOutput:
-        from ..wadi_core.lorad.analysis import analyze, picture
+        from ..wadi_core.lorad.analysis import analyze
+        from ..wadi_core.lorad.chart import picture
         from ..wadi_core.lorad.reports import analysis_table, table_as_text
 
-        if find_spec("matplotlib") is None:  # told before the work, not after it
-            raise ValueError("the plot needs matplotlib, which is not installed: python -m pip install matplotlib")
         analysis = analyze(ModelWeights(base), ModelWeights(student), progress())
         with Image.open(bytes_io.BytesIO(picture(analysis, "What training changed"))) as drawn:
             pixels = np.asarray(drawn.convert("RGB"), dtype=np.float32) / 255

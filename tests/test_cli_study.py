@@ -174,7 +174,7 @@ def test_refusals_are_one_line_and_nothing_is_written(run, tmp_path: Path, place
         assert message in error and "\n" not in error
     status, _, error = run("extract", *both, "student.safetensors", "-o", output, "--rank", 4, "--energy", 0.5)
     assert status == 2 and "not both" in error
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "PIL", None)
     status, _, error = run("analyze", *both, "student.safetensors", "--plot", tmp_path / "picture.png")
-    assert status == 1 and "matplotlib is not installed" in error
+    assert status == 1 and "PIL is not installed" in error
     assert list(tmp_path.iterdir()) == []

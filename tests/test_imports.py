@@ -220,7 +220,7 @@ def test_third_party_modules_are_those_of_each_floor() -> None:
             elif floor == 1:
                 allowed = name in hosts_have
             elif floor == 2:
-                allowed = name in hosts_have or (name in {"matplotlib", "PIL", "tqdm"} and not found.at_top)
+                allowed = name in hosts_have or (name in {"PIL", "tqdm"} and not found.at_top)
             else:
                 allowed = name in hosts_have or not found.at_top
             if not allowed:

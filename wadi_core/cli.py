@@ -22,7 +22,6 @@ from .settings import help_of
 
 DEFAULT_BATCH = 4
 INSTALL = "python -m pip install -e '.[generate]'"
-INSTALL_PLOT = "python -m pip install matplotlib"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -172,7 +171,7 @@ def _read_prompts(path: Path) -> list[str]:
 def _explain(error: Exception) -> str:
     """An error as one line; what this program did not foresee is called by its name."""
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("wadi_core"):
-        return f"the package {error.name} is not installed: {INSTALL_PLOT if error.name == 'matplotlib' else INSTALL}"
+        return f"the package {error.name} is not installed: {INSTALL}"
     if isinstance(error, ValueError):
         return one_line(error)
     if isinstance(error, OSError):

@@ -140,7 +140,7 @@ def _analyze(options: argparse.Namespace) -> None:
             raise ValueError(one_line(f"{output}: the network is written as one file, its name must end in .safetensors"))
         check_output(output, inputs)
     if options.plot:
-        import matplotlib.figure  # noqa: F401 - a package that is missing is told before the work, not after it
+        import PIL.ImageFont  # noqa: F401 - a package that is missing is told before the work, not after it
 
         if Path(options.plot).suffix.lower() != ".png":
             raise ValueError(one_line(f"{options.plot}: the picture is a PNG, its name must end in .png"))

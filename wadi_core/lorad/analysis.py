@@ -14,14 +14,12 @@ what is compared; the exact forms are this project's.
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -30,9 +28,6 @@ from ..files import atomic_write
 from .extract import comparable_layers
 from .rotation import angles
 from .weights import Entry, Weights
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 RANK_SHARE = 0.3
 
@@ -220,93 +215,15 @@ def _spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.fmean(values), statistics.pstdev(values))
 
 
-# The picture
-
-INK, QUIET, GRID = "#1f2933", "#6b7785", "#e4e8ec"
-KINDS = {
-    "self-attention": "#2f6fb5",
-    "cross-attention": "#d1682b",
-    "feed-forward": "#3d9a6b",
-    "other": "#8a6bb0",
-}
-
-
-def kind_of(path: str) -> str:
-    """What a layer does, as the picture colours it: one of :data:`KINDS`."""
-    parts = {"attn1": "self-attention", "attn2": "cross-attention", "ff": "feed-forward"}
-    return next((kind for part, kind in parts.items() if f".{part}." in path), "other")
-
-
 def plot(analysis: Analysis, path: str | os.PathLike[str], title: str = "What distillation changed") -> Path:
-    """Write :func:`picture` as a file.
+    """Write :func:`~.chart.picture` as a file. Needs Pillow.
 
     Raises:
         OSError: it cannot be written; one line.
     """
+    from .chart import picture
+
     content = picture(analysis, title)
     with atomic_write(path) as file:
         file.write(content)
     return Path(path)
-
-
-def picture(analysis: Analysis, title: str) -> bytes:
-    """An analysis drawn as the paper's motivation figure is drawn: a PNG with two panels.
-
-    Left, each layer's norm change against its direction change, with the means over all layers; right, the energy at
-    30 % of the rank, layer by layer in the network's order. Needs matplotlib.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.6), dpi=150, layout="constrained")
-    scatter, row = figure.subplots(1, 2, width_ratios=(1, 1.25))
-    figure.suptitle(title, color=INK, fontsize=13, fontweight="bold", x=0.01, ha="left")
-    _draw_scatter(scatter, analysis)
-    _draw_energy(row, analysis)
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    return content.getvalue()
-
-
-def _draw_scatter(axes: Axes, analysis: Analysis) -> None:
-    _plain(axes, "norm against direction, a dot a layer")
-    for kind, colour in KINDS.items():
-        layers = [layer for layer in analysis.layers if kind_of(layer.path) == kind]
-        points = [layer.direction for layer in layers], [layer.norm for layer in layers]
-        if layers:
-            axes.scatter(*points, s=16, color=colour, alpha=0.75, linewidths=0, label=kind)
-    norm, direction = analysis.norm, analysis.direction
-    axes.axhline(norm.mean, color=QUIET, linewidth=1, linestyle=(0, (4, 3)))
-    axes.axvline(direction.mean, color=QUIET, linewidth=1, linestyle=(0, (4, 3)))
-    means = f"mean of all layers\nnorm {norm.mean:.2f} %, direction {direction.mean:.2f} %"
-    axes.scatter([direction.mean], [norm.mean], s=110, marker="*", color=INK, zorder=3, label=means)
-    # One scale for both, so that how far apart they are is seen; a network turned by LoRaD lies on the floor.
-    most = max(*(max(layer.norm, layer.direction) for layer in analysis.layers), 1e-9) * 1.08
-    axes.set_xlim(0, most)
-    axes.set_ylim(-0.02 * most, most)
-    axes.set_xlabel("direction change, %", color=INK)
-    axes.set_ylabel("norm change, %", color=INK)
-    axes.legend(loc="upper right", facecolor="white", edgecolor="none", framealpha=0.9, fontsize=8.5, labelcolor=INK)
-
-
-def _draw_energy(axes: Axes, analysis: Analysis) -> None:
-    _plain(axes, f"energy of the directions' change at {100 * RANK_SHARE:.0f} % of the rank")
-    shares = [(place, layer) for place, layer in enumerate(analysis.layers) if layer.energy is not None]
-    colours = [KINDS[kind_of(layer.path)] for _, layer in shares]
-    axes.scatter([place for place, _ in shares], [100 * layer.energy for _, layer in shares], s=16, color=colours, linewidths=0)
-    if analysis.energy is not None:
-        mean = 100 * analysis.energy.mean
-        axes.axhline(mean, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-        axes.annotate(f"mean {mean:.1f} %", (0, mean), (2, -14), textcoords="offset points", color=INK, fontsize=8.5)
-    axes.set_ylim(0, 108)
-    axes.set_xlim(-1, len(analysis.layers))
-    axes.set_xlabel("layer, in the network's order", color=INK)
-    axes.set_ylabel("energy kept, %", color=INK)
-
-
-def _plain(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", color=QUIET, fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(QUIET)
-    axes.tick_params(colors=QUIET, labelsize=8.5)
-    axes.grid(axis="y", color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
