@@ -1,65 +1,118 @@
-"""One frozen network in three roles: teacher (bare), student and fake score (each a LoRaD set switched in)."""
+"""One frozen network in three roles: teacher (bare), student and fake score (each an adapter switched in)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from wadi_core.lorad.linear import RotatedLinear, attach, factors_of, rotated_layers
-
-Factors = Mapping[str, tuple[Tensor, Tensor]]
+from .adapters import Adapter, Factors, LoRaDAdapter
+from .condition import Condition
+from .models import call_unet
 
 STUDENT, FAKE, TEACHER = "student", "fake", "teacher"
+
+Call = Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]
+
+
+class Part(nn.Module):
+    """A trained role as a module of its own: its parameters are the role's alone, whatever else the network holds.
+
+    That is what data-parallel training wraps: it must see neither the frozen weights nor the other role.
+    """
+
+    def __init__(self, adapter: Adapter, call: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.trained = nn.ParameterList(adapter.parameters.values())
+        self._call = call
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return self._call(x, t, condition)
 
 
 class Roles:
     """A noise-predicting network whose weights exist once.
 
     Args:
-        network: a diffusers U-Net; its parameters are frozen here.
-        student, fake: initial factors of the two LoRaD sets, path -> (theta_a, theta_b).
+        network: a diffusers U-Net or PixArt transformer; its parameters are frozen here.
+        student, fake: the two adapters, or the initial factors of two LoRaDs, path -> (theta_a, theta_b).
+        call: how the network is called.
+        autocast: the type in which it computes; None for that of its weights.
     """
 
-    def __init__(self, network: nn.Module, student: Factors, fake: Factors) -> None:
-        self.network = network.requires_grad_(False)
-        attach(network, student, STUDENT, trainable=True)
-        attach(network, fake, FAKE, trainable=True)
-        self._layers: list[RotatedLinear] = [layer for _, layer in rotated_layers(network)]
+    def __init__(
+        self,
+        network: nn.Module,
+        student: Adapter | Factors,
+        fake: Adapter | Factors,
+        call: Call = call_unet,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.network = network
+        if not isinstance(student, Adapter):
+            network.requires_grad_(False)
+        self.adapters = {
+            name: given if isinstance(given, Adapter) else LoRaDAdapter(name, network, given)
+            for name, given in ((STUDENT, student), (FAKE, fake))
+        }
+        self.call, self.autocast = call, autocast
+        self.parts: dict[str, nn.Module] = {name: Part(adapter, self._caller(name)) for name, adapter in self.adapters.items()}
 
-    def eps(self, role: str, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """The role's noise prediction in float32; x (n, 4, h, w), t (n,), text (n, tokens, width)."""
-        for layer in self._layers:
-            layer.active = (role,) if role in layer.strengths else ()
-        return self.network(x, t, text).sample.float()
+    def _caller(self, role: str) -> Callable[..., Tensor]:
+        network = self.adapters[role].network
 
-    def guided_eps(self, role: str, x: Tensor, t: Tensor, text: Tensor, null: Tensor, scale: float) -> Tensor:
-        """Classifier-free guidance, both branches in one batch; ``null`` (1, tokens, width)."""
+        def run(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+            self.play(role)
+            return self.call(network, x, t, condition)
+
+        return run
+
+    def play(self, role: str) -> None:
+        """Make the network compute as a role.
+
+        Calls do so by themselves. Before ``backward`` it is the caller's part: what gradient checkpointing computes
+        again must be computed in the role in which it was computed first.
+        """
+        for name, adapter in self.adapters.items():
+            if name != role:
+                adapter.switch(False)
+        if role in self.adapters:
+            self.adapters[role].switch(True)
+
+    def predict(self, role: str, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """What a role predicts (noise, or v for such a base), in the type of x: x (n, 4, h, w), t (n,)."""
+        with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
+            if role != TEACHER:
+                # The data-parallel wrapper is for calls whose gradients will be wanted.
+                part = self.parts[role]
+                inner = part if torch.is_grad_enabled() else getattr(part, "module", part)
+                return inner(x, t, condition).to(x.dtype)
+            self.play(TEACHER)
+            return self.call(self.network, x, t, condition).to(x.dtype)
+
+    def guided(self, role: str, x: Tensor, t: Tensor, condition: Condition, null: Condition, scale: float) -> Tensor:
+        """Classifier-free guidance, both branches in one batch; ``null`` is one row."""
         if scale == 1.0:
-            return self.eps(role, x, t, text)
-        both = self.eps(role, x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([text, null.expand_as(text)]))
-        eps, eps_null = both.chunk(2)
-        return eps_null + scale * (eps - eps_null)
-
-    def factors(self, role: str) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-        """The live factors of a role."""
-        return factors_of(self.network, role)
+            return self.predict(role, x, t, condition)
+        both = self.predict(role, x.repeat(2, 1, 1, 1), t.repeat(2), condition.joined(null))
+        told, untold = both.chunk(2)
+        return untold + scale * (told - untold)
 
     def parameters(self, role: str) -> Iterator[nn.Parameter]:
         """The trained parameters of a role."""
-        return (parameter for pair in self.factors(role).values() for parameter in pair)
+        return iter(self.adapters[role].parameters.values())
+
+    def forget(self, role: str) -> None:
+        """Let go of a role's rotated weights, which its next update makes stale."""
+        self.adapters[role].forget()
 
     def state(self, role: str) -> dict[str, Tensor]:
-        """The factors as a flat state dict, copied."""
-        pairs = self.factors(role).items()
-        return {
-            f"{path}.{part}": value.detach().clone() for path, pair in pairs for part, value in zip("ab", pair, strict=True)
-        }
+        """A role's parameters as a flat state dict, copied."""
+        return {name: parameter.detach().clone() for name, parameter in self.adapters[role].parameters.items()}
 
     @torch.no_grad()
     def load_state(self, role: str, state: Mapping[str, Tensor]) -> None:
         """Put back what :meth:`state` returned."""
-        for path, pair in self.factors(role).items():
-            for part, value in zip("ab", pair, strict=True):
-                value.copy_(state[f"{path}.{part}"])
+        for name, parameter in self.adapters[role].parameters.items():
+            parameter.copy_(state[name])

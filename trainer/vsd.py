@@ -5,6 +5,8 @@ fake-score model that knows only the student's pictures; the difference of their
 
     grad = sigma_t^2 (eps_teacher(x_t) - eps_fake(x_t)),    L_student = 1/2 |x0 - stopgrad(x0 - grad)|^2
     L_fake = |alpha_t (eps_fake(x_t) - eps)|^2               with x0 detached
+
+A network that predicts v is read as eps = alpha_t v + sigma_t x_t.
 """
 
 from __future__ import annotations
@@ -17,71 +19,92 @@ from torch import Tensor
 
 from wadi_core.schedule import OneStep
 
+from .condition import Condition
 from .roles import FAKE, STUDENT, TEACHER, Roles
 
 
 @dataclass(frozen=True)
 class Noising:
-    """The forward process: ``alphas_cumprod`` (1000,) in float32 or better."""
+    """The forward process.
+
+    Attributes:
+        alphas_cumprod: (1000,) in float32 or better.
+        prediction_type: what the networks predict, ``epsilon`` or ``v_prediction``.
+    """
 
     alphas_cumprod: Tensor
+    prediction_type: str = "epsilon"
 
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def alpha_sigma(self, t: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t, each (n, 1, 1, 1), for timesteps (n,)."""
         squared = self.alphas_cumprod[t].view(-1, 1, 1, 1)
-        return squared.sqrt().float(), (1 - squared).sqrt().float()
+        return squared.sqrt().to(dtype), (1 - squared).sqrt().to(dtype)
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """x_t = alpha_t x0 + sigma_t eps."""
-        alpha, sigma = self.alpha_sigma(t)
+        alpha, sigma = self.alpha_sigma(t, x0.dtype)
         return alpha * x0 + sigma * eps
 
+    def eps(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The noise that a prediction for x_t means."""
+        if self.prediction_type == "epsilon":
+            return prediction
+        alpha, sigma = self.alpha_sigma(t, x_t.dtype)
+        return alpha * prediction + sigma * x_t
 
-def generate(roles: Roles, z: Tensor, text: Tensor, one_step: OneStep) -> Tensor:
+
+def generate(roles: Roles, z: Tensor, condition: Condition, one_step: OneStep) -> Tensor:
     """The student's x0 from z, differentiable; shapes (n, 4, h, w)."""
     t = torch.full((len(z),), one_step.timestep, device=z.device)
-    return one_step.x0(z, roles.eps(STUDENT, z, t, text))
+    return one_step.x0(z, roles.predict(STUDENT, z, t, condition))
 
 
 def student_loss(
     roles: Roles,
     noising: Noising,
     x0: Tensor,
-    text: Tensor,
-    null: Tensor,
+    condition: Condition,
+    null: Condition,
     t: Tensor,
     eps: Tensor,
     teacher_guidance: float,
     fake_guidance: float,
     normalize: bool = False,
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The VSD loss of the student's pictures and what to log.
 
     Args:
         x0: (n, 4, h, w), with the student's graph.
-        text, null: (n, tokens, width) and (1, tokens, width).
+        condition, null: of the pictures, and of the empty prompt (one row).
         t, eps: where the pictures are noised to, and with what.
         teacher_guidance, fake_guidance: classifier-free guidance scales.
         normalize: divide a picture's gradient by its mean distance to the teacher's x0 (DMD, Yin et al. 2024).
+
+    Returns:
+        the loss, and its "vsd_grad" (mean size of what moves the pictures), "x0_std" and "nonfinite" (how many
+        numbers of the gradient were NaN or Inf before they were set to zero).
     """
     with torch.no_grad():
-        alpha, sigma = noising.alpha_sigma(t)
-        x_t = noising.add_noise(x0.detach(), eps, t)
-        real = roles.guided_eps(TEACHER, x_t, t, text, null, teacher_guidance)
-        fake = roles.guided_eps(FAKE, x_t, t, text, null, fake_guidance)
+        fixed = x0.detach()
+        alpha, sigma = noising.alpha_sigma(t, x0.dtype)
+        x_t = noising.add_noise(fixed, eps, t)
+        real = noising.eps(roles.guided(TEACHER, x_t, t, condition, null, teacher_guidance), x_t, t)
+        fake = noising.eps(roles.guided(FAKE, x_t, t, condition, null, fake_guidance), x_t, t)
         if normalize:
             # In x0 units: (x0_fake - x0_real) / |x0 - x0_real|.
-            distance = (x0.detach() - (x_t - sigma * real) / alpha).abs().mean(dim=(1, 2, 3), keepdim=True)
+            distance = (fixed - (x_t - sigma * real) / alpha).abs().mean(dim=(1, 2, 3), keepdim=True)
             grad = (sigma / alpha) * (real - fake) / distance.clamp(min=1e-3)
         else:
             grad = sigma.square() * (real - fake)
+        nonfinite = grad.numel() - grad.isfinite().sum()
         grad = grad.nan_to_num()
-    loss = 0.5 * F.mse_loss(x0.float(), x0.detach().float() - grad)
-    return loss, {"vsd_grad": grad.abs().mean().item(), "x0_std": x0.detach().std().item()}
+    loss = 0.5 * F.mse_loss(x0, fixed - grad)
+    return loss, {"vsd_grad": grad.abs().mean(), "x0_std": fixed.std(), "nonfinite": nonfinite}
 
 
-def fake_loss(roles: Roles, noising: Noising, x0: Tensor, text: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+def fake_loss(roles: Roles, noising: Noising, x0: Tensor, condition: Condition, t: Tensor, eps: Tensor) -> Tensor:
     """Denoising loss of the fake-score model on the student's (detached) pictures, weighted by alpha_t^2."""
-    alpha, _ = noising.alpha_sigma(t)
-    predicted = roles.eps(FAKE, noising.add_noise(x0.detach(), eps, t), t, text)
+    alpha, _ = noising.alpha_sigma(t, x0.dtype)
+    x_t = noising.add_noise(x0.detach(), eps, t)
+    predicted = noising.eps(roles.predict(FAKE, x_t, t, condition), x_t, t)
     return F.mse_loss(alpha * predicted, alpha * eps)

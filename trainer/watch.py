@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image, ImageDraw
 
 from wadi_core.files import atomic_write
+
+logger = logging.getLogger("wadi")
 
 
 class LossTable:
@@ -56,6 +60,51 @@ class LossTable:
         with atomic_write(path) as file:
             figure.savefig(file, format="png")
         pyplot.close(figure)
+
+
+class Events:
+    """Event files for TensorBoard; without tensorboard installed nothing is written, and that is said once.
+
+    Args:
+        folder: of the files.
+        step: from which the run goes on: later events of an earlier start are dropped.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], step: int = 0) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            logger.info("tensorboard is not installed: no event files are written, the same figures are in losses.csv")
+            self._writer = None
+        else:
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Add one number to each curve."""
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, picture: Image.Image) -> None:
+        """Add a picture."""
+        if self._writer is not None:
+            import numpy as np
+
+            self._writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes: the most that was allocated on a GPU; on a CPU what this process has in memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import psutil
+
+    return psutil.Process().memory_info().rss
 
 
 def contact_sheet(

@@ -77,8 +77,10 @@ class _Kept(dict[tuple[str, ...], tuple[tuple[Any, ...], Tensor]]):
         return _Kept()  # a copy of a layer has factors of its own
 
 
-def _autocast_dtype(kind: str) -> torch.dtype | None:
+def autocast_dtype(kind: str) -> torch.dtype | None:
     """The type that autocast wants on this kind of device; None where it is off."""
+    if kind == "meta":  # where tensors have shapes alone, and torch knows no autocast
+        return None
     if hasattr(torch, "get_autocast_dtype"):
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     if kind == "cpu":  # torch before 2.4 asks for each kind of device by another name
@@ -89,7 +91,8 @@ def _autocast_dtype(kind: str) -> torch.dtype | None:
 class RotatedLinear(nn.Linear):
     """An ``nn.Linear`` whose weight is turned by the active adapters as it is used.
 
-    It shares the parameters of the layer it stands for, so the names in a state dict stay what they were.
+    It shares the parameters of the layer it stands for, so the names in a state dict stay what they were. A layer whose
+    ``weight`` is None stores it in some other form, and has a method ``dense()`` that returns it as a new tensor.
 
     Attributes:
         active: names of the adapters whose angles are added; empty means the bare layer.
@@ -119,7 +122,8 @@ class RotatedLinear(nn.Linear):
 
     def add(self, name: str, theta_a: Tensor, theta_b: Tensor, strength: float = 1.0, trainable: bool = False) -> None:
         """Add an adapter, active from now on. ``theta_a`` (out, r), ``theta_b`` (r, in/2); kept in float32 or more."""
-        dtype, device = working_dtype(self.weight), self.weight.device
+        like = self._base() if self.weight is None else self.weight
+        dtype, device = working_dtype(like), like.device
         self.lorad_a[name] = nn.Parameter(theta_a.detach().to(device, dtype), requires_grad=trainable)
         self.lorad_b[name] = nn.Parameter(theta_b.detach().to(device, dtype), requires_grad=trainable)
         self.strengths[name] = strength
@@ -157,20 +161,25 @@ class RotatedLinear(nn.Linear):
         factors = self._factors()
         if not factors:
             return super().forward(input) if self.weight is not None else self.original(input)
-        kind, bias = input.device.type, self.bias
-        if (dtype := _autocast_dtype(kind)) is not None:
-            input = input.to(dtype)  # noqa: A001
-            bias = bias if bias is None else bias.to(dtype)
+        kind = input.device.type
+        dtype = autocast_dtype(kind)
+        if dtype is None:
+            return self._turned_linear(input, self.bias, factors)
         with torch.autocast(kind, enabled=False):
-            recompute = self.recompute and self.weight is not None and torch.is_grad_enabled()
-            rotated = None if recompute else self._rotated(factors, input.dtype)
-            if not torch.is_grad_enabled():
-                return F.linear(input, rotated, bias)
-            return _RotatedLinearFunction.apply(input, self.weight, rotated, bias, *_side_by_side(factors))
+            return self._turned_linear(input.to(dtype), self.bias if self.bias is None else self.bias.to(dtype), factors)
+
+    def _turned_linear(self, x: Tensor, bias: Tensor | None, factors: Sequence[Factors]) -> Tensor:
+        if not torch.is_grad_enabled():
+            return F.linear(x, self._rotated(factors, x.dtype), bias)
+        recompute = self.recompute and self.weight is not None
+        rotated = None if recompute else self._rotated(factors, x.dtype)
+        return _RotatedLinearFunction.apply(x, self.weight, rotated, bias, *_side_by_side(factors))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> RotatedLinear:
         """What ``.to()`` and its like call: the factors move with the network but never lose precision with it."""
         self.forget()
+        if self.weight is None:
+            self.original._apply(fn, *args, **kwargs)
         tables = (self.lorad_a, self.lorad_b)
         before = [{name: factor.data for name, factor in table.items()} for table in tables]
         super()._apply(fn, *args, **kwargs)
@@ -183,7 +192,7 @@ class RotatedLinear(nn.Linear):
     @torch.no_grad()
     def rotated_weight(self) -> Tensor:
         """A new tensor: the weight as the active adapters turn it, in the weight's own type."""
-        turned = self.weight.detach().clone()
+        turned = self._base().detach().clone()
         return rotate_(turned, [(self.lorad_a[n], self.lorad_b[n], self.strengths[n]) for n in self.active])
 
     def extra_repr(self) -> str:

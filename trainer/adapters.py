@@ -1,0 +1,171 @@
+"""What makes a role of the frozen network: a LoRaD, a LoRA or DoRA of peft, or a copy of the network with all weights.
+
+Each kind names its trained parameters, switches itself on and off, and can say what the network's weights are with it.
+LoRaD is the method; the others are there to be compared with it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from wadi_core.lorad import LoRaD, Metadata
+from wadi_core.lorad.layers import adapter_key
+from wadi_core.lorad.linear import RotatedLinear, attach
+
+Factors = Mapping[str, tuple[Tensor, Tensor]]
+
+
+class Adapter:
+    """One role's trained parameters.
+
+    Attributes:
+        name: of the role.
+        network: what is called in this role.
+        parameters: name -> trained parameter, in an order that depends on nothing but the network.
+    """
+
+    def __init__(self, name: str, network: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.name, self.network, self.parameters = name, network, dict(parameters)
+
+    def switch(self, on: bool) -> None:
+        """Let the network compute with this adapter, or without it."""
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        """Let go of what was kept between calls."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """All weights of the network as this adapter makes them, in diffusers' names, as float32 on the CPU."""
+        raise NotImplementedError
+
+
+class LoRaDAdapter(Adapter):
+    """Rotation angles.
+
+    Args:
+        name: of the role.
+        network: gets the adapter, in place.
+        factors: path of a layer -> (theta_a, theta_b), the initial values.
+        share, recompute: as the attributes of :class:`~wadi_core.lorad.linear.RotatedLinear`.
+    """
+
+    def __init__(self, name: str, network: nn.Module, factors: Factors, share: bool = False, recompute: bool = False) -> None:
+        attach(network, factors, name, trainable=True)
+        self.layers: dict[str, RotatedLinear] = {path: network.get_submodule(path) for path in factors}
+        for layer in self.layers.values():
+            layer.share, layer.recompute, layer.active = share, recompute, ()
+        parameters = {}
+        for path, layer in self.layers.items():
+            parameters |= {f"{path}.a": layer.lorad_a[name], f"{path}.b": layer.lorad_b[name]}
+        super().__init__(name, network, parameters)
+
+    def switch(self, on: bool) -> None:
+        for layer in self.layers.values():
+            if on:
+                layer.active = (self.name,)
+            elif layer.active == (self.name,):
+                layer.active = ()
+
+    def forget(self) -> None:
+        for layer in self.layers.values():
+            layer.forget()
+
+    def lorad(self, metadata: Metadata) -> LoRaD:
+        """The adapter as the object that is saved, copied."""
+        factors = {}
+        for path in self.layers:
+            pair = (self.parameters[f"{path}.{part}"].detach().float().cpu().clone() for part in "ab")
+            factors[adapter_key(path, metadata.architecture)] = tuple(pair)
+        return LoRaD(factors, metadata)
+
+    def weights(self) -> dict[str, Tensor]:
+        state = bare_weights(self.network)
+        self.switch(True)
+        return state | {f"{path}.weight": layer.rotated_weight().float().cpu() for path, layer in self.layers.items()}
+
+
+class PeftAdapter(Adapter):
+    """LoRA, or DoRA with its trained norms, by peft; alpha equals the rank, so nothing is scaled.
+
+    Put on a network after every LoRaD: what it wraps keeps its own rotations.
+
+    Raises:
+        ValueError: peft is not installed; one line.
+    """
+
+    def __init__(self, name: str, network: nn.Module, layers: Sequence[str], rank: int, seed: int, dora: bool = False) -> None:
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError as error:
+            raise ValueError(
+                f"adapter: lora and dora need peft, which cannot be imported ({error}): pip install peft"
+            ) from None
+        settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(layers), use_dora=dora, bias="none")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            inject_adapter_in_model(settings, network, adapter_name=name)
+        self.layers = {path: network.get_submodule(path) for path in layers}
+        parameters = {}
+        for path, layer in self.layers.items():
+            for part in ("lora_A", "lora_B", "lora_magnitude_vector"):
+                if name in getattr(layer, part):
+                    weight = getattr(layer, part)[name].weight
+                    weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
+                    parameters[f"{path}.{part}"] = weight
+        super().__init__(name, network, parameters)
+
+    def switch(self, on: bool) -> None:
+        # peft marks the parameters of what is switched off as frozen: a role must be on for its backward too.
+        for layer in self.layers.values():
+            if on:
+                layer.set_adapter(self.name)
+            if on or layer.active_adapters == [self.name]:
+                layer.enable_adapters(on)
+
+    def weights(self) -> dict[str, Tensor]:
+        state = bare_weights(self.network)
+        for path, layer in self.layers.items():
+            self.switch(True)
+            base = layer.get_base_layer().weight.detach()
+            state[f"{path}.weight"] = merged_weight(layer, self.name, base).float().cpu()
+        return state
+
+
+def merged_weight(layer: nn.Module, name: str, base: Tensor) -> Tensor:
+    """The weight (out, in) of a linear layer with peft's LoRA or DoRA merged into it."""
+    with torch.no_grad():
+        moved = base.float() + layer.get_delta_weight(name).float()
+        if name not in layer.lora_magnitude_vector:
+            return moved
+        norm = moved.norm(dim=1)
+        return moved * (layer.lora_magnitude_vector[name].weight.float() / norm)[:, None]
+
+
+class FullAdapter(Adapter):
+    """A copy of the network of which every weight is trained: the costliest way, as a measure of the others."""
+
+    def __init__(self, name: str, network: nn.Module) -> None:
+        own = copy.deepcopy(network).requires_grad_(True)
+        for parameter in own.parameters():
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+        super().__init__(name, own, dict(own.named_parameters()))
+
+    def switch(self, on: bool) -> None:
+        """Nothing to switch: the copy is never anything else."""
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().float().cpu() for name, tensor in self.network.state_dict().items()}
+
+
+def bare_weights(network: nn.Module) -> dict[str, Tensor]:
+    """The frozen weights under the names that they have without any adapter, as float32 on the CPU."""
+    state = {}
+    for name, tensor in network.state_dict().items():
+        if "lorad_a." in name or "lorad_b." in name or ".lora_" in name:
+            continue
+        state[name.replace(".base_layer.", ".")] = tensor.detach().float().cpu()
+    return state

@@ -1,0 +1,330 @@
+"""One run of variational score distillation: the roles, their optimizers, a step, and all that a checkpoint holds."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from wadi_core import base as bases
+from wadi_core.lorad import LoRaD
+from wadi_core.lorad.layers import fake_score_layers, student_layers
+from wadi_core.pipeline import noise
+from wadi_core.schedule import OneStep
+
+from . import draws, models
+from .adapters import Adapter, FullAdapter, LoRaDAdapter, PeftAdapter
+from .condition import Condition
+from .embeddings import EmbeddingCache
+from .optimise import Guard, Updater, all_finite, make_optimizer, student_rate, warmed_up
+from .placing import autocast_type, place, working_type
+from .processes import Processes
+from .prompts import Prompts
+from .roles import FAKE, STUDENT, Roles
+from .schema import TrainConfig
+from .state import random_state, restore_random_state
+from .vsd import Noising, fake_loss, generate, student_loss
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+logger = logging.getLogger("wadi")
+
+# Settings with which a run cannot go on if they change.
+FIXED = ("adapter", "fake_adapter", "student_rank", "fake_rank", "seed", "resolution", "prediction_type")
+# Settings that change nothing of what is learned.
+HARMLESS = ("version", "output", "name", "license", "steps", "device", "save_every", "keep", "keep_every", "resume")
+HARMLESS += ("max_skipped", "log_every", "sheet_every", "tensorboard", "embedding_cache", "offload", "base_config")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What one network call of a process works on: the student's clean latents and what they were asked to show."""
+
+    numbers: range
+    x0: Tensor
+    condition: Condition
+
+
+class Distillation:
+    """A run: the network in its three roles, two optimizers, and everything a checkpoint must hold.
+
+    Args:
+        config: its settings.
+        processes: those that train together; found out if not given.
+
+    Raises:
+        OSError, ValueError: a file is missing or wrong, or settings do not go together; one line.
+    """
+
+    def __init__(self, config: TrainConfig, processes: Processes | None = None) -> None:
+        self.config = config
+        self.output = Path(config.output)
+        self.processes = processes or Processes(config.device)
+        self.processes.share(range(config.batch), config.micro_batch)  # refused here rather than after loading
+        self.prompts = Prompts(config.prompts, config.seed, field=config.prompt_field or None)
+        if config.embedding_cache and self.prompts.count is None:
+            raise ValueError("embedding_cache: captions of mini's scenes never come again, so there is nothing to keep")
+        torch.manual_seed(config.seed)
+        self.device, self.dtype = self.processes.device, working_type(config)
+        self.model = models.load(config.base, config.base_config, config.prediction_type)
+        width, height = [config.resolution] * 2 if config.resolution else self.model.native_size
+        self.size = width, height
+        self.latent_shape = (models.LATENT_CHANNELS, height // bases.FACTOR, width // bases.FACTOR)
+        self.model.settle(self.device, self._helper_type(), config.offload)
+        self.roles = self._make_roles()
+        self.updaters = {
+            role: Updater(
+                list(self.roles.parameters(role)),
+                make_optimizer(config.optimizer, list(self.roles.parameters(role)), rate, beta1, config.weight_decay),
+                config.clip,
+                scaled=config.precision == "fp16" and self.device.type == "cuda",
+            )
+            for role, rate, beta1 in (
+                (STUDENT, config.student_rate, config.student_beta1),
+                (FAKE, config.fake_rate, config.fake_beta1),
+            )
+        }
+        self.average = self.roles.state(STUDENT) if config.ema else {}
+        self.one_step = OneStep(config.alpha_T_squared, config.timestep, config.prediction_type)
+        self.noising = Noising(self.model.alphas_cumprod.to(self.device), config.prediction_type)
+        self.guard = Guard(config.max_skipped)
+        self.cache = self._open_cache()
+        self.null = self.encode([""])
+        self.step = 0
+
+    def _helper_type(self) -> torch.dtype:
+        """The type of text encoder and autoencoder: half precision is for GPUs."""
+        return torch.float32 if self.device.type == "cpu" else autocast_type(self.config) or torch.float32
+
+    def _make_roles(self) -> Roles:
+        config, network, architecture = self.config, self.model.network, self.model.architecture
+        layers = {STUDENT: student_layers(network, architecture), FAKE: fake_score_layers(network, architecture)}
+        _, height, width = self.latent_shape
+        kinds = {STUDENT: (config.adapter, config.student_rank), FAKE: (config.fake_adapter, config.fake_rank)}
+        start = torch.Generator().manual_seed(config.seed)
+        factors = {}
+        for role, (kind, rank) in kinds.items():
+            if kind == "lorad":
+                lorad = LoRaD.create(network, rank, architecture, layers[role], start)
+                factors[role] = {path: lorad.factors[key] for key, path in lorad.matched(network).paths.items()}
+        turned = {path for pairs in factors.values() for path in pairs}
+        place(network, config, self.device, turned, height * width)
+        adapters: dict[str, Adapter] = {}
+        # First copies of the bare network, then rotations inside it, then what peft wraps around them.
+        for role, (kind, _) in kinds.items():
+            if kind == "full":
+                adapters[role] = FullAdapter(role, network)
+        for role, pairs in factors.items():
+            share = config.share_rotation and not config.compile
+            adapters[role] = LoRaDAdapter(role, network, pairs, share, config.recompute_rotation)
+        for role, (kind, rank) in kinds.items():
+            if kind in ("lora", "dora"):
+                adapters[role] = PeftAdapter(role, network, layers[role], rank, config.seed, dora=kind == "dora")
+        roles = Roles(network, adapters[STUDENT], adapters[FAKE], self.model.call, autocast_type(config))
+        for role in kinds:
+            roles.play(role)
+            roles.parts[role] = self.processes.wrap(roles.parts[role])
+        return roles
+
+    def _open_cache(self) -> EmbeddingCache | None:
+        config = self.config
+        if not config.embedding_cache:
+            return None
+        return EmbeddingCache(config.embedding_cache, self.model.encoder_key)
+
+    # What a step needs
+
+    def _fit(self, condition: Condition) -> Condition:
+        """A condition in the type that the network wants, where autocast does not see to it."""
+        return condition if self.roles.autocast is not None else condition.to(self.dtype)
+
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """What the network is told for some prompts."""
+        embedded = self.model.embed(prompts) if self.cache is None else self.cache.encode(prompts, self.model.embed)
+        return self._fit(self.model.condition(embedded))
+
+    def _draw(self, purpose: int, numbers: range, low: int, high: int) -> draws.Draw:
+        drawn = draws.draw(self.config.seed, purpose, numbers, self.latent_shape, low, high)
+        z, eps = (noise.to(self.device, self.dtype) for noise in (drawn.z, drawn.eps))
+        return draws.Draw(z, eps, drawn.t.to(self.device), drawn.lot.to(self.device))
+
+    def _calls(self, numbers: range) -> list[range]:
+        return self.processes.share(numbers, self.config.micro_batch)
+
+    @contextlib.contextmanager
+    def _accumulating(self, role: str, last: bool) -> Iterator[None]:
+        """Gradients are averaged over the processes with the last of several calls."""
+        part = self.roles.parts[role]
+        with part.no_sync() if hasattr(part, "no_sync") and not last else contextlib.nullcontext():
+            yield
+
+    def _backward(self, role: str, loss: Tensor) -> None:
+        self.roles.play(role)  # what checkpointing computes again must be computed in this role
+        self.updaters[role].backward(loss)
+
+    def _update(self, role: str, log: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Take the step of a role, unless a number is NaN or Inf; returns what to log, averaged over all samples."""
+        updater = self.updaters[role]
+        values = {name: torch.stack([entry[name].detach().double() for entry in log]).mean() for name in log[0]}
+        means = self.processes.mean(values | {f"{role}_norm": updater.clipped_norm()})
+        finite = means.pop("nonfinite", 0.0) == 0.0 and all_finite(list(means.values()))
+        scale = updater.scale
+        updater.finish(finite)
+        self.roles.forget(role)
+        self.guard.note(self.step, role, finite, scale)
+        return means
+
+    # A step
+
+    def update_student(self, numbers: range) -> tuple[list[Sample], dict[str, float]]:
+        """One update of the student; returns its pictures, from before the update, and what to log."""
+        config, samples, logs = self.config, [], []
+        learning = self.step >= config.fake_head_start
+        calls = self._calls(numbers)
+        for call in calls:
+            drawn = self._draw(draws.STUDENT, call, config.timestep_low, config.timestep_high)
+            condition = self.encode(self.prompts.at(call))
+            with self._accumulating(STUDENT, call is calls[-1]):
+                with torch.set_grad_enabled(learning):
+                    x0 = generate(self.roles, drawn.z, condition, self.one_step)
+                if learning:
+                    loss, log = student_loss(
+                        self.roles, self.noising, x0, condition, self.null, drawn.t, drawn.eps,
+                        config.teacher_guidance, config.fake_guidance, config.normalize,
+                    )  # fmt: skip
+                    self._backward(STUDENT, loss / len(calls))
+                    logs.append({**log, "student_loss": loss})
+            samples.append(Sample(call, x0.detach(), condition))
+        return samples, self._update(STUDENT, logs) if learning else {}
+
+    @torch.no_grad()
+    def more_samples(self, numbers: range) -> list[Sample]:
+        """Further pictures of the student, for further updates of the fake score."""
+        samples = []
+        for call in self._calls(numbers):
+            drawn, condition = self._draw(draws.STUDENT, call, 0, draws.TIMESTEPS - 1), self.encode(self.prompts.at(call))
+            samples.append(Sample(call, generate(self.roles, drawn.z, condition, self.one_step), condition))
+        return samples
+
+    def update_fake(self, samples: list[Sample]) -> dict[str, float]:
+        """One update of the fake-score model on pictures of the student."""
+        config, logs = self.config, []
+        for sample in samples:
+            drawn = self._draw(draws.FAKE, sample.numbers, 0, draws.TIMESTEPS - 1)
+            condition = sample.condition.where(drawn.lot < config.null_share, self.null)
+            with self._accumulating(FAKE, sample is samples[-1]):
+                loss = fake_loss(self.roles, self.noising, sample.x0, condition, drawn.t, drawn.eps)
+                self._backward(FAKE, loss / len(samples))
+            logs.append({"fake_loss": loss})
+        return self._update(FAKE, logs)
+
+    def train_step(self) -> dict[str, float]:
+        """One update of the student and ``fake_updates`` of the fake score; returns what to log."""
+        config, batch = self.config, self.config.batch
+        rate = student_rate(config.student_rate, self.step, config.steps, config.warmup, config.decay_steps)
+        self.updaters[STUDENT].set_rate(rate)
+        self.updaters[FAKE].set_rate(warmed_up(config.fake_rate, self.step, config.warmup))
+        start = self.prompts.position
+        samples, log = self.update_student(range(start, start + batch))
+        log |= self.update_fake(samples)
+        for update in range(1, config.fake_updates):
+            samples = self.more_samples(range(start + update * batch, start + (update + 1) * batch))
+            log |= self.update_fake(samples)
+        self.roles.forget(STUDENT)
+        self.prompts.position = start + config.fake_updates * batch
+        self.step += 1
+        self._follow()
+        return log
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Move the average of the student a little towards it."""
+        if self.average:
+            decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+            live = self.roles.adapters[STUDENT].parameters
+            torch._foreach_lerp_(list(self.average.values()), [live[name].detach() for name in self.average], 1 - decay)
+
+    # What it knows
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The student's average in its place, where one is kept."""
+        if not self.average:
+            yield
+            return
+        live = self.roles.state(STUDENT)
+        self.roles.load_state(STUDENT, self.average)
+        try:
+            yield
+        finally:
+            self.roles.load_state(STUDENT, live)
+
+    @torch.no_grad()
+    def pictures(self, prompts: tuple[str, ...], first_seed: int) -> list[Image]:
+        """One-step pictures of some prompts, picture i from the noise of seed ``first_seed + i``."""
+        made = []
+        size = len(self._calls(range(self.config.batch))[0])
+        with self.averaged():
+            for start in range(0, len(prompts), size):
+                part = prompts[start : start + size]
+                z = noise(range(first_seed + start, first_seed + start + len(part)), *self.size)
+                x0 = generate(self.roles, z.to(self.device, self.dtype), self.encode(part), self.one_step)
+                made += self.model.decode(x0)
+        self.roles.forget(STUDENT)
+        return made
+
+    def state(self) -> dict[str, Any]:
+        """All that the run needs to go on bit for bit. With several processes all of them have to ask for it."""
+        return {
+            "step": self.step,
+            "settings": dataclasses.asdict(self.config),
+            "base_sha256": self.model.base_sha256,
+            "student": self.roles.state(STUDENT),
+            "fake": self.roles.state(FAKE),
+            "average": self.average,
+            "updaters": {role: updater.state() for role, updater in self.updaters.items()},
+            "skipped": [self.guard.in_a_row, self.guard.total],
+            "random": self.processes.gather(random_state()),
+            "prompts": self.prompts.state(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ValueError: it belongs to a run of another shape; one line.
+        """
+        if state["base_sha256"] != self.model.base_sha256:
+            raise ValueError(f"{self.output} holds a run on another base; choose another output folder")
+        before, now = state["settings"], dataclasses.asdict(self.config)
+        for name in FIXED:
+            if before[name] != now[name]:
+                raise ValueError(
+                    f"{self.output} holds a run with {name}={before[name]}, not {now[name]}; choose another output folder"
+                )
+        changed = [f"{name} {before[name]} -> {now[name]}" for name in now if now[name] != before.get(name)]
+        if changed := [text for text in changed if text.partition(" ")[0] not in HARMLESS]:
+            logger.warning("the run goes on with other settings than before: %s", ", ".join(changed))
+        self.prompts.load_state(state["prompts"])
+        self.step = state["step"]
+        self.roles.load_state(STUDENT, state["student"])
+        self.roles.load_state(FAKE, state["fake"])
+        if self.config.ema:
+            average = state["average"] or state["student"]
+            self.average = {name: value.to(self.average[name]) for name, value in average.items()}
+        for role, updater in self.updaters.items():
+            updater.load_state(state["updaters"][role])
+        self.guard.in_a_row, self.guard.total = state["skipped"]
+        if self.processes.rank < len(state["random"]):
+            restore_random_state(state["random"][self.processes.rank])
+
+    def student(self) -> Adapter:
+        """The student's adapter."""
+        return self.roles.adapters[STUDENT]

@@ -1,0 +1,184 @@
+"""What a run will need, before anything is loaded: parameters, memory and steps, from the settings of its networks.
+
+The activations are not guessed: the network runs once on the meta device, where tensors have shapes and no numbers,
+and what autograd keeps for backward is counted. What a GPU's allocator and libraries add is not in it, nor is the
+difference between kernels, so the sum is an estimate.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from wadi_core import base as bases
+from wadi_core import configs
+from wadi_core.lorad.layers import detect_architecture, fake_score_layers, linear_shapes, student_layers
+from wadi_core.lorad.linear import attach, rotated_layers
+
+from .condition import Condition
+from .models import LATENT_CHANNELS, T5_TOKENS, call_pixart, call_unet, is_pixart
+from .schema import TrainConfig
+
+GB = 1e9
+STORED = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "nf4": 0.5625, "fp64": 8.0}  # bytes a number
+COMPUTED = {"fp32": 4, "bf16": 2, "fp16": 2, "fp64": 8}
+CUDA = 0.6e9  # bytes: the driver's context and the libraries' workspaces, as a rule of thumb
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The figures of one run, memory in bytes."""
+
+    architecture: str
+    network: int
+    student: int
+    student_layers: int
+    fake: int
+    fake_layers: int
+    frozen_bytes: float
+    trained_bytes: float
+    kept_bytes: float
+    other_bytes: float
+    steps: int
+    pictures: int
+    calls: int
+
+    @property
+    def total_bytes(self) -> float:
+        """Everything together."""
+        return self.frozen_bytes + self.trained_bytes + self.kept_bytes + self.other_bytes
+
+    def __str__(self) -> str:
+        shared = f"{self.pictures // self.steps} pictures in {self.calls} calls"
+        rows = [
+            ("base", f"{self.architecture}, {self.network:,} parameters, frozen"),
+            ("student", f"{self.student:,} parameters in {self.student_layers} layers"),
+            ("fake score", f"{self.fake:,} parameters in {self.fake_layers} layers"),
+            ("steps", f"{self.steps:,} of {shared} each: {self.pictures:,} pictures"),
+            ("memory, estimated", f"{self.total_bytes / GB:.1f} GB on each device"),
+            ("  frozen weights", f"{self.frozen_bytes / GB:.2f} GB"),
+            ("  trained, with moments", f"{self.trained_bytes / GB:.2f} GB"),
+            ("  kept for backward", f"{self.kept_bytes / GB:.2f} GB"),
+            ("  everything else", f"{self.other_bytes / GB:.2f} GB"),
+        ]
+        return "\n".join(f"{name:<26}{text}" for name, text in rows)
+
+
+def empty_network(config: TrainConfig) -> tuple[nn.Module, Path]:
+    """The network of a base on the meta device, and the folder of its settings; no weight is read.
+
+    Raises:
+        OSError, ValueError: there is no such base; one line.
+    """
+    from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
+
+    if config.base == "mini":
+        folder = configs.folder("wadi-mini")
+    elif not config.base:
+        raise ValueError("base: name the model to distil, a diffusers folder or a .safetensors checkpoint: base=PATH")
+    elif is_pixart(config.base):
+        folder = Path(config.base)
+    else:
+        folder = bases.find(config.base, config.base_config or None).settings
+    part, kind = ("transformer", PixArtTransformer2DModel) if is_pixart(folder) else ("unet", UNet2DConditionModel)
+    with torch.device("meta"):
+        return kind.from_config(configs.read(folder / part / "config.json")), folder
+
+
+def trained_parameters(network: nn.Module, layers: list[str], kind: str, rank: int) -> int:
+    """How many numbers a role trains."""
+    if kind == "full":
+        return sum(parameter.numel() for parameter in network.parameters())
+    shapes = linear_shapes(network)
+    counts = {"lorad": lambda out, into: rank * (out + into // 2)}
+    counts["lora"] = lambda out, into: rank * (out + into)
+    counts["dora"] = lambda out, into: rank * (out + into) + out
+    return sum(counts[kind](*shapes[path]) for path in layers)
+
+
+def kept_for_backward(network: nn.Module, config: TrainConfig, layers: list[str]) -> int:
+    """Bytes that autograd keeps of one call of the student, its rotated weights among them."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.bfloat16, "fp64": torch.float64}.get(config.precision, torch.float32)
+    network = network.to(dtype).requires_grad_(False).train()
+    shapes = linear_shapes(network)
+    rank = min(config.student_rank, 8)  # factors are counted elsewhere; their rank changes nothing here
+    factors = {
+        path: (torch.empty(out, rank, device="meta"), torch.empty(rank, into // 2, device="meta"))
+        for path, (out, into) in ((path, shapes[path]) for path in layers)
+    }
+    attach(network, factors, "student", trainable=True)
+    for _, layer in rotated_layers(network):
+        layer.recompute = config.recompute_rotation
+    owned = {id(tensor) for tensor in (*network.parameters(), *network.buffers())}
+    seen: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if id(tensor) not in owned:
+            seen[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    count = config.micro_batch or max(1, config.batch // processes)
+    side = config.resolution // bases.FACTOR or network.config.sample_size
+    x = torch.empty(count, LATENT_CHANNELS, side, side, device="meta", dtype=dtype)
+    t = torch.zeros(count, device="meta", dtype=torch.long)
+    pixart = hasattr(network, "transformer_blocks")
+    tokens, width = (
+        (T5_TOKENS, network.config.caption_channels) if pixart else (bases.TOKENS, network.config.cross_attention_dim)
+    )
+    text = torch.empty(count, tokens, width, device="meta", dtype=dtype)
+    mask = torch.empty(count, tokens, device="meta") if pixart else None
+    if config.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        (call_pixart if pixart else call_unet)(network, x, t, Condition(text, mask))
+    return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
+
+
+def estimate(config: TrainConfig) -> Estimate:
+    """The figures of a run with these settings.
+
+    Raises:
+        OSError, ValueError: there is no such base; one line.
+    """
+    network, folder = empty_network(config)
+    architecture = detect_architecture(network)
+    layers = {"student": student_layers(network, architecture), "fake": fake_score_layers(network, architecture)}
+    size = sum(parameter.numel() for parameter in network.parameters())
+    inside = sum(linear_shapes(network)[path][0] * linear_shapes(network)[path][1] for path in layers["student"])
+    computed = COMPUTED[config.precision]
+    quantised = config.base_weights in ("fp8", "nf4")
+    stored = STORED[config.base_weights]
+    frozen = inside * stored + (size - inside) * (computed if quantised else stored)
+    student = trained_parameters(network, layers["student"], config.adapter, config.student_rank)
+    fake = trained_parameters(network, layers["fake"], config.fake_adapter, config.fake_rank)
+    # The parameter, its gradient and two moments; float32, or a byte for each moment.
+    each = 4 + 4 + (2 if config.optimizer == "adamw8bit" else 8)
+    trained = (student + fake) * each + (student * 4 if config.ema else 0)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    calls = config.batch // (config.micro_batch * processes) if config.micro_batch else 1
+    # A rotated copy of the fake score's layers, and guidance's double batch, pass through while the student's is kept.
+    passing = inside * computed
+    kept = kept_for_backward(network, config, layers["student"])
+    helpers = 0 if config.offload else helper_parameters(folder) * computed
+    return Estimate(
+        architecture, size, student, len(layers["student"]), fake, len(layers["fake"]), frozen, trained, kept,
+        passing + helpers + CUDA, config.steps, config.steps * config.batch, calls,
+    )  # fmt: skip
+
+
+def helper_parameters(folder: Path) -> int:
+    """Parameters of text encoder and autoencoder, which stay on the device unless they are sent off it."""
+    from diffusers import AutoencoderKL
+    from transformers import AutoConfig, CLIPTextModel, T5EncoderModel
+
+    with torch.device("meta"):
+        networks: list[nn.Module] = [AutoencoderKL.from_config(configs.read(folder / "vae" / "config.json"))]
+        if (folder / "text_encoder" / "config.json").is_file():
+            settings = AutoConfig.from_pretrained(folder / "text_encoder", local_files_only=True)
+            networks.append((T5EncoderModel if settings.model_type == "t5" else CLIPTextModel)(settings))
+    return sum(parameter.numel() for network in networks for parameter in network.parameters())

@@ -1,0 +1,133 @@
+"""Updating a role's parameters: optimizers, loss scaling for fp16, clipping, and steps that must not be taken."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger("wadi")
+
+BETA2 = 0.999
+
+
+def make_optimizer(
+    kind: str, parameters: Sequence[nn.Parameter], rate: float, beta1: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """AdamW, or AdamW with its moments in 8 bits.
+
+    Raises:
+        ValueError: bitsandbytes is needed and not there; one line.
+    """
+    options = {"lr": rate, "betas": (beta1, BETA2), "weight_decay": weight_decay}
+    kind_of_device = parameters[0].device.type
+    if kind == "adamw":
+        return torch.optim.AdamW(parameters, fused=kind_of_device in ("cpu", "cuda"), **options)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ValueError(f"optimizer: adamw8bit needs bitsandbytes ({error}): pip install bitsandbytes") from None
+    if kind_of_device != "cuda":
+        raise ValueError(f"optimizer: adamw8bit needs an NVIDIA GPU, this run is on {kind_of_device}; take adamw")
+    return AdamW8bit(parameters, **options)
+
+
+class Guard:
+    """Counts updates that were skipped because a number was NaN or Inf.
+
+    Args:
+        limit: so many in a row end the run.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.in_a_row, self.total = limit, 0, 0
+
+    def note(self, step: int, role: str, finite: bool, scale: float) -> None:
+        """Take note of one update.
+
+        Raises:
+            ValueError: there were too many in a row; one line that says what may help.
+        """
+        if finite:
+            self.in_a_row = 0
+            return
+        self.in_a_row += 1
+        self.total += 1
+        logger.info("step %d: the update of the %s is skipped: NaN or Inf in its loss or gradient", step, role)
+        if self.in_a_row >= self.limit:
+            scaled = f" at a loss scale of {scale:g}" if scale != 1.0 else ""
+            raise ValueError(
+                f"step {step}: {self.in_a_row} updates in a row had NaN or Inf in a loss or gradient{scaled}: lower "
+                "student_rate and fake_rate, or take precision=bf16 or fp32; the newest checkpoint is from before"
+            )
+
+
+class Updater:
+    """One role's optimizer.
+
+    Args:
+        parameters: what it trains.
+        optimizer: of these parameters.
+        clip: largest norm of the gradient.
+        scaled: scale the loss, as float16 needs it on a GPU.
+    """
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, clip: float, scaled: bool = False
+    ) -> None:
+        self.parameters, self.optimizer, self.clip = list(parameters), optimizer, clip
+        self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=scaled)
+
+    @property
+    def scale(self) -> float:
+        """By how much losses are multiplied at present."""
+        return self.scaler.get_scale()
+
+    def set_rate(self, rate: float) -> None:
+        """The learning rate of the next update."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a loss's gradient."""
+        self.scaler.scale(loss).backward()
+
+    def clipped_norm(self) -> Tensor:
+        """Clip the gradient that has been added up; returns its norm before."""
+        self.scaler.unscale_(self.optimizer)
+        return nn.utils.clip_grad_norm_(self.parameters, self.clip)
+
+    def finish(self, take: bool) -> None:
+        """Take the step, or leave it; the gradient is gone afterwards."""
+        if take:
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> dict:
+        """All that the next update depends on."""
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state(self, state: dict) -> None:
+        """Put back what :meth:`state` returned."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+
+
+def student_rate(rate: float, step: int, steps: int, warmup: int, decay_steps: int) -> float:
+    """The student's learning rate: linear up over the first steps, linear down to a tenth over the last."""
+    left = (steps - step) / max(1, decay_steps)
+    return warmed_up(rate, step, warmup) * max(0.1, min(1.0, left))
+
+
+def warmed_up(rate: float, step: int, warmup: int) -> float:
+    """A rate that rises linearly over the first steps and stays."""
+    return rate * min(1.0, (step + 1) / max(1, warmup))
+
+
+def all_finite(numbers: Sequence[float]) -> bool:
+    """Whether none is NaN or Inf."""
+    return all(math.isfinite(number) for number in numbers)

@@ -1,0 +1,110 @@
+"""The processes that train together, as ``accelerate launch`` (or torchrun) started them; one of them without it.
+
+Gradients are averaged by torch's DistributedDataParallel; what is here is who takes which samples, and the few numbers
+and files on which all have to agree.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wadi_core.pipeline import find_device
+
+
+class Processes:
+    """This process among those that train together.
+
+    Args:
+        device: by its name; empty takes this process's GPU if there is one, else the CPU.
+
+    Attributes:
+        rank, count: this process, and how many there are.
+        device: where this process computes.
+
+    Raises:
+        ValueError: no such device; one line.
+    """
+
+    def __init__(self, device: str = "") -> None:
+        self.count = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = 0
+        if self.count == 1:
+            self.device = find_device(device or None)
+            return
+        from accelerate import PartialState
+
+        on_cpu = device == "cpu" or not torch.cuda.is_available()
+        state = PartialState(cpu=on_cpu)
+        self.rank, self.count = state.process_index, state.num_processes
+        self.device = torch.device("cpu") if on_cpu else state.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and talks to people."""
+        return self.rank == 0
+
+    def share(self, numbers: range, size: int) -> list[range]:
+        """This process's part of a batch, in network calls.
+
+        Args:
+            numbers: of the batch's samples.
+            size: samples of one call; 0 takes all of a process's part at once.
+
+        Raises:
+            ValueError: the batch does not divide; one line.
+        """
+        whole = len(numbers)
+        size = size or max(1, whole // self.count)
+        if whole % (size * self.count):
+            raise ValueError(
+                f"batch: {whole} samples cannot be shared out among {self.count} processes in calls of {size} (micro_batch); "
+                f"a multiple of {size * self.count} can"
+            )
+        starts = range(self.rank * size, whole, size * self.count)
+        return [numbers[start : start + size] for start in starts]
+
+    def wrap(self, part: nn.Module) -> nn.Module:
+        """The module with its gradients averaged over the processes; itself where there is one."""
+        if self.count == 1:
+            return part
+        devices = None if self.device.type == "cpu" else [self.device]
+        return nn.parallel.DistributedDataParallel(part, device_ids=devices, broadcast_buffers=False)
+
+    def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """The mean over the processes of scalars that each of them has under the same names."""
+        together = torch.stack([value.detach().to(self.device, torch.float64) for value in values.values()])
+        if self.count > 1:
+            torch.distributed.all_reduce(together)
+            together /= self.count
+        return dict(zip(values, together.tolist(), strict=True))
+
+    def any(self, flag: bool) -> bool:
+        """Whether a flag is set in one of the processes."""
+        if self.count == 1:
+            return flag
+        votes = torch.tensor([float(flag)], device=self.device)
+        torch.distributed.all_reduce(votes)
+        return votes.item() > 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """What each process has, in their order, in every process."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(found, value)
+        return found
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+    def close(self) -> None:
+        """Part from the others."""
+        if self.count > 1 and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
