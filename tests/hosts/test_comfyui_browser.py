@@ -1,0 +1,407 @@
+"""The pack in ComfyUI's real front end, in a headless Chromium: templates, panels, warnings, the Run button.
+
+Besides ComfyUI it needs playwright (of any version) and a Chromium, of ``CHROMIUM_PATH`` or the one on the path.
+Screenshots go to pytest's temporary folder, or to ``WADI_SCREENSHOTS``.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import comfy_facts
+import pytest
+from comfy_server import PACK, ROOT, ComfyServer
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from wadi_core import mini
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+Page = sync_api.Page
+
+CHROMIUM = os.environ.get("CHROMIUM_PATH") or shutil.which("chromium") or shutil.which("google-chrome")
+# --disable-sync and the like: the browser talks to nobody but the server.
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+WORKFLOWS = sorted(path.stem for path in comfy_facts.WORKFLOWS.glob("*.json"))
+FILES = {
+    "checkpoints": "v1-5-pruned-emaonly-fp16.safetensors",
+    "loras": "your-style-lora.safetensors",
+    "diffusion_models": ("rotated_unet-sdv1-5.safetensors", "rotated_transformer.safetensors"),
+    "text_encoders": "t5xxl_fp16.safetensors",
+    "vae": "vae-ft-mse-840000-ema-pruned.safetensors",
+}
+ONE_STEP = "wadi-sd15-one-step.safetensors"
+SHOWN = "lighthouse.safetensors"
+STYLE = "style.safetensors"
+TITLE = "A lighthouse in one step"
+PATIENCE = 600_000  # ms; the machine may have other work
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: set CHROMIUM_PATH or install one")
+
+READY = "() => !!(window.app?.vueAppReady && window.LiteGraph?.registered_node_types?.WaDi_LoadLoRaD)"
+# What the panel of the first node of a type says, "" where it has none. Nodes in subgraphs are looked for too.
+PANEL = """(type) => {
+  const nodes = (graph) => graph.nodes.flatMap((node) => [node, ...(node.isSubgraphNode?.() ? nodes(node.subgraph) : [])]);
+  const node = nodes(app.rootGraph ?? app.graph).find((node) => node.type === type);
+  return node?.widgets?.find((widget) => widget.name === "wadi_panel")?.element.innerText ?? "";
+}"""
+SET = """([type, values]) => {
+  const node = app.graph.nodes.find((node) => node.type === type);
+  for (const [name, value] of Object.entries(values)) {
+    const widget = node.widgets.find((widget) => widget.name === name);
+    widget.value = value;
+    widget.callback?.(value);
+  }
+}"""
+
+
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where screenshots go."""
+    place = os.environ.get("WADI_SCREENSHOTS")
+    folder = Path(place) if place else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(comfy_base: Path) -> None:
+    """Files of the names that the workflows ask for. The front end looks at names, and into LoRaDs for what to show."""
+    for folder, names in FILES.items():
+        for name in (names,) if isinstance(names, str) else names:
+            path = comfy_base / "models" / folder / name
+            path.parent.mkdir(exist_ok=True)
+            if not path.exists():
+                path.touch()
+    picture = io.BytesIO()
+    Image.linear_gradient("L").save(picture, "jpeg")
+    thumbnail = "data:image/jpeg;base64," + base64.b64encode(picture.getvalue()).decode()
+    embedded = comfy_base / "custom_nodes" / PACK / "wadi_core" / "mini" / mini.LORAD
+    with safe_open(embedded, "pt") as opened:
+        metadata = opened.metadata() | {"modelspec.thumbnail": thumbnail, "modelspec.title": TITLE}
+    folder = comfy_base / "models" / "lorad"
+    save_file(load_file(embedded), folder / SHOWN, metadata)
+    ordinary = {key: value for key, value in metadata.items() if key not in ("wadi.alpha_T_squared", "wadi.timestep")}
+    save_file(load_file(embedded), folder / STYLE, ordinary)
+    if not (folder / ONE_STEP).exists():
+        shutil.copyfile(folder / SHOWN, folder / ONE_STEP)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def open_page(comfy: ComfyServer, files: None, chromium: Any) -> Callable[..., Any]:
+    """A function that opens the front end: ``open_page(language="ja", modern=True)``."""
+
+    def open_one(language: str = "en", modern: bool = False) -> Any:
+        settings = {
+            "Comfy.TutorialCompleted": True,
+            "Comfy.Locale": language,
+            "Comfy.VueNodes.Enabled": modern,
+            "Comfy.Workflow.Persist": False,
+        }
+        for name, value in settings.items():
+            comfy.post(f"/settings/{name}", value)
+        page = chromium.new_page(viewport={"width": 1600, "height": 950})
+        page.set_default_timeout(PATIENCE)
+        page.wadi_errors = []
+        page.on("pageerror", lambda error: page.wadi_errors.append(f"{error}\n{error.stack}"))
+        page.on("console", lambda message: page.wadi_errors.append(message.text) if "wadi.js" in message.text else None)
+        page.goto(f"http://127.0.0.1:{comfy.port}", wait_until="domcontentloaded")
+        page.wait_for_function(READY)
+        page.wait_for_timeout(1000)
+        return page
+
+    return open_one
+
+
+@pytest.fixture(scope="module")
+def page(open_page: Callable[..., Any]) -> Iterator[Any]:
+    """The front end as it is first met: in English, with classic nodes."""
+    opened = open_page()
+    yield opened
+    opened.close()
+
+
+def load(page: Page, name: str) -> None:
+    """Open a workflow as the server offers it."""
+    url = f"/api/workflow_templates/{PACK}/{name}.json"
+    page.evaluate("async (url) => app.loadGraphData(await (await fetch(url)).json())", url)
+    page.wait_for_timeout(1000)
+
+
+def change(page: Page, type_: str, **values: Any) -> None:
+    """Set widgets of the first node of a type; the click elsewhere is how the front end learns of any change."""
+    page.evaluate(SET, [type_, values])
+    touch(page)
+
+
+def touch(page: Page) -> None:
+    page.mouse.click(800, 930)
+    page.wait_for_timeout(500)
+
+
+def wait_for_panel(page: Page, type_: str, text: str) -> None:
+    page.wait_for_function(f"([type, text]) => ({PANEL})(type).includes(text)", arg=[type_, text])
+
+
+def panel(page: Page, type_: str) -> str:
+    return page.evaluate(PANEL, type_)
+
+
+def test_kept_facts_are_what_this_comfyui_says(comfy: ComfyServer) -> None:
+    version = comfy.get("/system_stats")["system"]["comfyui_version"]
+    if version not in comfy_facts.kept():
+        pytest.skip(f"nothing is kept of ComfyUI {version}")
+    assert comfy_facts.used(comfy.get("/object_info")) == comfy_facts.kept()[version]
+
+
+def test_english_is_what_the_nodes_say_themselves(comfy: ComfyServer) -> None:
+    words = comfy.get("/i18n")["en"]["nodeDefs"]
+    declared = comfy.get("/object_info")
+    for name, said in words.items():
+        if not name.startswith(comfy_facts.PREFIX):
+            continue
+        node = declared[name]
+        assert (said["display_name"], said["description"]) == (node["display_name"], node["description"])
+        inputs = {**node["input"].get("required", {}), **node["input"].get("optional", {})}
+        assert {key: spec[1]["tooltip"] for key, spec in inputs.items()} == {
+            key: slot["tooltip"] for key, slot in said.get("inputs", {}).items() if "tooltip" in slot
+        }
+        assert [slot["tooltip"] for slot in said["outputs"].values()] == node["output_tooltips"]
+
+
+def test_help_pages_are_served(comfy: ComfyServer) -> None:
+    pages = sorted((ROOT / "comfy_nodes" / "web" / "docs").rglob("*.md"))
+    assert pages
+    for file in pages:
+        path = f"/extensions/{PACK}/docs/{file.parent.name}/{file.name}"
+        assert comfy.bytes_of(path) == file.read_bytes()
+
+
+def test_templates_are_listed_with_their_thumbnails(page: Page, shots: Path) -> None:
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_test_id("template-workflows-content").first.wait_for()
+    page.wait_for_timeout(2000)
+    page.get_by_text(PACK, exact=True).first.click()  # every pack has a page
+    for name in WORKFLOWS:
+        card = page.get_by_test_id(f"template-workflow-{name}").first
+        card.wait_for()
+        if (comfy_facts.WORKFLOWS / f"{name}.jpg").is_file():
+            seen = "(card) => [...card.querySelectorAll('img')].some((one) => one.src.includes('.jpg') && one.naturalWidth > 0)"
+            page.wait_for_function(seen, arg=card.element_handle())
+    page.wait_for_timeout(1000)
+    page.screenshot(path=shots / "templates.png")
+    page.get_by_test_id(f"template-workflow-{WORKFLOWS[0]}").first.click()
+    page.wait_for_function("() => app.graph.nodes.some((node) => node.type === 'WaDi_EmbeddedModel')")
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_workflow_opens_whole(page: Page, shots: Path, name: str) -> None:
+    page.wadi_errors.clear()
+    load(page, name)
+    page.keyboard.press(".")
+    page.wait_for_timeout(1500)
+    page.screenshot(path=shots / f"{name}.png")
+    saved = json.loads((comfy_facts.WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
+    assert page.evaluate("() => app.graph.nodes.length") == len(saved["nodes"])
+    missing = "() => app.graph.nodes.map((node) => node.type).filter((type) => !LiteGraph.registered_node_types[type])"
+    assert page.evaluate(missing) == []
+    wrong = """() => app.graph.nodes.flatMap((node) => (node.widgets ?? [])
+      .filter((widget) => widget.type === "combo" && !widget.options.values.includes?.(widget.value))
+      .map((widget) => `${node.type}.${widget.name}: ${widget.value}`))"""
+    assert page.evaluate(wrong) == []
+    assert page.get_by_text("errors found").count() == 0 and page.get_by_text("Missing", exact=False).count() == 0
+    for node in saved["nodes"]:
+        if node["type"] in comfy_facts.NOTES:
+            continue
+        values = page.evaluate("(id) => app.graph.getNodeById(id).serialize().widgets_values ?? []", node["id"])
+        assert values == node.get("widgets_values", [])
+    for kind in ("WaDi_OneStepSampler", "KSampler"):
+        assert panel(page, kind) == ""
+    assert page.wadi_errors == []
+
+
+def test_panels_overlap_no_node(page: Page) -> None:
+    overlapping = """() => {
+      const boxes = app.graph.nodes.map((node) => [node.title, ...node.boundingRect]);
+      return boxes.flatMap(([a, x, y, w, h], i) => boxes.slice(i + 1)
+        .filter(([, u, v, s, t]) => x < u + s && u < x + w && y < v + t && v < y + h).map(([b]) => `${a} and ${b}`));
+    }"""
+    for name in WORKFLOWS:
+        load(page, name)
+        if page.evaluate("() => app.graph.nodes.some((node) => node.type === 'WaDi_LoadLoRaD')"):
+            change(page, "WaDi_LoadLoRaD", lorad_name=SHOWN)
+            wait_for_panel(page, "WaDi_LoadLoRaD", TITLE)
+            page.wait_for_timeout(1000)
+        assert page.evaluate(overlapping) == [], name
+
+
+def test_the_run_button_makes_the_picture_of_the_quickstart(page: Page, shots: Path) -> None:
+    load(page, WORKFLOWS[0])
+    page.get_by_test_id("queue-button").click()
+    there = """() => app.graph.nodes.find((node) => node.type === "SaveImage")?.imgs?.length === 4
+      && app.graph.nodes.find((node) => node.type === "SaveImage").imgs.every((one) => one.naturalWidth === 128)"""
+    page.wait_for_function(there)
+    wait_for_panel(page, "WaDi_ApplyLoRaD", "layers")
+    page.keyboard.press(".")
+    page.wait_for_timeout(2000)
+    page.screenshot(path=shots / "quickstart-run.png")
+    assert panel(page, "WaDi_OneStepSampler") == ""
+
+
+def test_the_chosen_file_is_shown(page: Page, shots: Path) -> None:
+    load(page, "02-sd15-one-step")
+    change(page, "WaDi_LoadLoRaD", lorad_name=SHOWN)
+    wait_for_panel(page, "WaDi_LoadLoRaD", TITLE)
+    assert "one-step weights" in panel(page, "WaDi_LoadLoRaD")
+    picture = """() => app.graph.nodes.find((node) => node.type === "WaDi_LoadLoRaD").widgets
+      .find((widget) => widget.name === "wadi_panel").element.querySelector("img")?.naturalWidth"""
+    page.wait_for_function(f"() => ({picture})() === 256")
+    change(page, "WaDi_LoadLoRaD", lorad_name=STYLE)
+    wait_for_panel(page, "WaDi_LoadLoRaD", "ordinary adapter")
+    wait_for_panel(page, "WaDi_OneStepSampler", "No one-step weights")
+    page.screenshot(path=shots / "file.png")
+
+
+def test_what_would_go_wrong_is_said_on_the_sampler(page: Page, shots: Path) -> None:
+    load(page, "03-sd15-lora-stack")
+    assert panel(page, "KSampler") == ""
+    change(page, "KSampler", steps=8, cfg=7, denoise=0.5, sampler_name="uni_pc", scheduler="kl_optimal")
+    wait_for_panel(page, "KSampler", "Set steps to 1")
+    said = panel(page, "KSampler")
+    for sentence in ("Set cfg to 1", "Set denoise to 1", "This sampler fails", "This scheduler does not start"):
+        assert sentence in said
+    page.keyboard.press(".")
+    page.wait_for_timeout(1500)
+    page.screenshot(path=shots / "warnings.png")
+
+    change(page, "KSampler", sampler_name="wadi_one_step")
+    wait_for_panel(page, "KSampler", "wadi_one_step always takes one step")
+    said = panel(page, "KSampler")
+    assert "Set cfg to 1" in said and "Set steps" not in said and "This s" not in said
+    change(page, "KSampler", steps=1, cfg=1, denoise=1)
+    page.wait_for_function(f"() => ({PANEL})('KSampler') === ''")
+    change(page, "KSampler", sampler_name="euler", scheduler="normal")
+    assert panel(page, "KSampler") == ""  # a stock sampler agrees in one step
+
+
+def test_the_model_is_found_through_what_lies_between(page: Page) -> None:
+    load(page, "03-sd15-lora-stack")
+    change(page, "KSampler", cfg=7)
+    wait_for_panel(page, "KSampler", "Set cfg to 1")
+    mode = "([type, mode]) => { app.graph.nodes.find((node) => node.type === type).mode = mode }"
+    page.evaluate(mode, ["LoraLoader", 4])
+    touch(page)
+    assert "Set cfg to 1" in panel(page, "KSampler")
+    page.evaluate(mode, ["WaDi_LoadLoRaD", 4])
+    touch(page)
+    wait_for_panel(page, "KSampler", "No one-step weights")
+    page.evaluate(mode, ["WaDi_LoadLoRaD", 0])
+    rerouted = """() => {
+      const reroute = LiteGraph.createNode("Reroute");
+      app.graph.add(reroute);
+      const find = (type) => app.graph.nodes.find((node) => node.type === type);
+      find("LoraLoader").connect(0, reroute, 0);
+      reroute.connect(0, find("KSampler"), 0);
+    }"""
+    page.evaluate(rerouted)
+    touch(page)
+    wait_for_panel(page, "KSampler", "Set cfg to 1")
+    hidden = "() => { app.graph.convertToSubgraph(new Set([app.graph.nodes.find((node) => node.type === 'KSampler')])) }"
+    page.evaluate(hidden)
+    touch(page)
+    wait_for_panel(page, "KSampler", "Set cfg to 1")
+    page.evaluate(mode, ["WaDi_LoadLoRaD", 2])  # muted: nothing can be said of what does not run
+    touch(page)
+    page.wait_for_function(f"() => ({PANEL})('KSampler') === ''")
+
+
+def test_custom_sampling_is_looked_through(page: Page) -> None:
+    load(page, "03-sd15-lora-stack")
+    build = """() => {
+      const find = (type) => app.graph.nodes.find((node) => node.type === type);
+      const add = (type) => { const node = LiteGraph.createNode(type); app.graph.add(node); return node; };
+      const sampler = add("SamplerCustomAdvanced"), guider = add("CFGGuider");
+      const schedule = add("BasicScheduler"), choice = add("KSamplerSelect");
+      find("LoraLoader").connect(0, guider, 0);
+      find("LoraLoader").connect(0, schedule, 0);
+      guider.connect(0, sampler, sampler.inputs.findIndex((input) => input.name === "guider"));
+      choice.connect(0, sampler, sampler.inputs.findIndex((input) => input.name === "sampler"));
+      schedule.connect(0, sampler, sampler.inputs.findIndex((input) => input.name === "sigmas"));
+    }"""
+    page.evaluate(build)
+    touch(page)
+    wait_for_panel(page, "SamplerCustomAdvanced", "Set cfg to 1")
+    assert "Set steps to 1" in panel(page, "SamplerCustomAdvanced")
+    change(page, "CFGGuider", cfg=1)
+    change(page, "BasicScheduler", steps=1)
+    page.wait_for_function(f"() => ({PANEL})('SamplerCustomAdvanced') === ''")
+
+
+def test_panels_leave_no_trace_in_what_is_saved(page: Page) -> None:
+    load(page, "03-sd15-lora-stack")
+    change(page, "KSampler", cfg=7)
+    wait_for_panel(page, "KSampler", "Set cfg to 1")
+    saved = page.evaluate("() => app.graph.serialize()")
+    assert "wadi_panel" not in json.dumps(saved)
+    before = json.loads((comfy_facts.WORKFLOWS / "03-sd15-lora-stack.json").read_text(encoding="utf-8"))
+    sampler, was = (next(n for n in graph["nodes"] if n["type"] == "KSampler") for graph in (saved, before))
+    assert len(sampler["widgets_values"]) == len(was["widgets_values"])
+    sent = page.evaluate("async () => (await app.graphToPrompt()).output")
+    assert "wadi_panel" not in json.dumps(sent)
+    change(page, "KSampler", cfg=1)
+    page.wait_for_function(f"() => ({PANEL})('KSampler') === ''")
+    height = "() => app.graph.nodes.find((node) => node.type === 'KSampler').size[1]"
+    assert page.evaluate(height) <= was["size"][1] + 1
+
+
+def test_in_japanese(open_page: Callable[..., Any], shots: Path) -> None:
+    page = open_page(language="ja")
+    load(page, "03-sd15-lora-stack")
+    change(page, "KSampler", steps=8)
+    change(page, "KSampler", sampler_name="euler")
+    wait_for_panel(page, "KSampler", "ステップを 1 にしてください")
+    title = "() => app.graph.nodes.find((node) => node.type === 'WaDi_LoadLoRaD').title"
+    assert page.evaluate(title) == "LoRaD を読み込む"
+    page.screenshot(path=shots / "japanese.png")
+    page.close()
+
+
+def test_with_modern_nodes(open_page: Callable[..., Any], comfy: ComfyServer, shots: Path) -> None:
+    """Nodes that the browser lays out itself; the setting does nothing in front ends that have none."""
+    page = open_page(modern=True)
+    load(page, "03-sd15-lora-stack")
+    change(page, "WaDi_LoadLoRaD", lorad_name=SHOWN)
+    change(page, "KSampler", cfg=7)
+    wait_for_panel(page, "KSampler", "Set cfg to 1")
+    page.get_by_text("Set cfg to 1").first.wait_for(state="visible")
+    page.get_by_text(TITLE).first.wait_for(state="visible")
+    page.screenshot(path=shots / "modern.png")
+    page.close()
+    comfy.post("/settings/Comfy.VueNodes.Enabled", False)
+
+
+@pytest.mark.skipif(
+    not all((mini.FOLDER / name).is_file() for name in (*mini.WEIGHTS.values(), mini.LORAD)),
+    reason="the trained weights are not in this checkout",
+)
+def test_a_workflow_that_needs_nothing_has_its_picture() -> None:
+    assert (comfy_facts.WORKFLOWS / f"{WORKFLOWS[0]}.jpg").is_file()
