@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -112,7 +113,29 @@ def measure(name: str) -> dict[str, Any]:
     file = {"layer.lorad_a": one[0], "layer.lorad_b": one[1], "other.lora_up.weight": weight}
     claimed = {key: make.load(key, file, None, None, set()) for key in ("layer", "other", "none")}
     found["claimed"] = {key: sorted(adapter.loaded_keys) for key, adapter in claimed.items() if adapter is not None}
+    found["embedded"] = embedded(name)
     return found
+
+
+def embedded(name: str) -> dict[str, Any]:
+    """wadi-mini as ComfyUI's objects, and whether ComfyUI could load its parts a second time, as it does for hooks."""
+    import comfy.model_patcher
+    import comfy.sd
+    import comfy.supported_models
+
+    extension, loader = (importlib.import_module(f"{name}.comfy_nodes.{part}") for part in ("extension", "embedded"))
+    for _ in range(2):
+        extension.register()
+    found = {"kinds": [kind.__name__ for kind in comfy.supported_models.models].count("WadiMini")}
+    options = {"disable_dynamic": True} if "disable_dynamic" in signature(comfy.sd.load_diffusion_model_state_dict) else {}
+    for part, patcher in (("model", loader.load_model()), ("clip", loader.load_clip().patcher)):
+        again = patcher.cached_patcher_init[0](*patcher.cached_patcher_init[1], **options)
+        found[part] = isinstance(again, comfy.model_patcher.ModelPatcher) and again.model is not patcher.model
+    return found
+
+
+def signature(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)
 
 
 def prepare(patch_class: Any, patch: tuple) -> Any:

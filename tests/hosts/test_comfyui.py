@@ -13,6 +13,7 @@ import torch
 from comfy_graph import Graph, Node, to_api
 from comfy_server import ROOT, ComfyServer
 from networks import random_lorad
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from wadi_core import LoRaD, OneStep, OneStepPipeline
@@ -236,6 +237,36 @@ def test_the_loader_reports_in_one_line(comfy: ComfyServer, network: torch.nn.Mo
     assert (facts["layers"], facts["of"], facts["rank"], facts["one_step"]) == (count, count, 4, True)
 
 
+def test_controlnet_steers_the_one_step_as_in_diffusers(comfy: ComfyServer, network: torch.nn.Module) -> None:
+    control = comfy_networks.controlnet(network)
+    state = comfy_networks.controlnet_state(control, comfy_networks.SLICE)
+    save_file(state, comfy.base / "models/controlnet/control.safetensors")
+    torch.manual_seed(10)
+    pixels = torch.randint(0, 256, (SIZE, SIZE, 3), dtype=torch.uint8)
+    Image.fromarray(pixels.numpy()).save(comfy.base / "input/hint.png")
+    graph = Graph()
+    model, positive = with_lorad(graph)
+    loaded = graph("ControlNetLoader", control_net_name="control.safetensors")
+    hint = graph("LoadImage", image="hint.png")
+    settings = {"strength": 0.8, "start_percent": 0.0, "end_percent": 1.0}
+    links = {"positive": positive[0], "negative": positive[0], "control_net": loaded[0], "image": hint[0]}
+    steered = graph("ControlNetApplyAdvanced", **links, **settings)
+    sizes = {"width": SIZE, "height": SIZE, "batch_size": 1, "seed": SEED}
+    sampled = graph("WaDi_OneStepSampler", model=model[0], positive=steered[0], **sizes)
+    found = latent_of(comfy, graph, sampled[0])
+    lorad = LoRaD.load(comfy.base / "models/lorad/slice.safetensors")
+    told, z = conditioning(comfy.base), noise([SEED], SIZE, SIZE)
+    image = pixels.permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        down, middle = control(z, 999, told, controlnet_cond=image, conditioning_scale=0.8, return_dict=False)
+        lorad.apply_to(network)
+        more = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+        reference = lorad.one_step.x0(z, network(z, 999, encoder_hidden_states=told, **more).sample)
+        lorad.remove(network)
+    assert error(found, reference / comfy_networks.SD15_VAE_SCALE) < TOLERANCE
+    assert len(calls(comfy)) == 1
+
+
 # The embedded model
 
 
@@ -257,6 +288,30 @@ def test_embedded_model_draws_what_the_core_draws(comfy: ComfyServer) -> None:
     reference = torch.stack([torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).view(128, 128, 3) for p in pictures])
     assert float((found - reference).abs().max()) <= 1
     assert reference.float().std() > 1  # not one colour
+
+
+def test_what_was_saved_of_the_embedded_model_loads_again(comfy: ComfyServer) -> None:
+    """A network of its widths is known to ComfyUI's own loaders while the pack is there."""
+    graph = Graph()
+    mini = graph("WaDi_EmbeddedModel")
+    turned = graph("WaDi_ApplyLoRaD", model=mini[0], lorad=mini[3], strength=1.0, one_step=True)
+    graph("ModelSave", model=turned[0], filename_prefix="mini")
+    comfy.run(graph.prompt)
+    saved = next((comfy.base / "output").glob("mini_*.safetensors"))
+    saved.rename(comfy.base / "models/diffusion_models/saved-mini.safetensors")
+    latents = []
+    for name in ("embedded", "saved"):
+        graph = Graph()
+        mini = graph("WaDi_EmbeddedModel")
+        model = graph("WaDi_ApplyLoRaD", model=mini[0], lorad=mini[3], strength=1.0, one_step=True)
+        if name == "saved":
+            loaded = graph("UNETLoader", unet_name="saved-mini.safetensors", weight_dtype="default")
+            model = graph("WaDi_OneStepModel", model=loaded[0], alpha_T_squared=0.0047, timestep=999)
+        positive = graph("CLIPTextEncode", clip=mini[1], text="a red apple")
+        sizes = {"width": 128, "height": 128, "batch_size": 1, "seed": 7}
+        sampled = graph("WaDi_OneStepSampler", model=model[0], positive=positive[0], **sizes)
+        latents.append(latent_of(comfy, graph, sampled[0]))
+    assert error(latents[1], latents[0]) < 1e-3
 
 
 # PixArt

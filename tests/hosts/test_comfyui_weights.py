@@ -78,6 +78,11 @@ def test_it_is_registered_once_and_claims_its_own_keys_only(inside: dict[str, An
     assert inside["claimed"] == {"layer": ["layer.lorad_a", "layer.lorad_b"]}
 
 
+def test_the_embedded_model_can_be_loaded_twice(inside: dict[str, Any]) -> None:
+    """ComfyUI asks a MODEL's loader for a second copy when hooks meet dynamic VRAM."""
+    assert inside["embedded"] == {"kinds": 1, "model": True, "clip": True}
+
+
 # In the server
 
 
