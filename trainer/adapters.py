@@ -105,9 +105,12 @@ class PeftAdapter(Adapter):
                 f"adapter: lora and dora need peft, which cannot be imported ({error}): pip install peft"
             ) from None
         settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(layers), use_dora=dora, bias="none")
+        others = [parameter for parameter in network.parameters() if parameter.requires_grad]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             inject_adapter_in_model(settings, network, adapter_name=name)
+        for parameter in others:  # peft freezes all but its own
+            parameter.requires_grad_(True)
         self.layers = {path: network.get_submodule(path) for path in layers}
         parameters = {}
         for path, layer in self.layers.items():

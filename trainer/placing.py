@@ -30,16 +30,9 @@ def place(network: nn.Module, config: TrainConfig, device: torch.device, turned:
     Args:
         turned: paths of the linear layers that adapters will turn: their weights keep the precision of the settings.
         latent_pixels: height times width of the latents.
-
-    Raises:
-        ValueError: something asked for is not possible here; one line.
     """
     full = "full" in (config.adapter, config.fake_adapter)
     quantised = config.base_weights in ("fp8", "nf4")
-    if quantised and full:
-        raise ValueError(f"base_weights: {config.base_weights} cannot be combined with training all weights (full)")
-    if quantised and "dora" in (config.adapter, config.fake_adapter):
-        raise ValueError(f"base_weights: {config.base_weights} cannot be combined with dora, which needs the weights' norms")
     autocast = autocast_type(config)
     if quantised:
         # Layers that stay as they are keep the type in which the network computes.

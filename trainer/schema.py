@@ -99,5 +99,13 @@ class TrainConfig:
             raise ValueError(f"resolution: a multiple of 8 is expected, not {self.resolution}")
         if (self.precision == "fp64") != (self.base_weights == "fp64"):
             raise ValueError("precision: fp64 needs base_weights=fp64, and the other way round")
+        if self.precision == "fp32" and self.base_weights in ("bf16", "fp16"):
+            raise ValueError(f"base_weights: {self.base_weights} needs precision=bf16 or fp16, not fp32")
+        if self.base_weights in ("fp8", "nf4"):
+            for kind, what in (("full", "training all weights (full)"), ("dora", "dora, which needs the weights' norms")):
+                if kind in (self.adapter, self.fake_adapter):
+                    raise ValueError(f"base_weights: {self.base_weights} cannot be combined with {what}")
+            if self.compile:
+                raise ValueError(f"compile: cannot be combined with base_weights={self.base_weights}")
         if any(sign in self.name for sign in "/\\") or not self.name.strip(". "):
             raise ValueError(f"name: a file name without folders is expected, not {self.name!r}")

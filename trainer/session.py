@@ -64,14 +64,13 @@ class Session:
         run: the distillation, at its start.
 
     Raises:
-        OSError, ValueError: the output folder cannot be used, or its checkpoints are another run's; one line.
+        OSError, ValueError: the output folder's checkpoints cannot be read, or are another run's; one line.
     """
 
     def __init__(self, run: Distillation) -> None:
         self.run, self.config, self.output = run, run.config, run.output
         self.first = run.processes.first
         self.checkpoints = Checkpoints(self.output, self.config.keep, self.config.keep_every)
-        self.lock = FolderLock(self.output) if self.first else None
         self._resume()
         self.began, self.start = time.monotonic(), run.step
         self._sums: dict[str, list[float]] = {}
@@ -98,19 +97,14 @@ class Session:
         Returns:
             the student's file, in the process that wrote it.
         """
-        run, config, written = self.run, self.config, None
-        try:
-            with stop_signals() as caught, self._bar() as bar:
+        run = self.run
+        with stop_signals() as caught, self._bar() as bar:
+            stopped = run.processes.any(bool(caught))
+            while run.step < self.config.steps and not stopped:
+                self._take(run.train_step(), bar)
                 stopped = run.processes.any(bool(caught))
-                while run.step < config.steps and not stopped:
-                    self._take(run.train_step(), bar)
-                    stopped = run.processes.any(bool(caught))
-                self.save()
-            if self.first:
-                written = self._finish()
-        finally:
-            if self.lock is not None:
-                self.lock.release()
+            self.save()
+        written = self._finish() if self.first else None
         run.processes.wait()
         return written
 
@@ -209,7 +203,11 @@ def train(config: TrainConfig) -> Path | None:
         OSError, ValueError: with one line.
     """
     processes = Processes(config.device)
+    # Before anything is loaded: a folder that cannot be used is found out at once.
+    lock = FolderLock(config.output) if processes.first else None
     try:
         return Session(Distillation(config, processes)).go()
     finally:
+        if lock is not None:
+            lock.release()
         processes.close()

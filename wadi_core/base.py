@@ -195,7 +195,11 @@ def _architecture_of_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> str
         if any(name.startswith(("down_blocks.", "unet.down_blocks.")) for name in shapes):
             raise refusal(path, "this is a U-Net alone (diffusers layout): a base needs its text encoder and autoencoder too")
         raise refusal(path, f"this is no checkpoint of Stable Diffusion; supported are {SUPPORTED}")
+    if any(name.startswith(LDM_UNET + "label_emb.") for name in shapes):
+        raise refusal(path, f"this is a checkpoint of Stable Diffusion XL; supported are {SUPPORTED}")
     entry = shapes.get(LDM_UNET + "input_blocks.0.0.weight", ())
+    if entry[1:2] == (9,):
+        raise refusal(path, f"this is a checkpoint for inpainting, with 9 input channels; supported are {SUPPORTED}")
     context = shapes.get(LDM_CONTEXT, ())
     for architecture, folder in configs.FOLDERS.items():
         settings = configs.read(folder / "unet" / "config.json")

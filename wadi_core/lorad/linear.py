@@ -64,6 +64,8 @@ def _turned(weight: Tensor, factors: Sequence[Factors], dtype: torch.dtype) -> T
     """A new tensor of type ``dtype``: the weight turned by the summed angles of adapters."""
     if is_compiling():  # the plain formula is what a compiler can make one kernel of
         return rotate(weight, sum_angles(factors, working_dtype(weight))).to(dtype)
+    if weight.is_meta:  # shapes without numbers, as for an estimate of memory
+        return torch.empty_like(weight, dtype=dtype)
     turned = weight.to(working_dtype(weight), copy=True, memory_format=torch.contiguous_format)
     # On a CPU blocks of rows stay in the cache; on a GPU fewer, larger kernels are faster.
     rotate_(turned, factors, None if weight.device.type == "cpu" else weight.shape[0])

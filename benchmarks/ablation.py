@@ -1,0 +1,278 @@
+"""The paper's ablation on wadi-mini: what the student is (LoRaD, LoRA, DoRA, all weights) and its rank, at equal steps.
+
+    python benchmarks/ablation.py screen        learning rates: a short run of each kind at each of three rates
+    python benchmarks/ablation.py run           every arm with three seeds, at the best rate of its kind
+    python benchmarks/ablation.py page          docs/ablation.md and .png from what has been measured so far
+
+All three go on where they were stopped: a run is a folder of the trainer, which goes on by itself, and what has been
+measured is kept beside it. Settings of the trainer can be added to `screen` and `run` as ``key=value``; those of
+``trainer/configs/mini.yaml`` hold otherwise. The fake score is the same LoRaD in every arm, so that what differs is the
+student alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from benchmarks import ablation_page, ruler
+from benchmarks.mini_quality import DIVERSITY, GROUPS
+from benchmarks.sets import Generated, Real, feature_set
+from trainer import config as settings
+from trainer.efficientnet import load_lite
+from trainer.estimate import empty_network, trained_parameters
+from trainer.features import Eye
+from trainer.schema import TrainConfig
+from wadi_core import LoRaD, OneStepPipeline
+from wadi_core import base as bases
+from wadi_core.files import atomic_write, one_line
+from wadi_core.lorad.checkpoint import read_header, read_tensors
+from wadi_core.lorad.layers import student_layers
+
+ROOT = Path(__file__).resolve().parents[1]
+PRESET = ROOT / "trainer" / "configs" / "mini.yaml"
+SEEDS = (0, 1, 2)
+RANKS = (8, 16, 32, 64)
+KINDS = ("lorad", "lora", "dora", "full")
+# Learning rates to try. LoRA's product starts at zero as LoRaD's angles do; all weights move at once in "full".
+RATES = {
+    "lorad": (1e-3, 3e-3, 1e-2),
+    "lora": (3e-4, 1e-3, 3e-3),
+    "dora": (3e-4, 1e-3, 3e-3),
+    "full": (1e-5, 3e-5, 1e-4),
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One thing to compare.
+
+    Attributes:
+        name: of its folder.
+        label: for people.
+        kind: of the student's adapter.
+        rank: of the student's adapter.
+        group: ``adapter`` or ``rank``, the table it stands in.
+        parameters: how many numbers it trains.
+    """
+
+    name: str
+    label: str
+    kind: str
+    rank: int
+    group: str
+    parameters: int
+
+
+def arms(config: TrainConfig) -> list[Arm]:
+    """Everything that is compared, around a LoRaD of the preset's rank."""
+    network, _ = empty_network(config)
+    layers, rank = student_layers(network), config.student_rank
+
+    def count(kind: str, rank: int) -> int:
+        return trained_parameters(network, layers, kind, rank)
+
+    target = count("lorad", rank)
+    matched = min(range(1, rank + 1), key=lambda other: abs(count("lora", other) - target))
+    rows = [
+        ("lorad", f"LoRaD, rank {rank}", "lorad", rank, "adapter"),
+        ("lora-same-rank", f"LoRA, rank {rank}", "lora", rank, "adapter"),
+        ("lora-same-size", f"LoRA, rank {matched} (as many parameters)", "lora", matched, "adapter"),
+        ("dora", f"DoRA, rank {rank}", "dora", rank, "adapter"),
+        ("full", "all weights", "full", rank, "adapter"),
+        *((f"lorad-{other}", f"LoRaD, rank {other}", "lorad", other, "rank") for other in RANKS),
+    ]
+    return [Arm(*row, parameters=count(row[2], row[3])) for row in rows]
+
+
+def train(folder: Path, arm: Arm, rate: float, seed: int, steps: int, words: Sequence[str]) -> Path:
+    """The student of one run, trained to its end; goes on from where it was.
+
+    Raises:
+        OSError: the run failed or was stopped; one line.
+    """
+    student = folder / "student.safetensors"
+    last = folder / f"step-{steps:08d}.pt"
+    if student.is_file() and last.is_file():
+        return student
+    given = [f"output={folder}", "name=student", f"adapter={arm.kind}", f"student_rank={arm.rank}"]
+    given += [f"student_rate={rate:g}", f"seed={seed}", f"steps={steps}", "tensorboard=false"]
+    command = [sys.executable, str(ROOT / "trainer" / "train.py"), "--config", str(PRESET), *given, *words]
+    status = subprocess.run(command, check=False).returncode
+    if status or not last.is_file():
+        raise OSError(f"{folder}: this run did not come to its end; the same command goes on with it")
+    return student
+
+
+class Scales:
+    """Measures students: distances to real scenes, retrieval of what the caption names, diversity.
+
+    Args:
+        work: where real scenes and their features are kept.
+        count: pictures of each set.
+        study: pictures from which the measure is learned.
+        base: the base that was distilled.
+    """
+
+    def __init__(self, work: Path, count: int, study: int, base: str) -> None:
+        self.work, self.count, self.base = work, count, base
+        self.eye = Eye(load_lite())
+        self.gauge = ruler.Ruler.learn(work, self.eye, study)
+        self.real = feature_set(work, self.eye, Real(), GROUPS[0].real, count)
+        self.floor = self.gauge.distances(feature_set(work, self.eye, Real(), GROUPS[0].other, count), self.real)["fd"]
+
+    def weigh(self, student: Path) -> dict[str, float]:
+        """The figures of one student's file."""
+        device = torch.device("cpu")
+        pipe = OneStepPipeline(bases.load(self.base, device, torch.float32), device, torch.float32)
+        header = read_header(student)
+        if any(name.endswith(".lorad_a") for name in header.places):
+            pipe.set_lorad(LoRaD.load(student))
+        else:  # a whole network
+            pipe.base.unet.load_state_dict({name: tensor.float() for name, tensor in read_tensors(header).items()})
+        source = Generated(pipe, student.parent.name, bfloat16=True)
+        made = feature_set(self.work, self.eye, source, GROUPS[0].captions, self.count)
+        found = self.gauge.distances(made, self.real)
+        found["fd_above_floor"] = found["fd"] - self.floor
+        found |= self.gauge.retrieval(made, GROUPS[0].captions.shown(range(self.count)))
+        spread = feature_set(self.work, self.eye, source, DIVERSITY, 64 * DIVERSITY.noises)
+        return found | {"diversity": self.gauge.diversity(spread, DIVERSITY.noises)}
+
+
+def measured(folder: Path, student: Path, scales: Scales) -> dict[str, float]:
+    """The figures of a run, measured once and kept beside it."""
+    kept = folder / "figures.json"
+    if kept.is_file():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    figures = scales.weigh(student) | {"seconds": seconds_of(folder)}
+    with atomic_write(kept) as file:
+        file.write((json.dumps(figures, indent=1) + "\n").encode())
+    return figures
+
+
+def seconds_of(folder: Path) -> float:
+    """How long a run took, by its table of losses; the time of a run that was stopped counts once for each start."""
+    rows = (folder / "losses.csv").read_text(encoding="utf-8").splitlines()
+    column = rows[0].split(",").index("seconds")
+    times = [float(row.split(",")[column]) for row in rows[1:]]
+    return sum(time for time, after in zip(times, [*times[1:], 0.0], strict=True) if after < time)
+
+
+def screening(options: argparse.Namespace, config: TrainConfig) -> Iterator[tuple[Arm, float, Path]]:
+    """Every short run of the screening: an arm of each kind, its rates and folders."""
+    for arm in arms(config)[:5]:
+        if arm.name != "lora-same-size":
+            for rate in RATES[arm.kind]:
+                yield arm, rate, options.work / "screen" / f"{arm.name}-{rate:g}"
+
+
+def best_rates(options: argparse.Namespace, config: TrainConfig) -> dict[str, float]:
+    """Kind -> the rate with the smallest distance.
+
+    Raises:
+        OSError: the screening is not finished.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for arm, rate, folder in screening(options, config):
+        kept = folder / "figures.json"
+        if not kept.is_file():
+            raise FileNotFoundError(f"{kept}: the screening is not finished: python benchmarks/ablation.py screen")
+        distance = json.loads(kept.read_text(encoding="utf-8"))["fd_above_floor"]
+        if math.isfinite(distance) and distance < found.get(arm.kind, (math.inf, 0.0))[0]:
+            found[arm.kind] = distance, rate
+    return {kind: rate for kind, (_, rate) in found.items()}
+
+
+def screen(options: argparse.Namespace, config: TrainConfig, scales: Scales) -> None:
+    """Train and measure every short run."""
+    for arm, rate, folder in screening(options, config):
+        student = train(folder, arm, rate, SEEDS[0], options.screen_steps, options.settings)
+        told(f"screen {arm.name} at {rate:g}", measured(folder, student, scales))
+
+
+def run(options: argparse.Namespace, config: TrainConfig, scales: Scales) -> None:
+    """Train and measure every arm with every seed; all arms once before any of them twice."""
+    rates = best_rates(options, config)
+    for seed in SEEDS:
+        for arm in arms(config):
+            folder = options.work / arm.name / f"seed-{seed}"
+            student = train(folder, arm, rates[arm.kind], seed, options.steps, options.settings)
+            told(f"{arm.name}, seed {seed}", measured(folder, student, scales))
+
+
+def report(options: argparse.Namespace, config: TrainConfig) -> dict[str, Any]:
+    """All that has been measured, for the page."""
+    rows = []
+    for arm in arms(config):
+        kept = [options.work / arm.name / f"seed-{seed}" / "figures.json" for seed in SEEDS]
+        figures = [json.loads(path.read_text(encoding="utf-8")) for path in kept if path.is_file()]
+        if figures:
+            values = {name: [row[name] for row in figures] for name in figures[0]}
+            about = {"label": arm.label, "group": arm.group, "rank": arm.rank, "parameters": arm.parameters}
+            means = {name: mean(found) for name, found in values.items()}
+            spreads = {name: stdev(found) if len(found) > 1 else 0.0 for name, found in values.items()}
+            rows.append({**about, "seeds": len(figures), "mean": means, "spread": spreads})
+    if not rows:
+        raise FileNotFoundError(f"{options.work}: nothing has been measured yet: python benchmarks/ablation.py run")
+    shown = {"steps": options.steps, "batch": config.batch, "screen_steps": options.screen_steps, "count": options.count}
+    return {"rows": rows, "rates": best_rates(options, config), "settings": shown, "words": options.settings}
+
+
+def told(what: str, figures: dict[str, float]) -> None:
+    """One line for whoever is waiting."""
+    sys.stderr.write(f"{what}: FD above floor {figures['fd_above_floor']:.2f}, {figures['seconds'] / 60:.1f} minutes\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("what", choices=("screen", "run", "page"))
+    add("settings", nargs="*", metavar="key=value", help="settings of the trainer that win over the preset's")
+    add("--steps", type=int, default=600, help="of every arm (default: 600)")
+    add("--screen-steps", type=int, default=200, help="of the screening (default: 200)")
+    add("--count", type=int, default=5000, help="pictures of each set (default: 5000)")
+    add("--study", type=int, default=6000, help="pictures of each kind to learn the measure from (default: 6000)")
+    add("--work", type=Path, default=Path("runs/ablation"), help="where runs are kept (default: runs/ablation)")
+    add("--quality", type=Path, default=Path("runs/quality"), help="where sets are kept (default: runs/quality)")
+    add("--output", type=Path, default=Path("docs"), help="where the page goes (default: docs)")
+    add("--debug", action="store_true", help="show where an error comes from")
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    options = _parser().parse_args(words)
+    logging.getLogger("wadi").setLevel(logging.ERROR)
+    try:
+        config = settings.load(TrainConfig, PRESET, options.settings)
+        if options.what == "page":
+            ablation_page.write(report(options, config), options.output)
+        else:
+            scales = Scales(options.quality, options.count, options.study, config.base)
+            (screen if options.what == "screen" else run)(options, config, scales)
+    except (OSError, ValueError) as error:
+        if options.debug:
+            raise
+        sys.stderr.write(f"ablation: error: {one_line(error)}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
