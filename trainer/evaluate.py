@@ -1,0 +1,372 @@
+"""How good a model's pictures are: FID, KID, precision and recall against real ones, and the CLIP score.
+
+    python trainer/evaluate.py --base sd15-folder --lorad one-step.safetensors --preset coco2014-30k --data coco
+    python trainer/evaluate.py --base sd15-folder --lorad one-step.safetensors --prompts prompts.txt --real photos
+    python trainer/evaluate.py --pictures made-elsewhere --real photos --extractor mini
+    python trainer/evaluate.py --base mini --preset mini
+
+Pictures are kept in the output folder, and a run that was stopped goes on where it was; so do features. Several
+machines or GPUs can share the work: start one with ``--shard 1/4``, one with ``--shard 2/4`` and so on in the same
+output folder, and once more without, for the figures. Prints a table and writes ``evaluation.json``. Nothing is
+downloaded: what is missing is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shlex
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+
+from trainer import coco, extractors, picture_files
+from trainer.clip_score import ClipScore
+from trainer.extractors import Extractor
+from trainer.generators import Generator, load_generator
+from trainer.judge import Judgement, Reference, judge, read_statistics, write_statistics
+from trainer.prompt_table import PromptTable
+from trainer.prompts import MINI, OWN, STARTER
+from trainer.store import Store
+from wadi_core import __version__, pictures
+from wadi_core.cli_tools import adapters
+from wadi_core.files import atomic_write, one_line
+from wadi_core.pipeline import find_device
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+logger = logging.getLogger("wadi")
+
+LOOK_BATCH = 32
+MINI_PRESET = "mini"
+MINI_COUNT = 5000
+# Scenes that are prompts, and those that are real pictures: those of the benchmark of wadi-mini.
+MINI_PROMPTS, MINI_REAL = 400_000_000, 200_000_000
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of an evaluation, in their order; ``key`` tells them from others."""
+
+    lines: list[str]
+    key: str
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Scenes of the embedded model's world in place of photographs."""
+
+    count: int
+
+    def key(self, side: int | None) -> dict[str, Any]:
+        return {"scenes": MINI_REAL, "side": side}
+
+    def load(self, rows: range, side: int | None) -> list[Image]:
+        from trainer.mini import scenes
+
+        return [picture_files.framed(scenes.draw(scenes.scene(MINI_REAL + row)), side) for row in rows]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Pictures on the disk."""
+
+    paths: list[Path]
+
+    @property
+    def count(self) -> int:
+        return len(self.paths)
+
+    def key(self, side: int | None) -> dict[str, Any]:
+        return {"files": picture_files.fingerprint(self.paths), "side": side}
+
+    def load(self, rows: range, side: int | None) -> list[Image]:
+        return [picture_files.load(self.paths[row], side) for row in rows]
+
+
+def generate(generator: Generator, prompts: Prompts, folder: Path, seed: int, batch: int, shard: tuple[int, int]) -> Files:
+    """Make the pictures that are not there yet.
+
+    Args:
+        folder: they lie in one below it, whose name tells what made them.
+        seed: picture i has the noise of ``seed + i``.
+        batch: pictures a network call.
+        shard: (k, n): only the k-th of n parts, counted from 0.
+
+    Returns:
+        All pictures of these prompts, also those that other shards will make.
+
+    Raises:
+        OSError: the disk is full or cannot be written; one line.
+    """
+    from tqdm import tqdm
+
+    recipe = {"seed": seed, "prompts": prompts.key, **generator.recipe()}
+    place = Store(folder, "pictures", recipe).folder
+    paths = [place / f"{index:06d}.png" for index in range(len(prompts.lines))]
+    left = [index for index in range(shard[0], len(paths), shard[1]) if not paths[index].exists()]
+    place.mkdir(parents=True, exist_ok=True)
+    with atomic_write(place / "recipe.json") as file:
+        file.write((json.dumps(recipe, indent=1) + "\n").encode())
+    with tqdm(total=len(range(shard[0], len(paths), shard[1])), unit="picture", desc="generate") as bar:
+        bar.update(bar.total - len(left))
+        for start in range(0, len(left), batch):
+            part = left[start : start + batch]
+            made = generator.pictures([prompts.lines[index] for index in part], [seed + index for index in part])
+            for index, picture in zip(part, made, strict=True):
+                pictures.save(picture, paths[index])
+            bar.update(len(part))
+    return Files(paths)
+
+
+def features_of(source: Files | Drawn, name: str, extractor: Extractor, folder: Path, side: int | None) -> Tensor:
+    """Features (n, d) of all pictures of a source."""
+
+    def look(rows: range) -> Tensor:
+        parts = [range(start, min(start + LOOK_BATCH, rows.stop)) for start in range(rows.start, rows.stop, LOOK_BATCH)]
+        return torch.cat([extractor.look(picture_files.to_bytes(source.load(part, side)), part) for part in parts])
+
+    store = Store(folder, name, {"extractor": extractor.key, **source.key(side)})
+    return store.collect("features", source.count, look)
+
+
+def clip_scores(source: Files, prompts: Sequence[str], score: ClipScore, folder: Path) -> Tensor:
+    """The cosine (n,) of each picture and its prompt."""
+
+    def look(rows: range) -> Tensor:
+        parts = [range(start, min(start + LOOK_BATCH, rows.stop)) for start in range(rows.start, rows.stop, LOOK_BATCH)]
+        return torch.cat([score(source.load(part, None), [prompts[row] for row in part]) for part in parts])
+
+    recipe = {"clip": score.key, "prompts": [*prompts], **source.key(None)}
+    return Store(folder, "clip", recipe).collect("scores", source.count, look)
+
+
+def read_prompts(options: argparse.Namespace, preset: coco.CocoData | None) -> Prompts | None:
+    """What the pictures are to show; None where nobody needs to know."""
+    source, count = options.prompts, options.count
+    if preset and not source:
+        lines, key = preset.prompts, options.preset
+    elif source == MINI:
+        from trainer.mini import scenes
+
+        lines = [scenes.scene(MINI_PROMPTS + row).caption for row in range(count or MINI_COUNT)]
+        key = f"{MINI} {MINI_PROMPTS}"
+    elif source:
+        table = PromptTable.of(STARTER if source == OWN else source, options.prompt_field)
+        lines, key = table.read(range(min(table.count, count or table.count))), table.digest
+    else:
+        return None
+    if count and count > len(lines):
+        raise ValueError(f"--count asks for {count} pictures, and there are {len(lines)} prompts")
+    return Prompts(lines[: count or None], key)
+
+
+def _real(options: argparse.Namespace, preset: coco.CocoData | None) -> Files | Drawn | Path:
+    """The real pictures, or the file with what is known of them."""
+    if options.real == MINI:
+        return Drawn(options.count or MINI_COUNT)
+    if options.real and not os.path.isdir(options.real):
+        return Path(options.real)
+    return Files(picture_files.pictures_in(options.real) if options.real else preset.images)
+
+
+def evaluate(options: argparse.Namespace) -> Judgement | None:
+    """Do what the command line asks for; None where only a part of the pictures was to be made.
+
+    Raises:
+        OSError, ValueError: something is missing, damaged or does not fit; one line.
+    """
+    output, device = Path(options.output), find_device(options.device)
+    preset = None
+    if options.preset in coco.PRESETS:
+        preset = coco.read(coco.PRESETS[options.preset], Path(options.data))
+    prompts, real = read_prompts(options, preset), _real(options, preset)
+    extractor = extractors.find(options.extractor, device, options.inception and Path(options.inception))
+    # What can be wrong is found out before hours are spent on pictures.
+    reference = read_statistics(real, extractor, options.side) if isinstance(real, Path) else None
+    score = ClipScore(options.clip, device) if options.clip else None
+    if options.pictures:
+        made = Files(picture_files.pictures_in(options.pictures))
+        recipe: dict[str, Any] = {"pictures": Path(options.pictures).name}
+        if prompts and len(prompts.lines) != made.count:
+            raise ValueError(f"{options.pictures}: there are {made.count} pictures for {len(prompts.lines)} prompts")
+    else:
+        generator = load_generator(
+            options.base, adapters(options.lorad), options.device, options.dtype, options.size,
+            options.steps, options.guidance, options.alpha_T_squared,
+        )  # fmt: skip
+        made = generate(generator, prompts, output, options.seed, options.batch, options.shard)
+        recipe = generator.recipe()
+        if options.shard[1] > 1:
+            return None
+    if reference is None:
+        reference = Reference(features_of(real, "real", extractor, output, options.side).numpy())
+        if options.save_statistics:
+            write_statistics(Path(options.save_statistics), reference, extractor, options.side)
+    found = judge(features_of(made, "generated", extractor, output, options.side).numpy(), reference, extractor.components)
+    if score and prompts:
+        found.figures["clip_score"] = clip_scores(made, prompts.lines, score, output).double().mean().item()
+    found.settings.update(
+        extractor=extractor.name, side=options.side, preset=options.preset, made_with=recipe, seed=options.seed,
+        prompts=options.prompts or options.preset, clip=options.clip and Path(options.clip).name,
+    )  # fmt: skip
+    return found
+
+
+def report(found: Judgement, words: Sequence[str]) -> dict[str, Any]:
+    """An evaluation as plain values; of paths outside of this folder only the name."""
+    command = [Path(word).name if os.path.isabs(word) else word for word in words]
+    return {
+        "command": shlex.join(["python", "trainer/evaluate.py", *command]),
+        "wadi": __version__,
+        "torch": torch.__version__.split("+")[0],
+        "figures": found.figures,
+        "notes": found.notes,
+        "settings": found.settings,
+    }
+
+
+def as_markdown(found: Judgement) -> str:
+    """The figures as a table."""
+    names = {
+        "fid": "FID", "kid": "KID", "kid_standard_error": "KID, standard error", "precision": "precision", "recall": "recall",
+        "clip_score": "CLIP score",
+    }  # fmt: skip
+    if found.settings["extractor"] != "Inception v3 (torch-fidelity)":
+        names["fid"] = "Fréchet distance"  # the word FID is for Inception's features alone
+    shown = {names[name]: value for name, value in found.figures.items()}
+    lines = ["| " + " | ".join(shown) + " |", "|---" * len(shown) + "|"]
+    lines.append("| " + " | ".join(f"{value:.4g}" for value in shown.values()) + " |")
+    lines += [
+        "",
+        f"{found.settings['generated']} pictures against {found.settings['real']}; {found.settings['extractor']}.",
+        *found.notes,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, slash, count = text.partition("/")
+    if not (slash and part.isdigit() and count.isdigit() and 1 <= int(part) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 1/4")
+    return int(part) - 1, int(count)
+
+
+def _at_least(low: float, kind: type = int) -> Any:
+    def number(text: str) -> Any:
+        value = kind(text)
+        if not value >= low:
+            raise argparse.ArgumentTypeError(f"at least {low} is needed, not {text}")
+        return value
+
+    return number
+
+
+def make_parser() -> argparse.ArgumentParser:
+    expects = "; ".join(f"{preset.name}: {preset.expects}" for preset in coco.PRESETS.values())
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument_group("what is judged").add_argument
+    add("--base", metavar="DIR|FILE", help="the model: a diffusers folder, a single-file checkpoint, or mini")
+    add("--lorad", action="append", metavar="FILE[:STRENGTH]", help="its adapter; may be repeated (default: mini's own)")
+    add("--pictures", metavar="DIR", help="pictures that are there already, by name in the order of the prompts")
+    add("--alpha-T-squared", type=float, metavar="A", help="the base is a one-step network itself; released ones: 0.0047")
+    add("--steps", type=_at_least(1), default=1, metavar="N", help="1 (default), or N of DPM-Solver++ with guidance")
+    add("--guidance", type=float, default=3.0, metavar="G", help="for more than one step (default: 3)")
+    add("--size", type=_at_least(8), metavar="N", help="side of the pictures in pixels (default: the base's own)")
+    add("--seed", type=_at_least(0), default=0, metavar="N", help="picture i has the noise of seed N + i (default: 0)")
+    add = parser.add_argument_group("what it is held against").add_argument
+    add("--preset", choices=(*coco.PRESETS, MINI_PRESET), help=f"prompts and real pictures together. In --data: {expects}")
+    add("--data", metavar="DIR", help="folder of the preset's files")
+    add("--prompts", metavar="FILE|DIR", help="prompts in any form that the trainer reads, starter, or mini; wins over the preset's")
+    add("--prompt-field", metavar="NAME", help="key or column that holds them")
+    add("--real", metavar="DIR|FILE", help="real pictures, or a file of --save-statistics, or an .npz with mu and sigma")
+    add("--count", type=_at_least(2), metavar="N", help="only the first N prompts")
+    add("--side", type=_at_least(8), metavar="N", help="all pictures are judged as squares of N pixels (COCO's presets: 256)")
+    add("--save-statistics", metavar="FILE", help="keep what is known of the real pictures, for --real (.safetensors)")
+    add = parser.add_argument_group("who judges").add_argument
+    add("--extractor", metavar="NAME", help="inception (default), mini, or MODULE:FUNCTION that returns a network")
+    add("--inception", metavar="FILE", help=f"Inception's weights, {extractors.INCEPTION_FILE}")
+    add("--clip", metavar="DIR", help="folder of a CLIP model, for the CLIP score")
+    add = parser.add_argument_group("how").add_argument
+    add("-o", "--output", default="runs/evaluation", metavar="DIR", help="default: runs/evaluation")
+    add("--batch", type=_at_least(1), default=8, metavar="N", help="pictures a network call (default: 8)")
+    add("--shard", type=_shard, default=(0, 1), metavar="K/N", help="make only the K-th of N parts of the pictures, and leave")
+    add("--device", metavar="D", help="cpu, cuda and so on (default: a GPU if there is one)")
+    add("--dtype", metavar="T", help="fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32)")
+    add("--debug", action="store_true", help="show where an error comes from")
+    return parser
+
+
+def _settle(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Fill in what a preset says, and refuse what makes no sense."""
+    if options.preset == MINI_PRESET:
+        options.base = options.base or ("mini" if not options.pictures else None)
+        options.prompts, options.real = options.prompts or MINI, options.real or MINI
+        options.extractor = options.extractor or "mini"
+    elif options.preset:
+        options.side = options.side or coco.PRESETS[options.preset].side
+        if not options.data:
+            parser.error(f"--preset {options.preset} needs --data, a folder with {coco.PRESETS[options.preset].expects}")
+    options.extractor = options.extractor or "inception"
+    if options.base == "mini" and options.lorad is None and options.steps == 1:
+        options.lorad = ["mini"]
+    if bool(options.base) == bool(options.pictures):
+        parser.error("either --base or --pictures is needed")
+    if not options.preset and not options.real:
+        parser.error("--real or --preset is needed")
+    if options.base and not (options.prompts or options.preset):
+        parser.error("--prompts or --preset is needed to make pictures")
+    if options.clip and not (options.prompts or options.preset):
+        parser.error("--clip needs the --prompts of the pictures")
+    if options.pictures and options.shard[1] > 1:
+        parser.error("--shard divides the making of pictures, and --pictures are there already")
+    if options.save_statistics and not options.save_statistics.endswith(".safetensors"):
+        parser.error("--save-statistics needs a name that ends in .safetensors")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run an evaluation; returns the exit status."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    warnings.simplefilter("ignore")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    words = sys.argv[1:] if words is None else list(words)
+    parser = make_parser()
+    options = parser.parse_args(words)
+    _settle(parser, options)
+    try:
+        found = evaluate(options)
+        if found is None:
+            sys.stdout.write("this part of the pictures is there; run without --shard when all parts are\n")
+            return 0
+        path = Path(options.output) / "evaluation.json"
+        with atomic_write(path) as file:
+            file.write((json.dumps(report(found, words), indent=1) + "\n").encode())
+    except (OSError, ValueError, ImportError) as error:
+        if options.debug:
+            traceback.print_exc()
+        sys.stderr.write(f"error: {one_line(error)}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; the same command goes on from here\n")
+        return 130
+    sys.stdout.write(as_markdown(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
