@@ -292,7 +292,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("what it is held against").add_argument
     add("--preset", choices=(*coco.PRESETS, MINI_PRESET), help=f"prompts and real pictures together. In --data: {expects}")
     add("--data", metavar="DIR", help="folder of the preset's files")
-    add("--prompts", metavar="FILE|DIR", help="prompts in any form that the trainer reads, starter, or mini; wins over the preset's")
+    add("--prompts", metavar="FILE|DIR", help="any form that the trainer reads, starter, or mini; wins over a preset's")
     add("--prompt-field", metavar="NAME", help="key or column that holds them")
     add("--real", metavar="DIR|FILE", help="real pictures, or a file of --save-statistics, or an .npz with mu and sigma")
     add("--count", type=_at_least(2), metavar="N", help="only the first N prompts")
