@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy_facts
+import comfy_thumbnails
 import pytest
 from comfy_server import PACK, ROOT, ComfyServer
 from PIL import Image
@@ -374,6 +375,15 @@ def test_panels_leave_no_trace_in_what_is_saved(page: Page) -> None:
     assert page.evaluate(height) <= was["size"][1] + 1
 
 
+def test_the_help_page_opens_beside_the_graph(page: Page, shots: Path) -> None:
+    load(page, "02-sd15-one-step")
+    page.evaluate("() => app.canvas.selectItems([app.graph.nodes.find((node) => node.type === 'WaDi_LoadLoRaD')])")
+    page.get_by_test_id("info-button").click()
+    heading = page.get_by_role("heading", name="What goes wrong, and why")
+    heading.first.wait_for(state="visible")
+    page.screenshot(path=shots / "help.png")
+
+
 def test_in_japanese(open_page: Callable[..., Any], shots: Path) -> None:
     page = open_page(language="ja")
     load(page, "03-sd15-lora-stack")
@@ -401,6 +411,12 @@ def test_with_modern_nodes(open_page: Callable[..., Any], comfy: ComfyServer, sh
     page.screenshot(path=shots / "modern.png")
     page.close()
     comfy.post("/settings/Comfy.VueNodes.Enabled", False)
+
+
+def test_thumbnails_can_be_made(comfy: ComfyServer) -> None:
+    pictures = comfy_thumbnails.pictures_of(comfy, WORKFLOWS[0])
+    assert [picture.size for picture in pictures] == [(128, 128)] * 4
+    assert comfy_thumbnails.sheet(pictures).size == (comfy_thumbnails.SIDE, comfy_thumbnails.SIDE)
 
 
 @pytest.mark.skipif(
