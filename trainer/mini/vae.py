@@ -38,7 +38,7 @@ class VaeConfig:
 
     output: str = "runs/mini-vae"
     seed: int = 0
-    channels: tuple[int, ...] = (96, 96, 96, 96)
+    channels: tuple[int, ...] = (96, 96, 192, 192)
     steps: int = 12000
     batch: int = 4
     crop: int = 64  # pixels
