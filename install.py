@@ -2,6 +2,7 @@
 
 python install.py demo ["a prompt"]     one picture from the embedded model, saved under outputs/
 python install.py test [pytest args]    the whole test suite; the exit status is pytest's
+python install.py --webui FOLDER        adds this repository to an A1111 or Forge; --mini also writes wadi-mini there
 python install.py                       what ComfyUI-Manager and A1111 call: names what is missing, changes nothing
 
 The first two work in the active virtual environment or, without one, in `.venv` beside this file, which they make.
@@ -23,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
-USAGE = 'usage: python install.py [demo ["a prompt"] | test [pytest arguments ...]]'
+USAGE = 'usage: python install.py [demo ["a prompt"] | test [pytest arguments ...] | --webui FOLDER [--mini] [--python P]]'
 HOST_MODULES = ("torch", "safetensors", "numpy")  # requirements.txt by import name
 TORCH_MINIMUM = (2, 1)
 TORCH_TESTED = "2.13.0"
@@ -307,7 +308,7 @@ def run_quietly(command: "list[str]") -> subprocess.CompletedProcess:
     )
 
 
-# ---------------------------------------------------------------- the two commands
+# ---------------------------------------------------------------- the commands
 
 
 def demo(arguments: "list[str]") -> int:
@@ -344,8 +345,15 @@ def test(arguments: "list[str]") -> int:
     return subprocess.call([str(python), "-m", "pytest"] + arguments, cwd=str(ROOT))
 
 
+def webui(arguments: "list[str]") -> int:
+    """Adds this repository to an A1111 or Forge."""
+    from a1111_extension.link import add_webui
+
+    return add_webui(["--webui"] + arguments, say)
+
+
 def main(arguments: "list[str]") -> int:
-    commands = {"demo": demo, "test": test}
+    commands = {"demo": demo, "test": test, "--webui": webui}
     try:
         if not arguments:
             return check_host()
