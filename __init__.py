@@ -4,7 +4,8 @@ WEB_DIRECTORY = "./comfy_nodes/web"
 __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]
 
 
-async def comfy_entrypoint():  # noqa: ANN201 - the type lives in ComfyUI, which is not there for others who import this
+async def comfy_entrypoint():
+    """The pack as ComfyUI's ComfyExtension; ComfyUI calls this once, at its start."""
     from .comfy_nodes.extension import WadiExtension
 
     return WadiExtension()

@@ -11,8 +11,8 @@ from ..wadi_core.files import one_line
 from ..wadi_core.lorad import LoRaD
 from ..wadi_core.schedule import OneStep
 from . import embedded, files
-from .model import Applied, apply
-from .sampling import with_one_step
+from .model import Applied, adapters_on, apply
+from .sampling import is_one_step, with_one_step
 from .schema import LORAD, schema, strength_input
 
 if TYPE_CHECKING:
@@ -83,8 +83,10 @@ def put_on(model: ModelPatcher, lorad: LoRaD, strength: float, one_step: bool) -
     Raises:
         ValueError: the adapter does not fit; one line.
     """
-    turned, applied = apply(model, lorad, strength)
     schedule = lorad.one_step if one_step and strength else None
+    if schedule is not None and is_one_step(model) and not any(other.one_step for other in adapters_on(model)):
+        raise ValueError("a one-step LoRaD needs the multi-step base: take One-Step Model away, or this LoRaD")
+    turned, applied = apply(model, lorad, strength)
     if schedule is not None:
         width, _, height = (lorad.metadata.resolution or "").partition("x")
         native = int(width) if width.isdigit() and width == height else None

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..wadi_core.schedule import OneStep
 from . import pixart
-from .model import prediction_type
+from .model import layout_of, prediction_type
 from .schema import MAXIMUM_SEED, schema
 
 if TYPE_CHECKING:
@@ -154,7 +154,8 @@ class OneStepModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: ModelPatcher, alpha_T_squared: float, timestep: int) -> io.NodeOutput:  # noqa: N803 - a symbol
+    def execute(cls, model: ModelPatcher, alpha_T_squared: float, timestep: int) -> io.NodeOutput:
+        layout_of(model)
         return io.NodeOutput(with_one_step(model, OneStep(alpha_T_squared, timestep, prediction_type(model))))
 
 
@@ -200,6 +201,7 @@ class OneStepSampler(io.ComfyNode):
 
         notes = [] if is_one_step(model) else [NOT_ONE_STEP]
         if notes:
+            layout_of(model)
             model = with_one_step(model, OneStep(prediction_type=prediction_type(model)))
         z = noise([(seed + index) % (MAXIMUM_SEED + 1) for index in range(batch_size)], width, height)
         guider = comfy.samplers.CFGGuider(model)

@@ -340,6 +340,8 @@ def test_pixart_alpha_256_equals_the_core(comfy: ComfyServer) -> None:
         if adapter == "WaDi_LoadLoRaD":
             settings = {"lorad_name": "pixart.safetensors", "strength": 1.0, "one_step": True}
         model = graph(adapter, model=base[0], **settings)
+        for _ in range(2):  # what other nodes do: a MODEL is cloned with each patch
+            model = graph("ModelComputeDtype", model=model[0], dtype="fp32")
         counted = graph("Probe_Count", model=model[0], name="calls.json")
         positive = graph("Probe_Conditioning", name="pixart.safetensors")
         sizes = {"width": 256, "height": 256, "batch_size": 1, "seed": SEED}

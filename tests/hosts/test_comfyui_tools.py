@@ -238,6 +238,14 @@ def test_lorads_of_different_schedules_are_refused_together(comfy: ComfyServer, 
         comfy.run(graph.prompt)
 
 
+def test_a_one_step_network_takes_no_one_step_lorad(comfy: ComfyServer, network: torch.nn.Module) -> None:
+    graph = Graph()
+    already = graph("WaDi_OneStepModel", model=load(graph)[0], alpha_T_squared=0.0047, timestep=999)
+    graph("Probe_DumpWeights", model=turned(graph, already)[0], name="weights-in-use.safetensors")
+    with pytest.raises(ComfyError, match="needs the multi-step base"):
+        comfy.run(graph.prompt)
+
+
 def test_a_stock_loader_refuses_what_does_not_fit(comfy: ComfyServer, network: torch.nn.Module) -> None:
     """Through Load LoRA the shapes are seen only when the weights are turned; the model is whole afterwards."""
     narrow = comfy.base / "models/lorad" / wrong_width(comfy.base, network)
