@@ -24,38 +24,28 @@ LAYERS = 182
 
 
 @pytest.fixture(scope="module")
-def network(comfy_base: Path) -> torch.nn.Module:
-    """The network, its checkpoint in half precision, an adapter in three guises, and the released form: merged, diffusers."""
-    made = comfy_networks.unet(comfy_networks.SD15)
-    for parameter in made.parameters():
-        parameter.data = parameter.data.half().float()  # what is in the file
+def expected(comfy_base: Path) -> torch.Tensor:
+    """The latent that the core makes; the files for ComfyUI to make it of are written on the way.
+
+    A checkpoint in half precision, an adapter in three guises, and the released form: merged, in diffusers' names. The
+    network is gone again when the server needs its memory.
+    """
+    network = comfy_networks.unet(comfy_networks.SD15).half()
     models = comfy_base / "models"
-    made.half()
-    comfy_networks.checkpoint(models / "checkpoints/full.safetensors", made, comfy_networks.SD15)
-    made.float()
-    lorad = random_lorad(made, rank=8, spread=0.1)
+    comfy_networks.checkpoint(models / "checkpoints/full.safetensors", network, comfy_networks.SD15)
+    network.float()
+    lorad = random_lorad(network, rank=8, spread=0.1)
     lorad.save(models / "lorad/full.safetensors", torch.float32)
     lorad.save(models / "loras/full.safetensors", torch.float32)
     LoRaD(lorad.factors, Metadata("sd21", 0.0047, 999)).save(models / "lorad/other.safetensors")
-    fused = lorad.fuse_into(made)
-    save_file(
-        {name: tensor.half() for name, tensor in made.state_dict().items()}, models / "diffusion_models/released.safetensors"
-    )
-    fused.restore()
     torch.manual_seed(4)
-    save_file({"conditioning": torch.randn(1, 77, 768)}, comfy_base / "input/full.safetensors")
-    return made
-
-
-@pytest.fixture(scope="module")
-def expected(network: torch.nn.Module, comfy_base: Path) -> torch.Tensor:
-    told = load_file(comfy_base / "input/full.safetensors")["conditioning"]
-    lorad = LoRaD.load(comfy_base / "models/lorad/full.safetensors")
+    told = torch.randn(1, 77, 768)
+    save_file({"conditioning": told}, comfy_base / "input/full.safetensors")
+    lorad.fuse_into(network, keep_backup=False)
     z = noise([SEED], SIZE, SIZE)
-    fused = lorad.fuse_into(network)
     with torch.no_grad():
         latent = OneStep().x0(z, network(z, 999, encoder_hidden_states=told).sample)
-    fused.restore()
+    save_file(dict(network.half().state_dict()), models / "diffusion_models/released.safetensors")
     return latent / comfy_networks.SD15_VAE_SCALE
 
 
@@ -72,7 +62,7 @@ def loaded(graph: Graph, base: Node, name: str) -> Node:
     return graph("WaDi_LoadLoRaD", model=base[0], lorad_name=name, strength=1.0, one_step=True)
 
 
-def test_all_layers_are_turned_exactly(comfy: ComfyServer, expected: torch.Tensor) -> None:
+def test_all_layers_are_turned_exactly(expected: torch.Tensor, comfy: ComfyServer) -> None:
     graph = Graph()
     model = loaded(graph, graph("CheckpointLoaderSimple", ckpt_name="full.safetensors"), "full.safetensors")
     found, said = sampled(comfy, graph, model)
@@ -80,7 +70,7 @@ def test_all_layers_are_turned_exactly(comfy: ComfyServer, expected: torch.Tenso
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
 
 
-def test_stock_lora_loader_finds_all_layers(comfy: ComfyServer, expected: torch.Tensor) -> None:
+def test_stock_lora_loader_finds_all_layers(expected: torch.Tensor, comfy: ComfyServer) -> None:
     graph = Graph()
     base = graph("CheckpointLoaderSimple", ckpt_name="full.safetensors")
     added = graph("LoraLoaderModelOnly", model=base[0], lora_name="full.safetensors", strength_model=1.0)
@@ -89,7 +79,7 @@ def test_stock_lora_loader_finds_all_layers(comfy: ComfyServer, expected: torch.
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-4
 
 
-def test_released_network_in_diffusers_layout(comfy: ComfyServer, expected: torch.Tensor) -> None:
+def test_released_network_in_diffusers_layout(expected: torch.Tensor, comfy: ComfyServer) -> None:
     """A complete network, its weights rounded to half precision after they were turned."""
     graph = Graph()
     base = graph("UNETLoader", unet_name="released.safetensors", weight_dtype="default")
@@ -98,7 +88,7 @@ def test_released_network_in_diffusers_layout(comfy: ComfyServer, expected: torc
     assert float((found - expected).norm() / expected.norm()) < 0.02
 
 
-def test_an_adapter_for_another_network_is_refused_by_name(comfy: ComfyServer, network: torch.nn.Module) -> None:
+def test_an_adapter_for_another_network_is_refused_by_name(expected: torch.Tensor, comfy: ComfyServer) -> None:
     graph = Graph()
     model = loaded(graph, graph("CheckpointLoaderSimple", ckpt_name="full.safetensors"), "other.safetensors")
     with pytest.raises(ComfyError, match="it is made for sd21, this is sd15"):
