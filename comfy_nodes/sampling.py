@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import comfy.k_diffusion.sampling
 import comfy.model_management
 import comfy.model_sampling
+import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
@@ -197,13 +198,14 @@ class OneStepSampler(io.ComfyNode):
     def execute(
         cls, model: ModelPatcher, positive: list[Any], width: int, height: int, batch_size: int, seed: int
     ) -> io.NodeOutput:
-        from ..wadi_core.pipeline import noise
-
         notes = [] if is_one_step(model) else [NOT_ONE_STEP]
         if notes:
             layout_of(model)
             model = with_one_step(model, OneStep(prediction_type=prediction_type(model)))
-        z = noise([(seed + index) % (MAXIMUM_SEED + 1) for index in range(batch_size)], width, height)
+        # ComfyUI's noise of a single picture, for each: what the core draws too, whatever the size of the batch.
+        empty = torch.zeros(1, 4, height // 8, width // 8)
+        seeds = [(seed + index) % (MAXIMUM_SEED + 1) for index in range(batch_size)]
+        z = torch.cat([comfy.sample.prepare_noise(empty, one) for one in seeds])
         guider = comfy.samplers.CFGGuider(model)
         guider.inner_set_conds({"positive": positive})
         guider.set_cfg(1.0)

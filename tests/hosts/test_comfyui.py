@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import comfy_networks
+import numpy as np
 import pytest
 import torch
 from comfy_graph import Graph, Node, to_api
@@ -16,7 +17,7 @@ from networks import random_lorad
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from wadi_core import LoRaD, OneStep, OneStepPipeline
+from wadi_core import LoRaD, OneStep, cli
 from wadi_core.pipeline import noise
 
 NODES = {
@@ -270,24 +271,49 @@ def test_controlnet_steers_the_one_step_as_in_diffusers(comfy: ComfyServer, netw
 # The embedded model
 
 
-def test_embedded_model_draws_what_the_core_draws(comfy: ComfyServer) -> None:
-    """The same noise, the same words: the picture of the core, of random weights here, within 1/255 of every pixel."""
+def test_embedded_model_draws_what_command_line_and_diffusers_draw(comfy: ComfyServer, tmp_path: Path) -> None:
+    """The same noise, the same words: the same pictures within 1/255 of every pixel, here with random weights."""
+    words = "a red apple and a bicycle"
     graph = Graph()
     mini = graph("WaDi_EmbeddedModel")
     turned = graph("WaDi_ApplyLoRaD", model=mini[0], lorad=mini[3], strength=1.0, one_step=True)
-    positive = graph("CLIPTextEncode", clip=mini[1], text="a red apple and a bicycle")
+    positive = graph("CLIPTextEncode", clip=mini[1], text=words)
     sizes = {"width": 128, "height": 128, "batch_size": 2, "seed": 7}
     sampled = graph("WaDi_OneStepSampler", model=turned[0], positive=positive[0], **sizes)
     decoded = graph("VAEDecode", samples=sampled[0], vae=mini[2])
     graph("Probe_DumpImage", image=decoded[0], name="mini.safetensors")
     comfy.run(graph.prompt)
     found = load_file(comfy.base / "output/mini.safetensors")["image"].mul(255).round()
+
     folder = comfy.base / "custom_nodes/wadi/wadi_core/mini"
-    pipe = OneStepPipeline.from_pretrained(folder, lorad=next(folder.glob("*.safetensors")), device="cpu")
-    pictures = pipe(["a red apple and a bicycle"] * 2, seed=7).images
-    reference = torch.stack([torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).view(128, 128, 3) for p in pictures])
-    assert float((found - reference).abs().max()) <= 1
-    assert reference.float().std() > 1  # not one colour
+    lorad = folder / comfy_networks.mini.LORAD
+    (tmp_path / "prompts.txt").write_text(f"{words}\n{words}\n")
+    command = ["generate", "--base", str(folder), "--lorad", str(lorad), "--prompts", str(tmp_path / "prompts.txt")]
+    assert cli.main([*command, "--seed", "7", "--device", "cpu", "-o", str(tmp_path / "drawn.png")]) == 0
+    files = sorted(tmp_path.glob("drawn*.png"))
+    of_command_line = torch.stack([torch.from_numpy(np.array(Image.open(path))) for path in files]).float()
+    assert of_command_line.std() > 1  # not one colour
+    assert float((found - of_command_line).abs().max()) <= 1
+    assert float((found - of_diffusers(folder, lorad, words, (7, 8))).abs().max()) <= 1
+
+
+@torch.no_grad()
+def of_diffusers(folder: Path, lorad: Path, words: str, seeds: tuple[int, ...]) -> torch.Tensor:
+    """Pictures (n, h, w, 3), 0 to 255, of the libraries' own classes and the formula, none of the core's pipeline."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    LoRaD.load(lorad).fuse_into(unet)
+    vae = AutoencoderKL.from_pretrained(folder / "vae")
+    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "wadi_core/configs/tokenizer")
+    ids = tokenizer(words, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+    told = CLIPTextModel.from_pretrained(folder / "text_encoder").float()(ids)[0].expand(len(seeds), -1, -1)
+    z = torch.cat([torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    eps = unet(z, 999, encoder_hidden_states=told).sample
+    x0 = (z - (1 - 0.0047) ** 0.5 * eps) / 0.0047**0.5
+    images = vae.decode(x0 / vae.config.scaling_factor).sample
+    return images.add(1).mul(127.5).clamp(0, 255).round().permute(0, 2, 3, 1)
 
 
 def test_what_was_saved_of_the_embedded_model_loads_again(comfy: ComfyServer) -> None:
