@@ -27,7 +27,7 @@ def write_prompts(path: Path) -> Path:
     return path
 
 
-def values(base: Path, prompts: Path, output: Path, **changes: object) -> dict[str, object]:
+def values(base: Path, prompts: Path, output: Path, /, **changes: object) -> dict[str, object]:
     """Settings of a run of seconds."""
     return {
         "base": str(base), "prompts": str(prompts), "output": str(output), "steps": 6, "batch": 2, "student_rank": 4,
@@ -36,11 +36,11 @@ def values(base: Path, prompts: Path, output: Path, **changes: object) -> dict[s
     }  # fmt: skip
 
 
-def tiny(base: Path, prompts: Path, output: Path, **changes: object) -> TrainConfig:
+def tiny(base: Path, prompts: Path, output: Path, /, **changes: object) -> TrainConfig:
     return settings.build(TrainConfig, values(base, prompts, output, **changes))
 
 
-def command(base: Path, prompts: Path, output: Path, **changes: object) -> list[str]:
+def command(base: Path, prompts: Path, output: Path, /, **changes: object) -> list[str]:
     """The script with these settings."""
     words = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in
              values(base, prompts, output, **changes).items()]  # fmt: skip

@@ -181,6 +181,8 @@ def as_yaml(config: Any, explain: bool = False) -> str:
         return yaml.safe_dump(values, sort_keys=False)
     known, lines = meanings(config), []
     for key, value in values.items():
-        line = yaml.safe_dump({key: value}, sort_keys=False, default_flow_style=None, width=1 << 16).strip()
+        flow = isinstance(value, list)
+        line = yaml.safe_dump(value if flow else {key: value}, default_flow_style=flow, width=1 << 16).strip()
+        line = f"{key}: {line}" if flow else line
         lines.append(f"{line:<36}# {known[key]}" if key in known else line)
     return "\n".join(lines) + "\n"
