@@ -22,11 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.adapters import Adapter, Factors
-from trainer.distillation import Distillation
+from trainer.distillation import Distillation, first_factors
 from trainer.placing import autocast_type, place
 from trainer.roles import FAKE, STUDENT, Roles
-from wadi_core.lorad import LoRaD
-from wadi_core.lorad.layers import fake_score_layers, student_layers
 from wadi_core.lorad.linear import autocast_dtype
 from wadi_core.lorad.rotation import working_dtype
 
@@ -113,14 +111,7 @@ class NaiveDistillation(Distillation):
     def _make_roles(self) -> Roles:
         config, network, architecture = self.config, self.model.network, self.model.architecture
         _, height, width = self.latent_shape
-        start = torch.Generator().manual_seed(config.seed)
-        factors = {}
-        for role, layers, rank in (
-            (STUDENT, student_layers(network, architecture), config.student_rank),
-            (FAKE, fake_score_layers(network, architecture), config.fake_rank),
-        ):
-            lorad = LoRaD.create(network, rank, architecture, layers, start)
-            factors[role] = {path: lorad.factors[key] for key, path in lorad.matched(network).paths.items()}
+        factors = first_factors(network, architecture, config)
         place(network, config, self.device, {path for pairs in factors.values() for path in pairs}, height * width)
         network.requires_grad_(False)
         student, fake = (HookedAdapter(role, network, factors[role], self.rotate) for role in (STUDENT, FAKE))

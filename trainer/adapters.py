@@ -72,7 +72,7 @@ class LoRaDAdapter(Adapter):
 
     def forget(self) -> None:
         for layer in self.layers.values():
-            layer.forget()
+            layer.forget(self.name)
 
     def lorad(self, metadata: Metadata) -> LoRaD:
         """The adapter as the object that is saved, copied."""

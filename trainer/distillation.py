@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wadi_core import base as bases
 from wadi_core.lorad import LoRaD
@@ -19,7 +19,7 @@ from wadi_core.pipeline import noise
 from wadi_core.schedule import OneStep
 
 from . import draws, models
-from .adapters import Adapter, FullAdapter, LoRaDAdapter, PeftAdapter
+from .adapters import Adapter, Factors, FullAdapter, LoRaDAdapter, PeftAdapter
 from .condition import Condition
 from .embeddings import EmbeddingCache
 from .optimise import Guard, Updater, all_finite, make_optimizer, student_rate, warmed_up
@@ -41,6 +41,24 @@ FIXED = ("adapter", "fake_adapter", "student_rank", "fake_rank", "seed", "resolu
 # Settings that change nothing of what is learned.
 HARMLESS = ("version", "output", "name", "license", "steps", "device", "save_every", "keep", "keep_every", "resume")
 HARMLESS += ("max_skipped", "log_every", "sheet_every", "tensorboard", "embedding_cache", "offload", "base_config")
+
+
+def layers_of_roles(network: nn.Module, architecture: str) -> dict[str, list[str]]:
+    """Paths of the layers that student and fake score train."""
+    return {STUDENT: student_layers(network, architecture), FAKE: fake_score_layers(network, architecture)}
+
+
+def first_factors(network: nn.Module, architecture: str, config: TrainConfig) -> dict[str, Factors]:
+    """Initial factors of the roles that are LoRaDs; each has a generator of its own, so neither depends on the other."""
+    kinds = {STUDENT: (config.adapter, config.student_rank), FAKE: (config.fake_adapter, config.fake_rank)}
+    factors: dict[str, Factors] = {}
+    for index, (role, layers) in enumerate(layers_of_roles(network, architecture).items()):
+        kind, rank = kinds[role]
+        if kind == "lorad":
+            start = torch.Generator().manual_seed((2 * config.seed + index) % 2**63)
+            lorad = LoRaD.create(network, rank, architecture, layers, start)
+            factors[role] = {path: lorad.factors[key] for key, path in lorad.matched(network).paths.items()}
+    return factors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,15 +123,10 @@ class Distillation:
 
     def _make_roles(self) -> Roles:
         config, network, architecture = self.config, self.model.network, self.model.architecture
-        layers = {STUDENT: student_layers(network, architecture), FAKE: fake_score_layers(network, architecture)}
+        layers = layers_of_roles(network, architecture)
         _, height, width = self.latent_shape
         kinds = {STUDENT: (config.adapter, config.student_rank), FAKE: (config.fake_adapter, config.fake_rank)}
-        start = torch.Generator().manual_seed(config.seed)
-        factors = {}
-        for role, (kind, rank) in kinds.items():
-            if kind == "lorad":
-                lorad = LoRaD.create(network, rank, architecture, layers[role], start)
-                factors[role] = {path: lorad.factors[key] for key, path in lorad.matched(network).paths.items()}
+        factors = first_factors(network, architecture, config)
         turned = {path for pairs in factors.values() for path in pairs}
         place(network, config, self.device, turned, height * width)
         adapters: dict[str, Adapter] = {}

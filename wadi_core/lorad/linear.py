@@ -155,9 +155,10 @@ class RotatedLinear(nn.Linear):
         """The frozen weight (out, in) as numbers that can be turned."""
         return self.weight if self.weight is not None else self.original.dense()
 
-    def forget(self) -> None:
-        """Let go of the rotated weights that :attr:`share` has kept."""
-        self._kept.clear()
+    def forget(self, name: str | None = None) -> None:
+        """Let go of the rotated weights that :attr:`share` has kept: all, or those that an adapter had a part in."""
+        for names in [names for names in self._kept if name is None or name in names]:
+            del self._kept[names]
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name of nn.Linear's argument
         factors = self._factors()
