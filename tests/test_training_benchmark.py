@@ -103,13 +103,14 @@ def test_the_benchmark_writes_its_report(folder: Path, capsys: pytest.CaptureFix
 
 def test_medians_and_ratios_are_reported() -> None:
     rounds = {
-        "trainer": [{"seconds": s, "peak_bytes": 1e9, "kept": {"bytes": 4e6}} for s in (1.0, 9.0, 2.0)],
-        "naive": [{"seconds": 4.0, "peak_bytes": 4e9, "kept": {"bytes": 16e6}}],
-        "lora": [{"seconds": 1.0, "peak_bytes": 5e8, "kept": {}}],
+        "trainer": [{"seconds": s, "processor_seconds": 1.0, "peak_bytes": 1e9} for s in (1.0, 9.0, 2.0)],
+        "naive": [{"seconds": 4.0, "processor_seconds": 4.0, "peak_bytes": 4e9}],
+        "lora": [{"seconds": 1.0, "processor_seconds": 2.0, "peak_bytes": 5e8}],
         "hooks": [],
     }
     found = training.summary(rounds)
     assert {one["what"]: one["ratio"] for one in found["ratios"]} == {
-        "peak memory against naive": 0.25, "step time against naive": 0.5,
+        "peak memory against naive": 0.25, "step time against naive": 0.5, "processor time against naive": 0.25,
         "step time against peft's LoRA of the same rank": 2.0, "peak memory against peft's LoRA of the same rank": 2.0,
+        "processor time against peft's LoRA of the same rank": 0.5,
     }  # fmt: skip
