@@ -314,6 +314,8 @@ def main(arguments: list[str] | None = None) -> int:
                 continue
             rounds[name].append(run_apart(name, options))
             logger.info("round %d: %-8s %s", turn + 1, name, rounds[name][-1])
+    asked = [options.python, "-c", "import torch; print(torch.__version__)"]
+    torch_of_host = subprocess.run(asked, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
     version = (options.comfyui / "comfyui_version.py").read_text(encoding="utf-8").rpartition('"')[0].rpartition('"')[2]
     report = {
         "version": __version__,
@@ -321,7 +323,7 @@ def main(arguments: list[str] | None = None) -> int:
         "size": options.size,
         "rank": RANKS[options.size],
         "repeats": options.repeats,
-        "machine": machine(),
+        "machine": {**machine(), "torch": torch_of_host},
         **summary(rounds),
         "rounds": rounds,
     }
