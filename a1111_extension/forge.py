@@ -133,11 +133,11 @@ class OneStepDenoiser(CFGDenoiserKDiffusion):
         if state.interrupted or state.skipped:
             raise sd_samplers_common.InterruptedException
         composition, text = prompt_parser.reconstruct_multicond_batch(cond, self.step)
+        # Of several parts joined by AND Forge returns the mean times the sum of their weights; the mean is what is meant.
+        whole = all(sampler.total_weight(parts) == 1.0 for parts in composition)
         asked = CFGDenoiserParams(x, image_cond, sigma, state.sampling_step, state.sampling_steps, text, None, self)
         cfg_denoiser_callback(asked)
         denoised, conditional, _ = sampling_function(self, denoiser_params=asked, cond_scale=1.0, cond_composition=composition)
-        # Of several parts joined by AND Forge returns the mean times the sum of their weights; the mean is what is meant.
-        whole = all(sum(weight for _, weight in parts) == 1.0 for parts in composition)
         done = AfterCFGCallbackParams(denoised if whole else conditional, state.sampling_step, state.sampling_steps)
         cfg_after_cfg_callback(done)
         self.step += 1

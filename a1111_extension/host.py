@@ -35,7 +35,8 @@ def tell(p: Any, sentence: str) -> None:
 
 def lora_extension() -> ModuleType | None:
     """The module ``networks`` of the built-in extension for LoRA, with its tables of files; None where that is off."""
-    return sys.modules.get("networks")
+    found = sys.modules.get("networks")
+    return found if hasattr(found, "available_networks") else None
 
 
 def lora_layers() -> dict[str, nn.Module]:

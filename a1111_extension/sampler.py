@@ -59,22 +59,29 @@ def begin(p: Any) -> OneStep:
     return found.schedule
 
 
+def total_weight(parts: list[tuple[int, float]]) -> float:
+    """What the weights of a prompt's parts, joined by AND, add up to.
+
+    Raises:
+        ValueError: nothing positive, so there is no mean of them; one line.
+    """
+    total = sum(weight for _, weight in parts)
+    if total <= 0:
+        raise ValueError("in one step the weights of the parts of a prompt, joined by AND, must add up to more than 0")
+    return total
+
+
 def weighted_mean(rows: Tensor, composition: list[list[tuple[int, float]]]) -> Tensor:
-    """What the network returned for the parts of each prompt (joined by AND), as one for each picture.
+    """What the network returned for the parts of each prompt, as one for each picture.
 
     Args:
         rows: (m, c, h, w).
         composition: for each picture, (row, weight) of its parts.
 
     Raises:
-        ValueError: weights that do not add up to something positive; one line.
+        ValueError: as of :func:`total_weight`.
     """
-    means = []
-    for parts in composition:
-        total = sum(weight for _, weight in parts)
-        if total <= 0:
-            raise ValueError("in one step the weights of the parts of a prompt, joined by AND, must add up to more than 0")
-        means.append(sum(rows[row] * (weight / total) for row, weight in parts))
+    means = [sum(rows[row] * (weight / total_weight(parts)) for row, weight in parts) for parts in composition]
     return torch.stack(means)
 
 

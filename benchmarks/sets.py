@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -104,17 +104,30 @@ class Generated:
             kept = {key: getattr(self, key) for key in ("guidance", "sampler")}
         return {"source": "generated", "weights": weights, "steps": self.steps, "bfloat16": self.bfloat16, **kept}
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the pictures."""
+        return self.pipe.native_size
+
+    def network(self, stream: Stream, rows: range) -> Callable[..., Any]:
+        """What is called for some pictures: the U-Net, or something around it."""
+        return self.pipe.base.unet
+
+    def pictures(self, latents: Tensor) -> Tensor:
+        """(n, 3, h, w) in [-1, 1] of scaled latents."""
+        return decode(self.pipe, latents, self.bfloat16)
+
     def latents(self, stream: Stream, rows: range) -> Tensor:
         """x0 (n, 4, h/8, w/8) float32 on the CPU; picture i has the noise of seed ``stream.first + i``."""
         made = []
         for start in range(rows.start, rows.stop, self.batch):
             part = range(start, min(start + self.batch, rows.stop))
-            z = noise([stream.first + index for index in part], *self.pipe.native_size).to(self.pipe.device)
-            captions = stream.captions(part)
+            z = noise([stream.first + index for index in part], *self.size).to(self.pipe.device)
+            captions, unet = stream.captions(part), self.network(stream, part)
             if self.steps == 1:
-                x0 = one_step(self.pipe, captions, z)
+                x0 = one_step(self.pipe, captions, z, unet)
             else:
-                x0 = many_steps(self.pipe, captions, z, self.steps, self.guidance, self.sampler, self.bfloat16)
+                x0 = many_steps(self.pipe, captions, z, self.steps, self.guidance, self.sampler, self.bfloat16, unet)
             made.append(x0.float().cpu())
         return torch.cat(made)
 
@@ -123,9 +136,10 @@ Source: TypeAlias = Real | Reconstructed | Generated
 
 
 @torch.no_grad()
-def one_step(pipe: OneStepPipeline, captions: list[str], z: Tensor) -> Tensor:
-    """x0 (n, 4, h, w) from noise of that shape and one network call."""
-    prediction = pipe.base.unet(z, pipe.one_step.timestep, encoder_hidden_states=pipe.encode(captions)).sample
+def one_step(pipe: OneStepPipeline, captions: list[str], z: Tensor, unet: Callable[..., Any] | None = None) -> Tensor:
+    """x0 (n, 4, h, w) from noise of that shape and one network call, of the pipeline's own U-Net or of another."""
+    unet = unet or pipe.base.unet
+    prediction = unet(z, pipe.one_step.timestep, encoder_hidden_states=pipe.encode(captions)).sample
     return pipe.one_step.x0(z, prediction)
 
 
@@ -138,8 +152,10 @@ def many_steps(
     guidance: float = 3.0,
     sampler: str = "dpm",
     bfloat16: bool = True,
+    unet: Callable[..., Any] | None = None,
 ) -> Tensor:
     """x0 (n, 4, h, w) from noise at t = 999 and many steps with classifier-free guidance, both halves in one batch."""
+    unet = unet or pipe.base.unet
     scheduler = make_sampler(sampler)
     scheduler.set_timesteps(steps)
     text = pipe.encode([*captions, ""])
@@ -147,7 +163,7 @@ def many_steps(
     x = z
     for t in scheduler.timesteps:
         with torch.autocast(z.device.type, torch.bfloat16, enabled=bfloat16):
-            eps, eps_null = pipe.base.unet(x.repeat(2, 1, 1, 1), t, encoder_hidden_states=both).sample.float().chunk(2)
+            eps, eps_null = unet(x.repeat(2, 1, 1, 1), t, encoder_hidden_states=both).sample.float().chunk(2)
         x = scheduler.step(eps_null + guidance * (eps - eps_null), t, x).prev_sample
     return x
 
@@ -185,11 +201,37 @@ def images_of(work: str | os.PathLike[str], source: Source, stream: Stream, coun
     """The first ``count`` pictures of a stream, (count, 3, h, w) in [-1, 1]; for a few of them."""
     if not isinstance(source, Generated):
         return source.images(stream, range(count))
-    return decode(source.pipe, _latents(store_of(work, source, stream), source, stream, count), source.bfloat16)
+    return source.pictures(_latents(store_of(work, source, stream), source, stream, count))
 
 
 def feature_set(work: str | os.PathLike[str], eye: Eye, source: Source, stream: Stream, count: int) -> np.ndarray:
     """Features (count, 1280) of the first ``count`` pictures of a stream."""
+
+    def look(images: Tensor, rows: range) -> Tensor:
+        return eye(images, grain_seeds(stream, rows))
+
+    return measured(work, source, stream, count, f"features-grain-{eye.grain:g}", look)
+
+
+def grain_seeds(stream: Stream, rows: range) -> list[int]:
+    """Of the grain that pictures of a stream are looked at with."""
+    return [GRAIN_SEED + stream.first + index for index in rows]
+
+
+def measured(
+    work: str | os.PathLike[str],
+    source: Source,
+    stream: Stream,
+    count: int,
+    kind: str,
+    measure: Callable[[Tensor, range], Tensor],
+) -> np.ndarray:
+    """What ``measure`` finds in the first ``count`` pictures of a stream, a row for each.
+
+    Args:
+        kind: names what is found; other measures need other names.
+        measure: takes pictures (n, 3, h, w) in [-1, 1] and their indices.
+    """
     store = store_of(work, source, stream)
     latents = _latents(store, source, stream, count) if isinstance(source, Generated) else None
 
@@ -197,10 +239,10 @@ def feature_set(work: str | os.PathLike[str], eye: Eye, source: Source, stream: 
         if latents is None:
             images = source.images(stream, rows)
         else:
-            images = decode(source.pipe, latents[rows.start : rows.stop], source.bfloat16)
-        return eye(images, (GRAIN_SEED + stream.first + index for index in rows))
+            images = source.pictures(latents[rows.start : rows.stop])
+        return measure(images, rows)
 
-    return store.collect(f"features-grain-{eye.grain:g}", count, look).numpy()
+    return store.collect(kind, count, look).numpy()
 
 
 def _latents(store: Store, source: Generated, stream: Stream, count: int) -> Tensor:

@@ -194,7 +194,7 @@ def test_bad_usage_is_status_2_and_one_line(run: Run, tmp_path: Path) -> None:
         ("generate", "a cat", "-o", tmp_path / "p.png", "--seed", "one"),
         ("generate", "a cat", "-o", tmp_path / "p.png", "--wid", "64"),
         ("generate", "a cat", "-o", tmp_path / "p.png", "--control", "x"),
-        ("generate", "a cat", "-o", tmp_path / "p.png", "--hires"),
+        ("generate", "a cat", "-o", tmp_path / "p.png", "--hires-method", "x"),
         ("inspect",),
         ("inspect", "a", "b"),
     ):

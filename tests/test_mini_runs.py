@@ -28,7 +28,7 @@ def drawn_glyphs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def vae_settings(output: Path, **changes: object) -> vae.VaeConfig:
-    return vae.VaeConfig(output=str(output), batch=2, crop=32, save_every=2, warmup=1, **changes)
+    return vae.VaeConfig(output=str(output), batch=2, crop=32, save_every=2, warmup=1, measured=8, **changes)
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

@@ -142,7 +142,7 @@ def load(
     for part in PARTS:
         network = _empty_network(part, source.settings / part / "config.json")
         tensors, where = _weights(part, source, network)
-        networks[part] = _fill(network, tensors, where, device, dtype)
+        networks[part] = fill(network, tensors, where, device, dtype)
     try:
         architecture = detect_architecture(networks["unet"])
     except ValueError as error:
@@ -312,7 +312,7 @@ def _renamed(name: str, table: dict[str, str]) -> str:
     return name
 
 
-def _fill(network: nn.Module, tensors: dict[str, Tensor], where: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def fill(network: nn.Module, tensors: dict[str, Tensor], where: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Give a network built on the meta device its weights.
 
     Raises:

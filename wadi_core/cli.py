@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import __version__, cli_study, cli_tools, settings
+from . import __version__, cli_control, cli_study, cli_tools, settings
 from .files import one_line
 from .settings import help_of
 
@@ -81,7 +81,9 @@ def _parser() -> _Parser:
     add("--device", metavar="D", help="cpu, cuda, cuda:1, mps and so on (default: a GPU if there is one)")
     add("--dtype", metavar="T", help=f"{help_of('dtype')}: fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32)")
     add("--alpha-T-squared", type=float, metavar="A", help=_ALPHA_HELP)
+    cli_control.add_options(generate)
 
+    cli_control.add_commands(commands, common)
     cli_study.add_commands(commands, common)
     cli_tools.add_commands(commands, common)
     return parser
@@ -112,6 +114,8 @@ def _generate(options: argparse.Namespace) -> None:
         prompts *= batch
     for name in ("seed", "width", "height", "alpha_T_squared"):
         settings.check(name, getattr(options, name))
+    cli_control.check(options)
+    steering = cli_control.arguments(options)
 
     from . import pictures
 
@@ -134,12 +138,15 @@ def _generate(options: argparse.Namespace) -> None:
         dtype=options.dtype,
         alpha_T_squared=options.alpha_T_squared,
         keep_base=False,
+        control=options.control,
     )
-    wanted = pipe.plan(prompts, options.seed, width=options.width, height=options.height)
+    wanted = pipe.plan(prompts, options.seed, width=options.width, height=options.height, **steering)
+    if advice := cli_control.advice(pipe, wanted[0]):
+        logging.getLogger("wadi").info(advice)
     sheet = pictures.ContactSheet()
     seconds, calls, left = 0.0, 0, iter(paths)
     with tqdm(total=len(wanted), unit="picture", disable=len(wanted) == 1) as bar:
-        for part in pipe.run(wanted, batch):
+        for part in pipe.run(wanted, batch, steering["control_image"]):
             for image, its_settings in zip(part.images, part.settings, strict=True):
                 pictures.save(image, next(left), its_settings)
                 sheet.add(image, its_settings.prompt) if sheet_path else None

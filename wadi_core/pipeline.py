@@ -2,7 +2,8 @@
 
     z ~ N(0, I);  x0 = (z - sigma_T * eps(z, T, prompt)) / alpha_T;  picture = decode(x0 / scaling_factor)
 
-No guidance, no second branch, no loop: the U-Net is called once for each batch of pictures.
+No guidance, no second branch, no loop: the U-Net is called once for each batch of pictures. ControlNets may steer it,
+and pictures may be larger than those it was trained on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ import torch
 from torch import Tensor
 
 from . import base as bases
-from . import mini, pictures, settings
+from . import control as controls
+from . import decoding, highres, mini, pictures, settings
+from .control import ControlImages, ControlNet, Controls, Steered, Steering
+from .devices import find_device, find_dtype
 from .files import one_line, sha256_of_file
 from .lorad.adapter import Fused, LoRaD, check_together, fuse
 from .schedule import OneStep
@@ -31,14 +35,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("wadi")
 
-DECODED_PIXELS = 1 << 20  # at once
-
 File: TypeAlias = "str | os.PathLike[str]"
 Stacked: TypeAlias = "tuple[LoRaD, settings.Adapter]"
 Adapters: TypeAlias = "LoRaD | File | Sequence[LoRaD | File | tuple[LoRaD | File, float]] | None"
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-DTYPES |= {name: getattr(torch, name) for name in settings.DTYPES}
 
 
 @dataclass
@@ -83,14 +82,22 @@ class OneStepPipeline:
         base: the networks.
         one_step: the schedule in use.
         adapters: what is fused into the U-Net, as it is written into a picture's settings.
+        control: the ControlNets, in the order in which control images are given.
     """
 
     def __init__(
-        self, base: bases.Base, device: torch.device, dtype: torch.dtype, alpha_T_squared: float | None = None
+        self,
+        base: bases.Base,
+        device: torch.device,
+        dtype: torch.dtype,
+        alpha_T_squared: float | None = None,
+        control: Controls = None,
     ) -> None:
         self.base = base
         self.device = device
         self.dtype = dtype
+        self.control: tuple[ControlNet, ...] = ()
+        self.set_control(control)
         self.adapters: tuple[settings.Adapter, ...] = ()
         self._own_one_step = base.one_step
         if alpha_T_squared is not None:
@@ -109,6 +116,7 @@ class OneStepPipeline:
         alpha_T_squared: float | None = None,
         config: File | None = None,
         keep_base: bool = True,
+        control: Controls = None,
     ) -> OneStepPipeline:
         """Load a base and fuse adapters into it. Nothing is downloaded.
 
@@ -122,6 +130,7 @@ class OneStepPipeline:
                 which share of signal it was trained (0.0047 in the released ones).
             config: for a single file of unknown shape: a folder with its settings in diffusers layout.
             keep_base: keep the weights that are turned, so that :meth:`set_lorad` can be called again.
+            control: as for :meth:`set_control`.
 
         Raises:
             OSError, ValueError: a file is missing, damaged or of another kind; one line.
@@ -131,7 +140,7 @@ class OneStepPipeline:
         if lorad is None and str(base) == "mini":
             lorad = mini.lorad_path()
         stack = load_adapters(lorad, strength)
-        pipe = cls(bases.load(base, device, dtype, config), device, dtype, alpha_T_squared)
+        pipe = cls(bases.load(base, device, dtype, config), device, dtype, alpha_T_squared, control)
         pipe._check(stack)
         pipe._fuse(stack, keep_base)
         return pipe
@@ -158,6 +167,19 @@ class OneStepPipeline:
         self._fused.restore()
         self.adapters = ()
         self._fuse(stack, keep_base=True)
+
+    def set_control(self, control: Controls = None) -> None:
+        """Replace the ControlNets; ``None`` is none.
+
+        Args:
+            control: one or several, each loaded or to be loaded from a folder in diffusers layout or a single file.
+                They are made for the multi-step base. ``mini`` is the one (canny) that comes with the base ``mini``.
+
+        Raises:
+            OSError, ValueError: one is missing, damaged or made for another network; one line, and the pipeline is as
+                it was.
+        """
+        self.control = controls.load_all(control, self.base, self.device, self.dtype)
 
     def _check(self, stack: list[Stacked]) -> None:
         """Raises ValueError if these adapters cannot be used here; changes nothing."""
@@ -187,7 +209,8 @@ class OneStepPipeline:
     def to(self, device: str | torch.device) -> OneStepPipeline:
         """Move the networks to another device; returns itself."""
         self.device = find_device(device)
-        for network in (self.base.unet, self.base.vae, self.base.text_encoder):
+        steering = (one.network for one in self.control)
+        for network in (self.base.unet, self.base.vae, self.base.text_encoder, *steering):
             network.to(self.device)
         return self
 
@@ -201,6 +224,9 @@ class OneStepPipeline:
         batch: int = 4,
         return_latents: bool = False,
         progress: Callable[[int, int], None] | None = None,
+        control_image: ControlImages = None,
+        control_scale: float | Sequence[float] = 1.0,
+        hires: bool | str = False,
     ) -> Pictures:
         """Make pictures.
 
@@ -208,17 +234,22 @@ class OneStepPipeline:
             prompts: one or many, one picture each; a single prompt is repeated for each of ``seeds``.
             seed: picture i has the seed ``seed + i``.
             seeds: instead of ``seed``, one for each picture.
-            width, height: in pixels, divisible by 8; by default the network's native size.
+            width, height: in pixels, divisible by 8; by default the control image's, or else the network's native size.
             batch: how many pictures share a network call.
             return_latents: keep the latents as well.
             progress: called after each network call with the pictures made so far and all there will be.
+            control_image: for each ControlNet a control map of the picture's size, or a list of one for each picture.
+                For a single ControlNet it need not be in a list.
+            control_scale: how strongly they steer, one for all ControlNets or one for each; 0 is not at all.
+            hires: keep a picture that is larger than native in one piece; ``True``, or one of ``highres.METHODS``.
 
         Raises:
-            ValueError: no prompt, a size not divisible by 8, a seed out of range; one line, before any work.
+            ValueError: no prompt, a size not divisible by 8, a seed out of range, control images that do not fit; one
+                line, before any work.
         """
-        wanted = self.plan(prompts, seed, seeds, width, height)
+        wanted = self.plan(prompts, seed, seeds, width, height, control_image, control_scale, hires)
         made, latents = Pictures(), []
-        for part in self.run(wanted, batch):
+        for part in self.run(wanted, batch, control_image):
             made.images += part.images
             made.settings += part.settings
             made.seconds += part.seconds
@@ -237,6 +268,9 @@ class OneStepPipeline:
         seeds: Sequence[int] | None = None,
         width: int | None = None,
         height: int | None = None,
+        control_image: ControlImages = None,
+        control_scale: float | Sequence[float] = 1.0,
+        hires: bool | str = False,
     ) -> list[Settings]:
         """The settings of each picture of a call, checked; arguments as there."""
         settings.check("seed", seed)
@@ -249,39 +283,63 @@ class OneStepPipeline:
             prompts = prompts * len(seeds)
         if len(seeds) != len(prompts):
             raise ValueError(f"there are {len(prompts)} prompts and {len(seeds)} seeds: one seed for each is needed")
-        native_width, native_height = self.native_size
+        images = controls.images_for(self.control, control_image, len(prompts))
+        default_width, default_height = images[0][0].size if images else self.native_size
         common = Settings(
-            width=width if width is not None else native_width,
-            height=height if height is not None else native_height,
+            width=width if width is not None else default_width,
+            height=height if height is not None else default_height,
             base=self.base.name,
             lorad=self.adapters,
+            control=controls.describe(self.control, images, control_scale),
+            hires=highres.METHODS[0] if hires is True else hires or None,
             alpha_T_squared=self.one_step.alpha_T_squared,
             timestep=self.one_step.timestep,
             prediction_type=self.one_step.prediction_type,
             dtype=str(self.dtype).removeprefix("torch."),
         )
+        self._factors(common)
+        for image in (image for own in images for image in own):
+            controls.to_map(image, common.width, common.height)
         pairs = zip(prompts, seeds, strict=True)
         return [dataclasses.replace(common, prompt=prompt, seed=one) for prompt, one in pairs]
 
-    def run(self, wanted: Sequence[Settings], batch: int = 4) -> Iterator[Pictures]:
+    def _factors(self, one: Settings) -> tuple[float, float]:
+        """How much larger than native a picture is, as far as that is to be seen to."""
+        return highres.factors(one.width, one.height, self.native_size) if one.hires else (1.0, 1.0)
+
+    def run(self, wanted: Sequence[Settings], batch: int = 4, control_image: ControlImages = None) -> Iterator[Pictures]:
         """Make the pictures of a :meth:`plan`, all of one size, yielding those of each network call with their latents.
+
+        Args:
+            wanted: from :meth:`plan`.
+            batch: how many pictures share a network call.
+            control_image: the same that the plan was made with.
 
         Raises:
             ValueError: ``batch`` is less than 1.
         """
         if batch < 1:
             raise ValueError(f"batch must be at least 1, not {batch}")
+        images = controls.images_for(self.control, control_image, len(wanted))
         for start in range(0, len(wanted), batch):
-            yield self._one_call(wanted[start : start + batch])
+            part = slice(start, start + batch)
+            yield self._one_call(wanted[part], [own if len(own) == 1 else own[part] for own in images])
 
     @torch.no_grad()
-    def _one_call(self, wanted: Sequence[Settings]) -> Pictures:
+    def _one_call(self, wanted: Sequence[Settings], images: list[list[Image]]) -> Pictures:
+        one = wanted[0]
+        maps = [torch.cat([controls.to_map(image, one.width, one.height) for image in own]) for own in images]
+        parts = zip(self.control, maps, one.control, strict=True)
+        steerings = [Steering(net.network, map.to(self.device, self.dtype), kept.scale) for net, map, kept in parts]
+        unet = Steered(self.base.unet, steerings)
+        networks = [self.base.unet, *(steering.network for steering in unet.steerings)]
         text = self.encode([one.prompt for one in wanted])
         # The network's own number format, for the formula too: what it sees is what must be taken away again.
-        z = noise([one.seed for one in wanted], wanted[0].width, wanted[0].height).to(self.device, self.dtype)
+        z = noise([its.seed for its in wanted], one.width, one.height).to(self.device, self.dtype)
         self._wait()
         start = time.perf_counter()
-        prediction = self.base.unet(z, self.one_step.timestep, encoder_hidden_states=text).sample
+        with highres.attach(networks, self._factors(one), one.hires or highres.METHODS[0]):
+            prediction = unet(z, self.one_step.timestep, encoder_hidden_states=text).sample
         self._wait()
         seconds = time.perf_counter() - start
         x0 = self.one_step.x0(z.float(), prediction)
@@ -289,12 +347,8 @@ class OneStepPipeline:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image]:
-        """(n, 4, h/8, w/8) clean latents as n pictures, about a megapixel at a time: the decoder is what takes memory."""
-        pixels = latents.shape[2] * latents.shape[3] * bases.FACTOR**2
-        images = []
-        for part in (latents / self.base.vae.config.scaling_factor).split(max(1, DECODED_PIXELS // pixels)):
-            images += pictures.to_pictures(self.base.vae.decode(part.to(self.device, self.dtype)).sample)
-        return images
+        """(n, 4, h/8, w/8) clean latents as n pictures, in pieces where the memory asks for it."""
+        return pictures.to_pictures(decoding.decode(self.base.vae, latents, self.device, self.dtype))
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Tensor:
@@ -347,35 +401,3 @@ def load_adapters(lorad: Adapters, strength: float = 1.0) -> list[Stacked]:
 
 def _is_pair(entry: Any) -> bool:
     return isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], (int, float))
-
-
-def find_device(device: str | torch.device | None) -> torch.device:
-    """The device of this name; without one a GPU if there is one, else the CPU.
-
-    Raises:
-        ValueError: no such kind of device, or none here; one line.
-    """
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(one_line(f"the device {device} cannot be used: {str(error).splitlines()[0]}")) from error
-    if device.type == "meta":
-        raise ValueError("the device meta cannot be used: it computes nothing")
-    return device
-
-
-def find_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """float32, bfloat16 or float16, also by their short names (fp32, bf16, fp16); by default what suits the device.
-
-    Raises:
-        ValueError: another type; one line.
-    """
-    if dtype is None:
-        return torch.float32 if device.type == "cpu" else torch.float16
-    found = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(dtype)
-    if found not in DTYPES.values():
-        raise ValueError(f"the networks run in {', '.join(settings.DTYPES)}, not in {dtype}")
-    return found

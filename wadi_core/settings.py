@@ -16,6 +16,7 @@ VERSION = 1
 SAMPLER = "WaDi one-step"
 SIZE_STEP = 8  # pixels per latent
 DTYPES = ("float32", "bfloat16", "float16")
+HIRES = ("shrink", "redilate")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
@@ -44,6 +45,27 @@ class Adapter:
 
 
 @dataclass(frozen=True)
+class Control:
+    """A ControlNet that takes part: the name of its file, its scale, the hash of its file, and the control image.
+
+    Raises:
+        ValueError: the scale is not a number from 0 to 4; one line.
+    """
+
+    file: str
+    scale: float = 1.0
+    sha256: str = ""
+    image: str = ""
+
+    def __post_init__(self) -> None:
+        for text in (self.file, self.sha256, self.image):
+            _check_type("control", text, str)
+        _check_type("control scale", self.scale, float)
+        if not 0.0 <= self.scale <= 4.0:
+            raise ValueError(f"a control scale must lie from 0 to 4, not {self.scale}")
+
+
+@dataclass(frozen=True)
 class Settings:
     """Settings of one picture. ``None`` means "as the network or its adapter says".
 
@@ -57,6 +79,8 @@ class Settings:
     height: int | None = _field(None, "height in pixels, divisible by 8 (default: native)", minimum=64, maximum=8192, step=8)
     base: str = _field("mini", 'the base network: a diffusers folder, a single-file checkpoint, or "mini"')
     lorad: tuple[Adapter, ...] = _field((), "adapters whose angles are added")
+    control: tuple[Control, ...] = _field((), "ControlNets that steer the picture, and how strongly")
+    hires: str | None = _field(None, "how a picture larger than native is kept in one piece", choices=HIRES)
     alpha_T_squared: float | None = _field(None, "share of the signal at the last timestep", above=0.0, below=1.0)
     timestep: int | None = _field(None, "what the network is told", minimum=0, maximum=999)
     prediction_type: str | None = _field(None, "what the network returns", choices=PREDICTION_TYPES)
@@ -87,9 +111,10 @@ class Settings:
         version = values.get("version")
         if isinstance(version, int) and version > VERSION:
             raise ValueError(f"these settings have version {version}, this program knows {VERSION}: update it")
-        adapters = values.get("lorad", [])
+        adapters, controls = values.get("lorad", []), values.get("control", [])
         try:
             values["lorad"] = tuple(Adapter(**adapter) for adapter in adapters)
+            values["control"] = tuple(Control(**control) for control in controls)
             return cls(**values)
         except (TypeError, OverflowError) as error:
             raise ValueError("these are no settings: a field is unknown or has another form") from error
@@ -108,6 +133,8 @@ class Settings:
             "Size": f"{self.width}x{self.height}" if self.width and self.height else None,
             "Model": self.base,
             "LoRaD": ", ".join(f"{adapter.file}: {adapter.strength:g}" for adapter in self.lorad) or None,
+            "ControlNet": ", ".join(f"{control.file}: {control.scale:g}" for control in self.control) or None,
+            "High resolution": self.hires,
             "alpha_T squared": self.alpha_T_squared,
             "Timestep": self.timestep,
             "Prediction type": self.prediction_type,
@@ -118,7 +145,7 @@ class Settings:
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
-_TYPES = {"lorad": tuple, "alpha_T_squared": float}
+_TYPES = {"lorad": tuple, "control": tuple, "alpha_T_squared": float}
 
 
 def help_of(name: str) -> str:
@@ -150,6 +177,8 @@ def check(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be divisible by {limits['step']}, not {value}: try {below} or {below + limits['step']}")
     if name == "lorad" and not all(isinstance(adapter, Adapter) for adapter in value):
         raise ValueError("lorad must hold adapters")
+    if name == "control" and not all(isinstance(control, Control) for control in value):
+        raise ValueError("control must hold ControlNets")
 
 
 def _check_type(name: str, value: Any, kind: type) -> None:

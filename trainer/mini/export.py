@@ -1,6 +1,7 @@
 """Put trained parts where the package keeps wadi-mini, in float16.
 
 python -m trainer.mini.export --vae runs/mini-vae/vae --teacher runs/mini-teacher [--lorad runs/mini/one-step.safetensors]
+                              [--controlnet runs/mini-controlnet/controlnet]
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def words_that_occur() -> set[int]:
 
 def export_part(source: Path, part: str, target: Path) -> None:
     """Copy one network's weights as float16 and its config, without what nobody reads."""
-    weights = target / mini.WEIGHTS[part]
+    control = {"controlnet": f"{mini.CONTROL}/diffusion_pytorch_model.safetensors"}
+    weights = target / (mini.WEIGHTS | control)[part]
     (stored,) = source.glob("*.safetensors")
     tensors = {name: tensor.half().contiguous() for name, tensor in load_file(stored).items()}
     if part == "text_encoder":
@@ -59,6 +61,7 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, help="folder of the autoencoder")
     parser.add_argument("--teacher", type=Path, help="folder with unet/ and text_encoder/")
     parser.add_argument("--lorad", type=Path, help="the one-step LoRaD file")
+    parser.add_argument("--controlnet", type=Path, help="folder of the ControlNet")
     parser.add_argument("--output", type=Path, default=mini.FOLDER)
     arguments = parser.parse_args()
     if arguments.vae:
@@ -66,6 +69,8 @@ def main() -> None:
     if arguments.teacher:
         for part in ("unet", "text_encoder"):
             export_part(arguments.teacher / part, part, arguments.output)
+    if arguments.controlnet:
+        export_part(arguments.controlnet, "controlnet", arguments.output)
     if arguments.lorad:
         shutil.copyfile(arguments.lorad, arguments.output / mini.LORAD)
 

@@ -42,13 +42,17 @@ def freeze_samplers(network: nn.Module) -> None:
 
 
 class CentredSteps:
-    """Optimizer steps on the 1x1 shortcuts, taken in the parameters of ``W (x - offset) + b``.
+    """Optimizer steps on 1x1 convolutions that see the offset, taken in the parameters of ``W (x - offset) + b``.
+
+    These are the shortcuts, and in a ControlNet those that read its streams out.
 
     Call :meth:`before` between backward and the optimizer's step, and :meth:`after` after it.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        convs = [layer for name, layer in network.named_modules() if name.endswith("conv_shortcut")]
+        readers = ("controlnet_down_blocks.", "controlnet_mid_block")
+        named = network.named_modules()
+        convs = [layer for name, layer in named if name.endswith("conv_shortcut") or name.startswith(readers)]
         self._convs = [(conv, _offsets(conv.in_channels)) for conv in convs]
         self._arrived: list[Tensor] = []
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 # Coefficients of the quintic Newton-Schulz iteration that lifts every singular value to about 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
+ENDS = ("conv_in", "conv_out", "embedding", "quant_conv")  # in the names of layers at the ends of a network
 
 
 def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
@@ -71,10 +72,10 @@ class MuonWithAdamW:
     Args:
         network: its parameters that require gradients are taken.
         muon_rate, adam_rate: peak learning rates.
+        ends: parts of the names of layers that are AdamW's.
     """
 
-    def __init__(self, network: nn.Module, muon_rate: float, adam_rate: float) -> None:
-        ends = ("conv_in", "conv_out", "embedding", "quant_conv")
+    def __init__(self, network: nn.Module, muon_rate: float, adam_rate: float, ends: tuple[str, ...] = ENDS) -> None:
         named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
         self.parameters = [p for _, p in named]
         inner = [p for name, p in named if p.ndim >= 2 and not any(end in name for end in ends)]

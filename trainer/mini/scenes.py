@@ -187,9 +187,16 @@ def draw_plan(rng: random.Random, pair: bool | None = None, held: bool = False, 
     return Scene(caption, background, shade, placed)
 
 
-def draw(scene: Scene) -> Image.Image:
-    """The scene as a 128x128 RGB picture."""
-    picture = Image.new("RGB", (SIZE, SIZE), scene.background)
+def draw(scene: Scene, width: int = SIZE, height: int = SIZE, scale: int = 1) -> Image.Image:
+    """The scene as an RGB picture, by default of 128x128 pixels.
+
+    Args:
+        scene: what to draw.
+        width, height: of the canvas, in the unit of the scene's places.
+        scale: pixels in that unit; objects are taken from their bitmaps of about 130 pixels anew.
+    """
+    canvas = (width * scale, height * scale)
+    picture = Image.new("RGB", canvas, scene.background)
     if scene.shade:
         # A soft vertical gradient of the background's own colour.
         ends = [
@@ -198,15 +205,15 @@ def draw(scene: Scene) -> Image.Image:
         strip = Image.new("RGB", (1, 2))
         strip.putpixel((0, 0), ends[0])
         strip.putpixel((0, 1), ends[1])
-        picture = strip.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        picture = strip.resize(canvas, Image.Resampling.BILINEAR)
     for item in scene.placed:
         stamp = glyph(item.thing.character)
-        scale = item.size / max(stamp.size)
-        width, height = (max(1, round(side * scale)) for side in stamp.size)
-        stamp = stamp.resize((width, height), Image.Resampling.LANCZOS)
+        share = scale * item.size / max(stamp.size)
+        size = tuple(max(1, round(side * share)) for side in stamp.size)
+        stamp = stamp.resize(size, Image.Resampling.LANCZOS)
         if item.mirrored:
             stamp = stamp.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        picture.paste(stamp, (round(item.x - width / 2), round(item.y - height / 2)), stamp)
+        picture.paste(stamp, (round(scale * item.x - size[0] / 2), round(scale * item.y - size[1] / 2)), stamp)
     return picture
 
 

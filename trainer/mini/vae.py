@@ -51,6 +51,7 @@ class VaeConfig:
     decoder_only: bool = False
     start_from: str | None = None  # a trained autoencoder's folder (diffusers layout)
     save_every: int = 200
+    measured: int = 512  # scenes of which the spread of the latents is taken at the end
 
 
 def make_vae(channels: tuple[int, ...]) -> torch.nn.Module:
@@ -185,8 +186,9 @@ def run(config: VaeConfig) -> None:
         return
     with torch.no_grad():
         spread = []
-        for start in range(0, 512, 32):
-            some = to_tensor([scenes.draw(scenes.scene(20_000_000 + start + index)) for index in range(32)])
+        for start in range(0, config.measured, 32):
+            rows = range(start, min(start + 32, config.measured))
+            some = to_tensor([scenes.draw(scenes.scene(20_000_000 + row)) for row in rows])
             spread.append(vae.encode(some).latent_dist.mean)
     if not config.decoder_only:
         vae.register_to_config(scaling_factor=round(1.0 / torch.cat(spread).std().item(), 5))

@@ -19,6 +19,7 @@ WEIGHTS = {
     "text_encoder": "text_encoder/model.safetensors",
 }
 LORAD = "wadi-mini-one-step.safetensors"
+CONTROL = "controlnet-canny"
 
 
 def folder() -> Path:
@@ -39,6 +40,15 @@ def lorad_path() -> Path:
         OSError: it is not in this installation; one line.
     """
     return _installed(LORAD)
+
+
+def control_path() -> Path:
+    """The folder of the ControlNet for edges (canny), in diffusers layout; it was trained for the multi-step base.
+
+    Raises:
+        OSError: it is not in this installation; one line.
+    """
+    return _installed(f"{CONTROL}/diffusion_pytorch_model.safetensors").parent
 
 
 def state_dicts() -> dict[str, dict[str, Tensor]]:

@@ -1,0 +1,254 @@
+"""Whether a ControlNet that was trained for the multi-step teacher steers the one-step student as well.
+
+    python benchmarks/control.py                                        the model in this checkout
+    python benchmarks/control.py --model runs/teacher --lorad runs/vsd/student.safetensors --controlnet runs/canny
+
+Edges of real scenes are the control maps; captions do not tell places, and of two objects every other caption names
+only one. Writes ``mini-control.json`` (every figure, count and seed) and ``mini-control.png`` (the same maps, captions
+and noise side by side, not chosen by eye). A run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import report, ruler
+from benchmarks.sets import SAMPLERS, Generated, Real, Source, digest, grain_seeds, images_of, measured
+from benchmarks.streams import Stream
+from trainer.efficientnet import load_lite
+from trainer.features import GRAIN, Eye
+from trainer.mini import scenes
+from trainer.mini.controlnet import told_in_part
+from trainer.mini.edges import agreement, control_maps, edges
+from trainer.watch import contact_sheet
+from wadi_core import OneStepPipeline, mini
+from wadi_core import base as bases
+from wadi_core.control import ControlNet, Steered, Steering, load
+from wadi_core.pictures import to_pictures
+
+SOURCES = ("teacher", "teacher-control", "student", "student-control")
+TITLES = {
+    "teacher": "teacher, {} steps",
+    "teacher-control": "+ ControlNet",
+    "student": "student, 1 step",
+    "student-control": "+ ControlNet",
+}
+TOLERANCES = (1, 2)  # pixels
+FEATURES = 1280
+SHEET_ROWS = 10
+TARGETS = {"student_over_teacher_gain_f1": 0.85, "student_over_teacher_fd_above_floor": 1.3}
+METHOD = {
+    "control map": "canny (thresholds 100, 200) of the real scene whose caption the picture has",
+    "captions": "tell no places; of scenes with two objects every other caption names only one of them",
+    "f1_N": "edges of the picture against the map: an edge pixel is right if one of the other lies at most N pixels away",
+    "gain_f1_N": "f1_N with the ControlNet less f1_N without it",
+    "features, grain, fd, kid": "as in mini-quality.json",
+    "fd_above_floor": "fd less the fd of two real sets of the same size",
+}
+
+
+@dataclass(frozen=True)
+class InPart(Stream):
+    """Scenes of which captions tell only a part: of every other one with two objects, the one object."""
+
+    def captions(self, rows: range) -> list[str]:
+        plans = ((index, self.scene(index)) for index in rows)
+        return [told_in_part(plan, index // 2) if index % 2 else plan.caption for index, plan in plans]
+
+    def maps(self, rows: range) -> Tensor:
+        """(n, 128, 128) bool: the edges of the scenes."""
+        return edges(scenes.draw(self.scene(index)) for index in rows)
+
+    def recipe(self) -> dict[str, Any]:
+        return super().recipe() | {"captions": "in part"}
+
+
+REAL = Stream("control-real", 220_000_000)
+OTHER = Stream("control-other", 320_000_000)
+CAPTIONS = InPart("control", 420_000_000)
+SHEET = InPart("sheet-control", 620_000_000)
+
+
+@dataclass(frozen=True)
+class Controlled(Generated):
+    """What a pipeline makes when a ControlNet steers it by the edges of the scenes.
+
+    Attributes:
+        controlnet: the ControlNet.
+        scale: of what it adds.
+    """
+
+    controlnet: ControlNet | None = None
+    scale: float = 1.0
+
+    def recipe(self) -> dict[str, Any]:
+        return super().recipe() | {"controlnet": digest([self.controlnet.network]), "scale": self.scale}
+
+    def network(self, stream: InPart, rows: range) -> Callable[..., Any]:
+        maps = control_maps(stream.maps(rows)).to(self.pipe.device)
+        return Steered(self.pipe.base.unet, [Steering(self.controlnet.network, maps, self.scale)])
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All figures, and the contact sheet written on the way.
+
+    Raises:
+        OSError, ValueError: a file is missing or does not fit; one line.
+    """
+    work, count = Path(options.work), options.count
+    eye = Eye(load_lite().to(options.device), options.grain)
+    gauge = ruler.Ruler.learn(work, eye, options.study)
+
+    def looked_at(source: Source, stream: Stream) -> np.ndarray:
+        """Features, and how well the edges agree with those of the stream's scenes at each tolerance."""
+
+        def look(images: Tensor, rows: range) -> Tensor:
+            found = eye(images, grain_seeds(stream, rows))
+            if not isinstance(stream, InPart):
+                return found
+            drawn, wanted = edges(to_pictures(images)), stream.maps(rows)
+            return torch.cat([found, *(agreement(drawn, wanted, tolerance)[:, None] for tolerance in TOLERANCES)], dim=1)
+
+        kind = "features-edges" if isinstance(stream, InPart) else "features"
+        return measured(work, source, stream, count, f"{kind}-grain-{eye.grain:g}", look)
+
+    reference = looked_at(Real(), REAL)
+    floor = gauge.distances(looked_at(Real(), OTHER), reference)
+    sets, columns = {}, {}
+    for key, source in _sources(options):
+        found = looked_at(source, CAPTIONS)
+        figures = gauge.distances(found[:, :FEATURES], reference)
+        figures["fd_above_floor"] = figures["fd"] - floor["fd"]
+        agreements = found[:, FEATURES:].mean(0)
+        sets[key] = figures | {f"f1_{n}": float(one) for n, one in zip(TOLERANCES, agreements, strict=True)}
+        columns[key] = to_pictures(images_of(work, source, SHEET, SHEET_ROWS))
+    _write_sheet(Path(options.output) / "mini-control.png", columns, options.steps)
+    found = gains(sets)
+    return {
+        **report.origin("control", options.words),
+        "method": METHOD,
+        "settings": {
+            "pictures_per_set": count,
+            "study_pictures": 2 * options.study,
+            "teacher_steps": options.steps,
+            "guidance": options.guidance,
+            "sampler": options.sampler,
+            "control_scale": options.scale,
+            "many_steps_and_decoding_in": "float32" if options.float32 else "bfloat16",
+            "grain": options.grain,
+        },
+        "seeds": {stream.name: stream.first for stream in (ruler.SINGLE, ruler.PAIR, REAL, OTHER, CAPTIONS, SHEET)},
+        "real against real": floor,
+        "sets": sets,
+        "gains": found,
+        "targets": TARGETS,
+    }
+
+
+def _sources(options: argparse.Namespace) -> Iterator[tuple[str, Generated]]:
+    """What is measured, one after the other: all share one pipeline, whose LoRaD is changed between them."""
+    device = torch.device(options.device)
+    pipe = OneStepPipeline(bases.load(options.model, device, torch.float32), device, torch.float32)
+    controlnet = load(options.controlnet, pipe.base, device, torch.float32)
+    one = {"pipe": pipe, "batch": options.batch, "bfloat16": not options.float32}
+    many = {"steps": options.steps, "guidance": options.guidance, "sampler": options.sampler}
+    steer = {"controlnet": controlnet, "scale": options.scale}
+    if "teacher" in options.only:
+        yield "teacher", Generated(**one, **many, name="teacher")
+    if "teacher-control" in options.only:
+        yield "teacher-control", Controlled(**one, **many, **steer, name="teacher-control")
+    if not {"student", "student-control"} & set(options.only):
+        return
+    pipe.set_lorad(options.lorad or mini.lorad_path())
+    if "student" in options.only:
+        yield "student", Generated(**one, name="student")
+    if "student-control" in options.only:
+        yield "student-control", Controlled(**one, **steer, name="student-control")
+
+
+def gains(sets: dict[str, dict[str, float]]) -> dict[str, float]:
+    """What control gains the teacher and the student, and the ratios that have a target, where both were measured."""
+    found = {}
+    for tolerance in TOLERANCES:
+        for who in ("teacher", "student"):
+            if {who, f"{who}-control"} <= set(sets):
+                gain = sets[f"{who}-control"][f"f1_{tolerance}"] - sets[who][f"f1_{tolerance}"]
+                found[f"{who}_gain_f1_{tolerance}"] = gain
+        if found.get(f"teacher_gain_f1_{tolerance}") and f"student_gain_f1_{tolerance}" in found:
+            ratio = found[f"student_gain_f1_{tolerance}"] / found[f"teacher_gain_f1_{tolerance}"]
+            found[f"student_over_teacher_gain_f1_{tolerance}"] = ratio
+    if {"teacher-control", "student-control"} <= set(sets):
+        student, teacher = (sets[f"{who}-control"]["fd_above_floor"] for who in ("student", "teacher"))
+        found["student_over_teacher_fd_above_floor"] = student / teacher
+    return found
+
+
+def _write_sheet(path: Path, columns: dict[str, list[Any]], steps: int) -> None:
+    rows = range(SHEET_ROWS)
+    scene = [scenes.draw(SHEET.scene(index)) for index in rows]
+    maps = to_pictures(control_maps(SHEET.maps(rows)) * 2 - 1)
+    shown = [scene, maps, *columns.values()]
+    titles = ["scene", "its edges", *(TITLES[key].format(steps) for key in columns)]
+    picture = contact_sheet([[column[row] for column in shown] for row in rows], SHEET.captions(rows), titles)
+    report.write_picture(path, picture)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    add = parser.add_argument
+    add("--count", type=int, default=5000, help="pictures of each set (default: 5000)")
+    add("--study", type=int, default=6000, help="pictures of one object, and of two, to learn from (default: 6000 each)")
+    add("--output", default="docs", metavar="DIR", help="where the report and the sheet go (default: docs)")
+    add("--work", default="runs/quality", metavar="DIR", help="where sets are kept (default: runs/quality)")
+    add("--model", default="mini", metavar="DIR", help="teacher in diffusers layout (default: the one in the package)")
+    add("--lorad", metavar="FILE", help="the student's adapter (default: the one in the package)")
+    add("--controlnet", default="mini", metavar="DIR", help="the ControlNet (default: the one in the package)")
+    add("--scale", type=float, default=1.0, help="of what the ControlNet adds (default: 1)")
+    add("--only", nargs="+", choices=SOURCES, default=list(SOURCES), help="measure these alone")
+    add("--steps", type=int, default=25, help="of the teacher (default: 25)")
+    add("--guidance", type=float, default=3.0, help="of the teacher (default: 3)")
+    add("--sampler", choices=SAMPLERS, default="dpm", help="dpm (DPM-Solver++, default) or ddim")
+    add("--float32", action="store_true", help="many steps and decoding in float32 too, not in bfloat16")
+    add("--grain", type=float, default=GRAIN, help=f"on every picture, in grey levels (default: {GRAIN:g}; see features.py)")
+    add("--batch", type=int, default=64, help="pictures a network call (default: 64)")
+    add("--device", default="cpu", help="cpu (default), cuda and so on")
+    add("--debug", action="store_true", help="show where an error comes from")
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    parser = _parser()
+    words = sys.argv[1:] if words is None else list(words)
+    options = parser.parse_args(words)
+    options.words = words
+    if options.count < 2 or options.batch < 1 or options.steps < 2 or options.grain < 0:
+        parser.error("at least 2 pictures, 2 steps, batches of 1 and grain of 0 are needed")
+    if options.model != "mini" and not (options.lorad and options.controlnet != "mini"):
+        parser.error("--model needs --lorad and --controlnet")
+    logging.getLogger("wadi").setLevel(logging.ERROR)  # a bare teacher in one call is not meant, and not drawn
+
+    def act() -> str:
+        found = measure(options)
+        report.write_json(Path(options.output) / "mini-control.json", found)
+        rows = {"real": found["real against real"], **found["sets"]}
+        return report.table("control", rows) + "".join(f"{name}: {value:.3f}\n" for name, value in found["gains"].items())
+
+    return report.ended("control", options.debug, act)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""An extension for the tests alone: what A1111 or Forge does inside, told over HTTP."""
+
+import sys
+import threading
+from typing import Any
+
+import torch
+from modules import script_callbacks, scripts, sd_models, shared
+from safetensors.torch import save_file
+
+CALLS: list[dict[str, Any]] = []
+LAST: dict[str, Any] = {"comments": "", "preview": None}
+HOOKED: list[Any] = []
+
+
+def network() -> torch.nn.Module:
+    model = sd_models.model_data.sd_model
+    objects = getattr(model, "forge_objects", None)
+    return objects.unet.model.diffusion_model if objects else model.model.diffusion_model
+
+
+def count(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+    x, t = args[0], kwargs.get("timesteps", args[1] if len(args) > 1 else None)
+    CALLS.append({"timesteps": [float(one) for one in t.flatten()], "shape": list(x.shape), "thread": threading.get_ident()})
+
+
+class Probe(scripts.Script):
+    def title(self) -> str:
+        return "WaDi probe"
+
+    def show(self, is_img2img: bool) -> object:
+        return scripts.AlwaysVisible
+
+    def process(self, p: Any, *args: Any) -> None:
+        module = network()
+        if not any(module is hooked for hooked in HOOKED):
+            module.register_forward_pre_hook(count, with_kwargs=True)
+            HOOKED.append(module)
+
+    def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
+        LAST["comments"] = processed.comments
+        LAST["preview"] = shared.state.current_latent
+
+
+def routes(demo: Any, app: Any) -> None:
+    @app.post("/probe/calls")
+    def calls() -> list[dict[str, Any]]:
+        found = list(CALLS)
+        CALLS.clear()
+        return found
+
+    @app.post("/probe/comments")
+    def comments() -> list[str]:
+        return [line for line in LAST["comments"].split("\n") if line]
+
+    @app.post("/probe/preview")
+    def preview() -> list[int]:
+        return list(LAST["preview"].shape)
+
+    @app.post("/probe/weights")
+    def weights(body: dict) -> int:
+        tensors = network().state_dict().items()
+        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors}, body["path"])
+        return len(tensors)
+
+    @app.post("/probe/cards")
+    def cards() -> list[str]:
+        """The names on the page of LoRaD files, made anew as when its refresh button is pressed."""
+        from modules import ui_extra_networks
+
+        page = next(page for page in ui_extra_networks.extra_pages if page.title == "LoRaD")
+        page.refresh()
+        page.items = {item["name"]: item for item in page.list_items()}
+        page.metadata.update({name: item["metadata"] for name, item in page.items.items()})
+        return sorted(item["prompt"] for item in page.items.values())
+
+    @app.post("/probe/imported")
+    def imported() -> list[str]:
+        return sorted({name.split(".")[0] for name in sys.modules})
+
+    @app.post("/probe/tool")
+    def tool(body: dict) -> list[str]:
+        from a1111_extension import tools
+
+        return list(getattr(tools, body["name"])(*body["values"]))
+
+    @app.post("/probe/check")
+    def check(body: dict) -> str:
+        from a1111_extension import check
+
+        return check.line(*body["values"])
+
+    @app.post("/probe/paste")
+    def paste(body: dict) -> dict[str, Any]:
+        """What pasting an infotext puts into the panel's components, by their labels."""
+        from modules import infotext_utils
+
+        read = infotext_utils.parse_generation_parameters(body["infotext"])
+        found = {}
+        for field in infotext_utils.paste_fields["txt2img"]["fields"]:
+            if "wadi" in (getattr(field.component, "elem_id", None) or ""):
+                value = field.function(read) if field.function else read.get(field.label)
+                found[field.component.label] = value
+        return found
+
+
+script_callbacks.on_app_started(routes)
