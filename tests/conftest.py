@@ -11,9 +11,11 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import atexit
+import logging
 import random
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 import hypothesis
 import numpy as np
@@ -41,3 +43,12 @@ def same_random_numbers() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def same_logger() -> Iterator[None]:
+    """Puts back what a program run inside a test did to the project's logger: the next test reads its messages."""
+    logger = logging.getLogger("wadi")
+    kept = logger.handlers[:], logger.propagate, logger.level
+    yield
+    logger.handlers, logger.propagate, logger.level = kept

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,10 +51,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a command in this process, and puts back what a command may change in it."""
-    logger = logging.getLogger("wadi")
-    kept = logger.handlers, logger.propagate, logger.level
     monkeypatch.setattr(os, "environ", os.environ.copy())
 
     def run_command(*arguments: object) -> Result:
@@ -67,8 +64,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
                 status = end.code
         return Result(status, *capsys.readouterr())
 
-    yield run_command
-    logger.handlers, logger.propagate, logger.level = kept
+    return run_command
 
 
 def in_a_process(*arguments: object, **options: object) -> Result:

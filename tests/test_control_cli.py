@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import control_networks
@@ -33,10 +32,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+def run(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs ``generate`` in this process, and puts back what a command may change in it."""
-    logger = logging.getLogger("wadi")
-    kept = logger.handlers, logger.propagate, logger.level
     monkeypatch.setattr(os, "environ", os.environ.copy())
     common = ("--base", place / "base", "--lorad", place / "one-step.safetensors", "--device", "cpu")
 
@@ -50,8 +47,7 @@ def run(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
         said = capsys.readouterr()
         return status, said.out, said.err
 
-    yield run_command
-    logger.handlers, logger.propagate, logger.level = kept
+    return run_command
 
 
 def test_steered_pictures(run: Run, place: Path, tmp_path: Path) -> None:

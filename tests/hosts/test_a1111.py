@@ -87,8 +87,11 @@ def test_wadi_mini_in_its_own_form(webui: WebUI, bases: dict[str, Base], tmp_pat
 def test_the_old_method_of_the_program_adds_angles_too(webui: WebUI, base: Base) -> None:
     stack = [(base.adapters["one-step"], 0.8), (base.adapters["style"], -1.5)]
     prompt = "a cat" + tag(base, "one-step", 0.8) + tag(base, "style", -1.5)
-    made = webui.draw(prompt, override_settings={"lora_functional": True})
-    assert close(made, base.pictures("a cat", [3], stack))
+    webui.post("/sdapi/v1/options", {"lora_functional": True})
+    try:
+        assert close(webui.draw(prompt), base.pictures("a cat", [3], stack))
+    finally:
+        webui.post("/sdapi/v1/options", {"lora_functional": False})
 
 
 def test_eight_bit_storage(webui: WebUI, base: Base, tmp_path: Path) -> None:
