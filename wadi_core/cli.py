@@ -73,6 +73,7 @@ def _parser() -> _Parser:
     add("--prompts", metavar="FILE", help="a text file with one prompt per line; empty lines are left out")
     add("--base", default="mini", metavar="DIR|FILE", help=f"{help_of('base')} (default: mini)")
     add("--lorad", action="append", metavar="FILE[:STRENGTH]", help=_LORAD_HELP)
+    add("--embedding", action="append", metavar="FILE", help=_EMBEDDING_HELP)
     add("--seed", type=int, default=0, metavar="N", help=f"{help_of('seed')} (default: 0)")
     add("--width", type=int, metavar="W", help=help_of("width"))
     add("--height", type=int, metavar="H", help=help_of("height"))
@@ -93,6 +94,7 @@ _LORAD_HELP = (
     "an adapter and its strength (default: 1); may be repeated, angles are added. "
     '"mini" is the one that belongs to the base mini and its default; "none" is none at all'
 )
+_EMBEDDING_HELP = "a learned word (textual inversion, .safetensors), which prompts may then say; may be repeated"
 _BATCH_HELP = (
     f"how many pictures share a network call (default: {DEFAULT_BATCH}); a single prompt is drawn N times, "
     "each with a seed of its own"
@@ -139,6 +141,7 @@ def _generate(options: argparse.Namespace) -> None:
         alpha_T_squared=options.alpha_T_squared,
         keep_base=False,
         control=options.control,
+        embeddings=options.embedding,
     )
     wanted = pipe.plan(prompts, options.seed, width=options.width, height=options.height, **steering)
     if advice := cli_control.advice(pipe, wanted[0]):

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,10 +25,11 @@ from . import control as controls
 from . import decoding, highres, mini, pictures, settings
 from .control import ControlImages, ControlNet, Controls, Steered, Steering
 from .devices import find_device, find_dtype
-from .files import one_line, sha256_of_file
-from .lorad.adapter import Fused, LoRaD, check_together, fuse
+from .embeddings import Embeddings, Vocabulary, load_embeddings
+from .lorad.adapter import Fused, check_together, fuse
 from .schedule import OneStep
 from .settings import Settings
+from .stack import Adapters, Stacked, load_adapters
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("wadi")
 
 File: TypeAlias = "str | os.PathLike[str]"
-Stacked: TypeAlias = "tuple[LoRaD, settings.Adapter]"
-Adapters: TypeAlias = "LoRaD | File | Sequence[LoRaD | File | tuple[LoRaD | File, float]] | None"
 
 
 @dataclass
@@ -83,6 +82,7 @@ class OneStepPipeline:
         one_step: the schedule in use.
         adapters: what is fused into the U-Net, as it is written into a picture's settings.
         control: the ControlNets, in the order in which control images are given.
+        vocabulary: what prompts may say.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class OneStepPipeline:
         self.dtype = dtype
         self.control: tuple[ControlNet, ...] = ()
         self.set_control(control)
+        self.vocabulary = Vocabulary(base)
         self.adapters: tuple[settings.Adapter, ...] = ()
         self._own_one_step = base.one_step
         if alpha_T_squared is not None:
@@ -117,6 +118,7 @@ class OneStepPipeline:
         config: File | None = None,
         keep_base: bool = True,
         control: Controls = None,
+        embeddings: Embeddings = None,
     ) -> OneStepPipeline:
         """Load a base and fuse adapters into it. Nothing is downloaded.
 
@@ -131,6 +133,7 @@ class OneStepPipeline:
             config: for a single file of unknown shape: a folder with its settings in diffusers layout.
             keep_base: keep the weights that are turned, so that :meth:`set_lorad` can be called again.
             control: as for :meth:`set_control`.
+            embeddings: as for :meth:`set_embeddings`.
 
         Raises:
             OSError, ValueError: a file is missing, damaged or of another kind; one line.
@@ -142,6 +145,7 @@ class OneStepPipeline:
         stack = load_adapters(lorad, strength)
         pipe = cls(bases.load(base, device, dtype, config), device, dtype, alpha_T_squared, control)
         pipe._check(stack)
+        pipe.set_embeddings(embeddings)
         pipe._fuse(stack, keep_base)
         return pipe
 
@@ -180,6 +184,19 @@ class OneStepPipeline:
                 it was.
         """
         self.control = controls.load_all(control, self.base, self.device, self.dtype)
+
+    def set_embeddings(self, embeddings: Embeddings = None) -> None:
+        """Replace the learned words that prompts may say; ``None`` is none.
+
+        Args:
+            embeddings: one or several textual inversions or their ``.safetensors`` files; or word -> file, where
+                they are to have other words than their own. Prompts may also say ``embedding:NAME`` with a file's name.
+
+        Raises:
+            OSError, ValueError: one is missing, damaged, made for another text encoder, or its word is taken; one line,
+                and the pipeline is as it was.
+        """
+        self.vocabulary.learn(load_embeddings(embeddings))
 
     def _check(self, stack: list[Stacked]) -> None:
         """Raises ValueError if these adapters cannot be used here; changes nothing."""
@@ -290,6 +307,7 @@ class OneStepPipeline:
             height=height if height is not None else default_height,
             base=self.base.name,
             lorad=self.adapters,
+            embeddings=self.vocabulary.settings,
             control=controls.describe(self.control, images, control_scale),
             hires=highres.METHODS[0] if hires is True else hires or None,
             alpha_T_squared=self.one_step.alpha_T_squared,
@@ -353,16 +371,7 @@ class OneStepPipeline:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """(n, 77, width of the text encoder): what the network is told. Longer prompts are cut with a warning."""
-        rows = []
-        for prompt in prompts:
-            # Padded here, because the tokenizer would take Stable Diffusion 2's padding "!" for a special token.
-            ids = self.base.tokenizer(prompt, verbose=False).input_ids
-            if len(ids) > bases.TOKENS:
-                left_out = self.base.tokenizer.decode(ids[bases.TOKENS - 1 : -1])
-                logger.warning("a prompt has more than %d tokens; left out is: %s", bases.TOKENS - 2, one_line(left_out))
-                ids = ids[: bases.TOKENS - 1] + ids[-1:]
-            rows.append(ids + [self.base.pad] * (bases.TOKENS - len(ids)))
-        return self.base.text_encoder(torch.tensor(rows, device=self.device))[0]
+        return self.base.text_encoder(self.vocabulary.ids(prompts).to(self.device))[0]
 
     def _wait(self) -> None:
         """Until the device has done what it was told: otherwise only the telling would be timed."""
@@ -374,30 +383,3 @@ def noise(seeds: Iterable[int], width: int, height: int) -> Tensor:
     """z (n, 4, height/8, width/8), float32 on the CPU: each picture's own generator, whatever the batch or device."""
     shape = (1, 4, height // bases.FACTOR, width // bases.FACTOR)
     return torch.cat([torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds])
-
-
-def load_adapters(lorad: Adapters, strength: float = 1.0) -> list[Stacked]:
-    """Adapters in any of the forms that :meth:`OneStepPipeline.set_lorad` takes, read and with their strengths.
-
-    Raises:
-        OSError, ValueError: a file is missing, damaged or no LoRaD, or a strength is not finite; one line.
-    """
-    if lorad is None:
-        return []
-    if isinstance(lorad, (LoRaD, str, os.PathLike)) or _is_pair(lorad):
-        lorad = [lorad]
-    stack = []
-    for entry in lorad:
-        adapter, its_strength = entry if _is_pair(entry) else (entry, strength)
-        if isinstance(adapter, LoRaD):
-            kept = settings.Adapter(adapter.metadata.title or "", its_strength)
-        else:
-            path = Path(adapter)
-            adapter = LoRaD.load(path)
-            kept = settings.Adapter(path.name, its_strength, sha256_of_file(path))
-        stack.append((adapter, kept))
-    return stack
-
-
-def _is_pair(entry: Any) -> bool:
-    return isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], (int, float))

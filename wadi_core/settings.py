@@ -66,6 +66,23 @@ class Control:
 
 
 @dataclass(frozen=True)
+class Learned:
+    """A learned word that prompts may say: the name of its file, the word, and the hash of the file.
+
+    Raises:
+        ValueError: a value of another type; one line.
+    """
+
+    file: str
+    token: str = ""
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        for text in (self.file, self.token, self.sha256):
+            _check_type("embedding", text, str)
+
+
+@dataclass(frozen=True)
 class Settings:
     """Settings of one picture. ``None`` means "as the network or its adapter says".
 
@@ -79,6 +96,7 @@ class Settings:
     height: int | None = _field(None, "height in pixels, divisible by 8 (default: native)", minimum=64, maximum=8192, step=8)
     base: str = _field("mini", 'the base network: a diffusers folder, a single-file checkpoint, or "mini"')
     lorad: tuple[Adapter, ...] = _field((), "adapters whose angles are added")
+    embeddings: tuple[Learned, ...] = _field((), "learned words that the prompt may say")
     control: tuple[Control, ...] = _field((), "ControlNets that steer the picture, and how strongly")
     hires: str | None = _field(None, "how a picture larger than native is kept in one piece", choices=HIRES)
     alpha_T_squared: float | None = _field(None, "share of the signal at the last timestep", above=0.0, below=1.0)
@@ -111,10 +129,9 @@ class Settings:
         version = values.get("version")
         if isinstance(version, int) and version > VERSION:
             raise ValueError(f"these settings have version {version}, this program knows {VERSION}: update it")
-        adapters, controls = values.get("lorad", []), values.get("control", [])
         try:
-            values["lorad"] = tuple(Adapter(**adapter) for adapter in adapters)
-            values["control"] = tuple(Control(**control) for control in controls)
+            for name, kind in PARTS.items():
+                values[name] = tuple(kind(**part) for part in values.get(name, []))
             return cls(**values)
         except (TypeError, OverflowError) as error:
             raise ValueError("these are no settings: a field is unknown or has another form") from error
@@ -133,6 +150,7 @@ class Settings:
             "Size": f"{self.width}x{self.height}" if self.width and self.height else None,
             "Model": self.base,
             "LoRaD": ", ".join(f"{adapter.file}: {adapter.strength:g}" for adapter in self.lorad) or None,
+            "Embeddings": ", ".join(f"{one.file}: {one.token}" for one in self.embeddings) or None,
             "ControlNet": ", ".join(f"{control.file}: {control.scale:g}" for control in self.control) or None,
             "High resolution": self.hires,
             "alpha_T squared": self.alpha_T_squared,
@@ -145,7 +163,8 @@ class Settings:
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
-_TYPES = {"lorad": tuple, "control": tuple, "alpha_T_squared": float}
+PARTS = {"lorad": Adapter, "embeddings": Learned, "control": Control}
+_TYPES = {**dict.fromkeys(PARTS, tuple), "alpha_T_squared": float}
 
 
 def help_of(name: str) -> str:
@@ -175,10 +194,9 @@ def check(name: str, value: Any) -> None:
     if "step" in limits and value % limits["step"]:
         below = value - value % limits["step"]
         raise ValueError(f"{name} must be divisible by {limits['step']}, not {value}: try {below} or {below + limits['step']}")
-    if name == "lorad" and not all(isinstance(adapter, Adapter) for adapter in value):
-        raise ValueError("lorad must hold adapters")
-    if name == "control" and not all(isinstance(control, Control) for control in value):
-        raise ValueError("control must hold ControlNets")
+    if name in PARTS and not all(isinstance(part, PARTS[name]) for part in value):
+        what = {"lorad": "adapters", "embeddings": "learned words", "control": "ControlNets"}[name]
+        raise ValueError(f"{name} must hold {what}")
 
 
 def _check_type(name: str, value: Any, kind: type) -> None:

@@ -1,0 +1,43 @@
+"""Adapters as a user names them, one or several, with or without strengths: read, and described for a picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from . import settings
+from .files import sha256_of_file
+from .lorad.adapter import LoRaD
+
+File: TypeAlias = "str | os.PathLike[str]"
+Stacked: TypeAlias = "tuple[LoRaD, settings.Adapter]"
+Adapters: TypeAlias = "LoRaD | File | Sequence[LoRaD | File | tuple[LoRaD | File, float]] | None"
+
+
+def load_adapters(lorad: Adapters, strength: float = 1.0) -> list[Stacked]:
+    """Adapters in any of the forms that :meth:`~.pipeline.OneStepPipeline.set_lorad` takes, read and with their strengths.
+
+    Raises:
+        OSError, ValueError: a file is missing, damaged or no LoRaD, or a strength is not finite; one line.
+    """
+    if lorad is None:
+        return []
+    if isinstance(lorad, (LoRaD, str, os.PathLike)) or _is_pair(lorad):
+        lorad = [lorad]
+    stack = []
+    for entry in lorad:
+        adapter, its_strength = entry if _is_pair(entry) else (entry, strength)
+        if isinstance(adapter, LoRaD):
+            kept = settings.Adapter(adapter.metadata.title or "", its_strength)
+        else:
+            path = Path(adapter)
+            adapter = LoRaD.load(path)
+            kept = settings.Adapter(path.name, its_strength, sha256_of_file(path))
+        stack.append((adapter, kept))
+    return stack
+
+
+def _is_pair(entry: Any) -> bool:
+    return isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], (int, float))
