@@ -8,25 +8,36 @@ from functools import lru_cache
 from html import escape
 from pathlib import Path
 
-from wadi_core.lorad import LoRaD
+from wadi_core.lorad import LoRaD, check_together
 from wadi_core.lorad.weights import Weights
 from wadi_core.settings import SAMPLER as NAME
 
-from . import catalog, host, schedule
+from . import catalog, host, schedule, tags
 
 
-def line(name: str, strength: float, sampler: str | None, width: int | None, height: int | None) -> str:
+def line(
+    name: str,
+    strength: float,
+    sampler: str | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    prompt: str = "",
+) -> str:
     """The line as HTML: what fits, and warnings behind it. Never raises for a file that cannot be used: it says so.
 
     Args:
         name: of the LoRaD, as in the list.
-        sampler, width, height: what is set on the page; None where that is not known.
+        sampler, width, height, prompt: what is set on the page; None or nothing where that is not known.
     """
+    facts: list[str] = []
+    warnings: list[str] = []
     try:
-        facts, warnings = _facts(name, strength), list(_warnings(name, strength, sampler, width, height))
+        asked = list(_asked(name, strength, prompt, warnings))
+        facts += [_fact(*one) for one in asked] or [_checkpoint_fact()]
+        warnings += _warnings(asked, sampler, width, height)
     except (OSError, ValueError) as error:
-        facts, warnings = "", [str(error)]
-    said = [f"<span>{escape(facts)}</span>"] if facts else []
+        warnings.append(str(error))
+    said = [f"<span>{escape(fact)}</span>" for fact in facts]
     said += [f'<span class="wadi-warning">⚠ {escape(warning)}</span>' for warning in warnings]
     return f'<div class="wadi-check">{"<br>".join(said)}</div>'
 
@@ -47,54 +58,75 @@ def sampler_note(name: str, sampler: str) -> str:
     return f"{name} is made for one step: choose the sampler {NAME} instead of {sampler}"
 
 
-def _facts(name: str, strength: float) -> str:
-    layout, checkpoint = host.layout(), host.checkpoint_file()
-    title = checkpoint.name if checkpoint else "the checkpoint"
+def _asked(name: str, strength: float, prompt: str, warnings: list[str]) -> Iterator[tuple[str, float, LoRaD]]:
+    """Name, strength and content of the panel's LoRaD and of those in the prompt; of what cannot be read, a warning."""
+    chosen = [] if name == catalog.NONE else [(name, strength, True)]
+    for name, strength, by_panel in [*chosen, *((tag.name, tag.strength, False) for tag in tags.read(prompt))]:
+        file = catalog.file_of(name)
+        try:
+            lorad = None if file is None else catalog.look(file)
+        except (OSError, ValueError) as error:
+            warnings.append(f"{name}: {error}")
+            continue
+        if lorad is not None:
+            yield name, strength, lorad
+        elif file is None:
+            warnings.append(f"{name}: there is no file of this name")
+        elif by_panel:
+            warnings.append(f"{name}: this is no LoRaD")
+
+
+def _checkpoint_fact() -> str:
+    checkpoint = host.checkpoint_file()
     own = schedule.of_checkpoint(checkpoint)
-    if name == catalog.NONE:
-        known = f"a one-step network, alpha_T^2 {own.alpha_T_squared:g}" if own else "a multi-step network"
-        return f"{title}: {layout.architecture}, {known}"
-    lorad = _lorad(name)
-    match = lorad.matched(layout.network)
-    said = [str(match)]
+    known = f"a one-step network, alpha_T^2 {own.alpha_T_squared:g}" if own else "a multi-step network"
+    return f"{_title(checkpoint)}: {host.layout().architecture}, {known}"
+
+
+def _fact(name: str, strength: float, lorad: LoRaD) -> str:
+    checkpoint = host.checkpoint_file()
+    match = lorad.matched(host.layout().network)
+    said = [f"{name}: {match}"]
     if lorad.one_step:
         said.append(f"one step at t {lorad.one_step.timestep}, alpha_T^2 {lorad.one_step.alpha_T_squared:g}")
     else:
         said.append("an ordinary adapter: sampling stays as it is")
     if strength != 1.0:
         said.append(f"angles times {strength:g}")
-    trained_on = lorad.metadata.base_sha256
+    title, trained_on = _title(checkpoint), lorad.metadata.base_sha256
     same = None if match.problems or trained_on is None else _same_base(checkpoint, trained_on)
     said.append({True: f"made for {title}", False: f"made for another base than {title}", None: f"on {title}"}[same])
     return "; ".join(said)
 
 
-def _warnings(name: str, strength: float, sampler: str | None, width: int | None, height: int | None) -> Iterator[str]:
+def _title(checkpoint: Path | None) -> str:
+    return checkpoint.name if checkpoint else "the checkpoint"
+
+
+def _warnings(
+    asked: list[tuple[str, float, LoRaD]], sampler: str | None, width: int | None, height: int | None
+) -> Iterator[str]:
+    network = host.layout().network
+    for _, _, lorad in asked:
+        yield from lorad.matched(network).problems[:3]
     own = schedule.of_checkpoint(host.checkpoint_file())
-    if name == catalog.NONE:
+    one_step = [(name, lorad) for name, strength, lorad in asked if lorad.one_step and strength]
+    if not one_step:
         if sampler == NAME and own is None:
             yield schedule.UNKNOWN
         return
-    lorad = _lorad(name)
-    yield from lorad.matched(host.layout().network).problems[:3]
-    if lorad.one_step is None or not strength:
-        return
     if own is not None:
         yield "the checkpoint is a one-step network already: this LoRaD is made for a multi-step one"
+    try:
+        check_together(lorad for _, lorad in one_step)
+    except ValueError as error:
+        yield str(error)
+    name, lorad = one_step[0]
     if sampler is not None and sampler != NAME:
         yield sampler_note(name, sampler)
     note = size_note(lorad, int(width or 0), int(height or 0))
     if note:
         yield note
-
-
-def _lorad(name: str) -> LoRaD:
-    file = catalog.file_of(name)
-    lorad = None if file is None else catalog.look(file)
-    if lorad is None:
-        what = "there is no file of this name" if file is None else "this is no LoRaD"
-        raise ValueError(f"{name}: {what}")
-    return lorad
 
 
 def _same_base(checkpoint: Path | None, trained_on: str) -> bool | None:

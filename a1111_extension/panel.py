@@ -6,6 +6,7 @@ Values for the API's ``alwayson_scripts``, in this order: enabled, name of the L
 from __future__ import annotations
 
 from collections.abc import Iterator
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -19,6 +20,8 @@ from . import catalog, check, grid, host, options, tags, tools
 from .passes import Passes
 
 FILE, STRENGTH = "WaDi LoRaD", "WaDi strength"  # in the infotext
+# Components of the program that the check line looks at, by their ids: arguments of check.line.
+LOOKED_AT = {"sampling": "sampler", "width": "width", "height": "height", "prompt": "prompt"}
 HELP = (
     f'One-step pictures: choose a one-step LoRaD here, or write &lt;lorad:NAME:1&gt;, and the sampler "{NAME}". Steps, '
     "CFG scale and the negative prompt then have no effect."
@@ -31,18 +34,20 @@ class Panel(scripts.Script):
     sorting_priority = 5  # in Forge: near its own panels
 
     def __init__(self) -> None:
-        self.page: dict[str, Any] = {}  # components of the program that the check line looks at
+        self.page: dict[str, Any] | None = None  # components of LOOKED_AT
 
     def title(self) -> str:
         return "WaDi"
 
     def show(self, is_img2img: bool) -> object:
-        for name in ("sampling", "width", "height"):
-            self.on_after_component(self._remember(name), elem_id=f"{self.tabname}_{name}")
+        if self.page is None:  # the program asks again for every id of a component
+            self.page = {}
+            for name in LOOKED_AT:
+                self.on_after_component(self._remember(name, self.page), elem_id=f"{self.tabname}_{name}")
         return scripts.AlwaysVisible
 
-    def _remember(self, name: str) -> Any:
-        return lambda on: self.page.__setitem__(name, on.component)
+    def _remember(self, name: str, page: dict[str, Any]) -> Any:
+        return lambda on: page.__setitem__(name, on.component)
 
     def ui(self, is_img2img: bool) -> list[Any]:
         """The panel; the program calls this several times, and wants the components of the first values back."""
@@ -58,7 +63,7 @@ class Panel(scripts.Script):
                 strength = gr.Slider(-2.0, 2.0, value=1.0, step=0.05, label="Strength", elem_id=self.elem_id("strength"))
             line = gr.HTML("", elem_id=self.elem_id("check"))
             button = gr.Button("Check", elem_id=self.elem_id("check_button"))
-            self._connect_check(button, file, strength, line)
+            self._connect_check(button, enabled, file, strength, line)
             self._tools(file, strength)
         self.infotext_fields = [
             PasteField(enabled, lambda read: FILE in read),
@@ -73,16 +78,20 @@ class Panel(scripts.Script):
         listing = catalog.refresh if extension is None else extension.list_available_networks
         create_refresh_button(file, listing, lambda: {"choices": catalog.choices()}, self.elem_id("refresh"))
 
-    def _connect_check(self, button: gr.Button, file: gr.Dropdown, strength: gr.Slider, line: gr.HTML) -> None:
-        watched = [name for name in ("sampling", "width", "height") if name in self.page]
+    def _connect_check(
+        self, button: gr.Button, enabled: gr.Checkbox, file: gr.Dropdown, strength: gr.Slider, line: gr.HTML
+    ) -> None:
+        page = self.page or {}
+        arguments = [LOOKED_AT[name] for name in page]
 
-        def checked(name: str, value: float, *page: Any) -> str:
-            seen = dict(zip(watched, page, strict=True))
-            return check.line(name, value, seen.get("sampling"), seen.get("width"), seen.get("height"))
+        def checked(name: str, value: float, *seen: Any) -> str:
+            return check.line(name, value, **dict(zip(arguments, seen, strict=True)))
 
-        inputs = [file, strength, *(self.page[name] for name in watched)]
-        button.click(checked, inputs=inputs, outputs=[line], show_progress=False)
-        for event in (file.change, strength.change, *(self.page[name].change for name in watched)):
+        inputs = [file, strength, *page.values()]
+        events = [button.click, enabled.change, file.change, strength.change]
+        # Of the prompt only when it is left: not for every letter.
+        events += [component.blur if name == "prompt" else component.change for name, component in page.items()]
+        for event in events:
             event(checked, inputs=inputs, outputs=[line], show_progress=False)
 
     def _tools(self, file: gr.Dropdown, strength: gr.Slider) -> None:
@@ -186,8 +195,8 @@ def _shown(tool: Any) -> Any:
 
     def running(*values: Any) -> Iterator[tuple[str, Any]]:
         for sentence in tool(*values):
-            yield f"<p>{sentence}</p>", gr.update()
-        yield f"<p>{sentence}</p>", gr.update(choices=catalog.choices())
+            yield f"<p>{escape(sentence)}</p>", gr.update()
+        yield f"<p>{escape(sentence)}</p>", gr.update(choices=catalog.choices())
 
     if not shared.cmd_opts.no_gradio_queue:
         return running

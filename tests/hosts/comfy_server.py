@@ -7,11 +7,9 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from host_server import PORT, ROOT, HostServer
+
 PROBE = Path(__file__).parent / "comfy_probe"
 PACK = "wadi"
 START_SECONDS = 300
@@ -79,7 +78,7 @@ def lay_out(base: Path, mini: Path | None = None) -> None:
         shutil.copytree(mini, base / "custom_nodes" / PACK / "wadi_core" / "mini", dirs_exist_ok=True)
 
 
-class ComfyServer:
+class ComfyServer(HostServer):
     """A running server.
 
     Args:
@@ -90,63 +89,21 @@ class ComfyServer:
     """
 
     def __init__(self, path: Path, python: str, base: Path, options: tuple[str, ...] = ()) -> None:
-        self.path, self.python, self.base, self.options = path, python, base, options
-        self.log = base / "server.log"
+        super().__init__(path, base / "server.log", START_SECONDS)
+        self.python, self.base, self.options = python, base, options
         self.client = uuid.uuid4().hex
-        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and wait until it answers.
-
-        Raises:
-            RuntimeError: it ended, or does not answer in time; with the end of its log.
-        """
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        command = [self.python, "main.py", "--cpu", "--disable-api-nodes", "--port", str(self.port)]
+        """Start it and wait until it answers; see :meth:`HostServer.launch`."""
+        command = [self.python, "main.py", "--cpu", "--disable-api-nodes", "--port", PORT]
         command += ["--base-directory", str(self.base), "--database-url", "sqlite:///:memory:", *self.options]
-        with open(self.log, "ab") as log:
-            self._process = subprocess.Popen(command, cwd=self.path, stdout=log, stderr=subprocess.STDOUT, env=environment())
-        begin = time.monotonic()
-        while True:
-            try:
-                self.get("/system_stats")
-                return
-            except (OSError, ValueError):
-                if self._process.poll() is not None or time.monotonic() - begin > START_SECONDS:
-                    tail = self.log.read_text(errors="replace")[-3000:]
-                    raise RuntimeError(f"ComfyUI does not answer:\n{tail}") from None
-                time.sleep(0.2)
+        self.launch(command, environment())
 
-    def stop(self) -> None:
-        """End it."""
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(20)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-
-    def get(self, path: str) -> Any:
-        """JSON from the server."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as answer:
-            return json.loads(answer.read())
-
-    def bytes_of(self, path: str) -> bytes:
-        """Bytes from the server."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as answer:
-            return answer.read()
-
-    def post(self, path: str, content: Any) -> Any:
-        """Post JSON; None where the answer is empty."""
-        data = json.dumps(content).encode()
-        url = f"http://127.0.0.1:{self.port}{path}"
-        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            text = answer.read()
-        return json.loads(text) if text.strip() else None
+    def ready(self) -> bool:
+        try:
+            return bool(self.get("/system_stats"))
+        except (OSError, ValueError):
+            return False
 
     def queue(self, prompt: Prompt) -> str:
         """Queue a prompt; its id.

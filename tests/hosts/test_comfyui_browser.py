@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,15 +24,8 @@ from safetensors.torch import load_file, save_file
 
 from wadi_core import mini
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
-Page = sync_api.Page
+pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
 
-CHROMIUM = os.environ.get("CHROMIUM_PATH") or shutil.which("chromium") or shutil.which("google-chrome")
-# --disable-sync and the like: the browser talks to nobody but the server.
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 WORKFLOWS = sorted(path.stem for path in comfy_facts.WORKFLOWS.glob("*.json"))
 FILES = {
     "checkpoints": "v1-5-pruned-emaonly-fp16.safetensors",
@@ -48,8 +40,6 @@ STYLE = "style.safetensors"
 TITLE = "A lighthouse in one step"
 MODERN_SINCE = (1, 33)
 PATIENCE = 600_000  # ms; the machine may have other work
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: set CHROMIUM_PATH or install one")
 
 READY = "() => !!(window.app?.vueAppReady && window.LiteGraph?.registered_node_types?.WaDi_LoadLoRaD)"
 # What the panel of the first node of a type says, "" where it has none. Nodes in subgraphs are looked for too.
@@ -66,15 +56,6 @@ SET = """([type, values]) => {
     widget.callback?.(value);
   }
 }"""
-
-
-@pytest.fixture(scope="module")
-def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where screenshots go."""
-    place = os.environ.get("WADI_SCREENSHOTS")
-    folder = Path(place) if place else tmp_path_factory.mktemp("screenshots")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -98,14 +79,6 @@ def files(comfy_base: Path) -> None:
     save_file(load_file(embedded), folder / STYLE, ordinary)
     if not (folder / ONE_STEP).exists():
         shutil.copyfile(folder / SHOWN, folder / ONE_STEP)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -142,29 +115,29 @@ def page(open_page: Callable[..., Any]) -> Iterator[Any]:
     opened.close()
 
 
-def load(page: Page, name: str) -> None:
+def load(page: Any, name: str) -> None:
     """Open a workflow as the server offers it."""
     url = f"/api/workflow_templates/{PACK}/{name}.json"
     page.evaluate("async (url) => app.loadGraphData(await (await fetch(url)).json())", url)
     page.wait_for_timeout(1000)
 
 
-def change(page: Page, type_: str, **values: Any) -> None:
+def change(page: Any, type_: str, **values: Any) -> None:
     """Set widgets of the first node of a type; the click elsewhere is how the front end learns of any change."""
     page.evaluate(SET, [type_, values])
     touch(page)
 
 
-def touch(page: Page) -> None:
+def touch(page: Any) -> None:
     page.mouse.click(800, 930)
     page.wait_for_timeout(500)
 
 
-def wait_for_panel(page: Page, type_: str, text: str) -> None:
+def wait_for_panel(page: Any, type_: str, text: str) -> None:
     page.wait_for_function(f"([type, text]) => ({PANEL})(type).includes(text)", arg=[type_, text])
 
 
-def panel(page: Page, type_: str) -> str:
+def panel(page: Any, type_: str) -> str:
     return page.evaluate(PANEL, type_)
 
 
@@ -198,7 +171,7 @@ def test_help_pages_are_served(comfy: ComfyServer) -> None:
         assert comfy.bytes_of(path) == file.read_bytes()
 
 
-def test_templates_are_listed_with_their_thumbnails(page: Page, shots: Path) -> None:
+def test_templates_are_listed_with_their_thumbnails(page: Any, shots: Path) -> None:
     page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.get_by_test_id("template-workflows-content").first.wait_for()
     page.wait_for_timeout(2000)
@@ -216,7 +189,7 @@ def test_templates_are_listed_with_their_thumbnails(page: Page, shots: Path) -> 
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_workflow_opens_whole(page: Page, shots: Path, name: str) -> None:
+def test_workflow_opens_whole(page: Any, shots: Path, name: str) -> None:
     page.wadi_errors.clear()
     load(page, name)
     page.keyboard.press(".")
@@ -241,7 +214,7 @@ def test_workflow_opens_whole(page: Page, shots: Path, name: str) -> None:
     assert page.wadi_errors == []
 
 
-def test_panels_overlap_no_node(page: Page) -> None:
+def test_panels_overlap_no_node(page: Any) -> None:
     overlapping = """() => {
       const boxes = app.graph.nodes.map((node) => [node.title, ...node.boundingRect]);
       return boxes.flatMap(([a, x, y, w, h], i) => boxes.slice(i + 1)
@@ -256,7 +229,7 @@ def test_panels_overlap_no_node(page: Page) -> None:
         assert page.evaluate(overlapping) == [], name
 
 
-def test_the_run_button_makes_the_picture_of_the_quickstart(page: Page, shots: Path) -> None:
+def test_the_run_button_makes_the_picture_of_the_quickstart(page: Any, shots: Path) -> None:
     load(page, WORKFLOWS[0])
     page.get_by_test_id("queue-button").click()
     there = """() => app.graph.nodes.find((node) => node.type === "SaveImage")?.imgs?.length === 4
@@ -269,7 +242,7 @@ def test_the_run_button_makes_the_picture_of_the_quickstart(page: Page, shots: P
     assert panel(page, "WaDi_OneStepSampler") == ""
 
 
-def test_the_chosen_file_is_shown(page: Page, shots: Path) -> None:
+def test_the_chosen_file_is_shown(page: Any, shots: Path) -> None:
     load(page, "02-sd15-one-step")
     change(page, "WaDi_LoadLoRaD", lorad_name=SHOWN)
     wait_for_panel(page, "WaDi_LoadLoRaD", TITLE)
@@ -283,7 +256,7 @@ def test_the_chosen_file_is_shown(page: Page, shots: Path) -> None:
     page.screenshot(path=shots / "file.png")
 
 
-def test_what_would_go_wrong_is_said_on_the_sampler(page: Page, shots: Path) -> None:
+def test_what_would_go_wrong_is_said_on_the_sampler(page: Any, shots: Path) -> None:
     load(page, "03-sd15-lora-stack")
     assert panel(page, "KSampler") == ""
     change(page, "KSampler", steps=8, cfg=7, denoise=0.5, sampler_name="uni_pc", scheduler="kl_optimal")
@@ -305,7 +278,7 @@ def test_what_would_go_wrong_is_said_on_the_sampler(page: Page, shots: Path) -> 
     assert panel(page, "KSampler") == ""  # a stock sampler agrees in one step
 
 
-def test_the_model_is_found_through_what_lies_between(page: Page) -> None:
+def test_the_model_is_found_through_what_lies_between(page: Any) -> None:
     load(page, "03-sd15-lora-stack")
     change(page, "KSampler", cfg=7)
     wait_for_panel(page, "KSampler", "Set cfg to 1")
@@ -336,7 +309,7 @@ def test_the_model_is_found_through_what_lies_between(page: Page) -> None:
     page.wait_for_function(f"() => ({PANEL})('KSampler') === ''")
 
 
-def test_custom_sampling_is_looked_through(page: Page) -> None:
+def test_custom_sampling_is_looked_through(page: Any) -> None:
     load(page, "03-sd15-lora-stack")
     build = """() => {
       const find = (type) => app.graph.nodes.find((node) => node.type === type);
@@ -358,7 +331,7 @@ def test_custom_sampling_is_looked_through(page: Page) -> None:
     page.wait_for_function(f"() => ({PANEL})('SamplerCustomAdvanced') === ''")
 
 
-def test_panels_leave_no_trace_in_what_is_saved(page: Page) -> None:
+def test_panels_leave_no_trace_in_what_is_saved(page: Any) -> None:
     load(page, "03-sd15-lora-stack")
     change(page, "KSampler", cfg=7)
     wait_for_panel(page, "KSampler", "Set cfg to 1")
@@ -375,7 +348,7 @@ def test_panels_leave_no_trace_in_what_is_saved(page: Page) -> None:
     assert page.evaluate(height) <= was["size"][1] + 1
 
 
-def test_the_help_page_opens_beside_the_graph(page: Page, shots: Path) -> None:
+def test_the_help_page_opens_beside_the_graph(page: Any, shots: Path) -> None:
     load(page, "02-sd15-one-step")
     page.evaluate("() => app.canvas.selectItems([app.graph.nodes.find((node) => node.type === 'WaDi_LoadLoRaD')])")
     page.get_by_test_id("info-button").click()

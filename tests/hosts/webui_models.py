@@ -13,10 +13,11 @@ from typing import Any
 import networks
 import numpy as np
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wadi_core import LoRaD, OneStepPipeline, configs
+from wadi_core import LoRaD, OneStepPipeline, configs, mini
 from wadi_core.lorad import Metadata, layouts
 from wadi_core.lorad.layers import student_layers
 from wadi_core.lorad.merge import merged_tensors
@@ -158,12 +159,21 @@ def narrow(models: Path, work: Path, prediction_type: str = "epsilon") -> Base:
     return base
 
 
-def random_mini(models: Path, work: Path) -> Base:
-    """wadi-mini with random weights for A1111, with its adapters."""
+def mini_weights(work: Path) -> Path:
+    """A folder with wadi-mini and its LoRaD: the trained ones where they are, else random ones."""
+    if all((mini.FOLDER / name).is_file() for name in (*mini.WEIGHTS.values(), mini.LORAD)):
+        return mini.FOLDER
     unet = make(work / "wadi-mini", "wadi-mini", None)
-    export(models / "Stable-diffusion", base=work / "wadi-mini")
-    base = Base("wadi-mini", work / "wadi-mini", 128, unet)
-    add_adapters(base, models / "Lora")
+    networks.random_lorad(unet, spread=SPREAD).save(work / "wadi-mini" / mini.LORAD)
+    return work / "wadi-mini"
+
+
+def installed_mini(models: Path, folder: Path) -> Base:
+    """wadi-mini of a folder as the installer has written it into a program's own, with an ordinary LoRaD for it."""
+    unet = UNet2DConditionModel.from_config(configs.read(folder / "unet" / "config.json"))
+    base = Base("wadi-mini", folder, 128, unet, {"one-step": models / "Lora" / mini.LORAD})
+    base.adapters["style"] = models / "Lora" / "wadi-mini-style.safetensors"
+    networks.random_lorad(unet, rank=2, seed=2, spread=0.1, one_step=False).save(base.adapters["style"], torch.float32)
     return base
 
 

@@ -14,26 +14,22 @@ import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from host_server import PORT, ROOT, HostServer
 from PIL import Image
 
 from wadi_core import configs
 
-ROOT = Path(__file__).resolve().parents[2]
 PROBE = Path(__file__).parent / "webui_probe"
 NEEDED = ("scripts", "a1111_extension", "wadi_core", "localizations", "metadata.ini", "install.py", "requirements.txt")
 START_SECONDS = 900
-RUN_SECONDS = 900
 OPTIONS = {
     "a1111": ("--use-cpu", "all", "--no-half", "--precision", "full"),
     "forge": ("--always-cpu", "--all-in-fp32"),
@@ -61,66 +57,44 @@ class Made:
         return dict(pair.split(": ", 1) for pair in pairs.replace(", ", "\n").split("\n") if ": " in pair)
 
 
-class WebUI:
+class WebUI(HostServer):
     """A running program.
 
     Args:
         kind: ``a1111`` or ``forge``.
         data: its folder for models, extensions and all that it writes; see :func:`lay_out`.
         options: more of its command line.
-        environment: more variables of its process.
+        missing: packages that are not to be found in it, whether they are installed or not.
     """
 
-    def __init__(self, kind: str, data: Path, options: tuple[str, ...] = (), **environment: str) -> None:
-        self.kind, self.data, self.options = kind, data, options
-        self.path = Path(os.environ[f"{kind.upper()}_PATH"])
-        self.python = os.environ.get(f"{kind.upper()}_PYTHON", sys.executable)
-        self.environment = environment
-        self.log = data / "server.log"
+    def __init__(self, kind: str, data: Path, options: tuple[str, ...] = (), missing: tuple[str, ...] = ()) -> None:
+        super().__init__(Path(os.environ[f"{kind.upper()}_PATH"]), data / "server.log", START_SECONDS)
+        self.kind, self.data, self.options, self.missing = kind, data, options, missing
+        self.python = host_python(kind)
         self.size = 64
-        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> WebUI:
-        """Start it and wait until it answers.
-
-        Raises:
-            RuntimeError: it ended, or does not answer in time; with the end of its log.
-        """
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        command = [self.python, "launch.py", *COMMON, *OPTIONS[self.kind], "--port", str(self.port)]
+        """Start it and wait until it answers; see :meth:`HostServer.launch`."""
+        command = [self.python, "launch.py", *COMMON, *OPTIONS[self.kind], "--port", PORT]
         command += ["--data-dir", str(self.data), *self.options]
         offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HOME": str(self.data / "huggingface")}
-        environment = {**os.environ, **offline, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", **self.environment}
-        with open(self.log, "ab") as log:
-            self._process = subprocess.Popen(command, cwd=self.path, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        begin = time.monotonic()
-        while "Startup time" not in self.said():
-            if self._process.poll() is not None or time.monotonic() - begin > START_SECONDS:
-                self.stop()
-                raise RuntimeError(f"{self.kind} does not start:\n{self.said()[-3000:]}")
-            time.sleep(0.5)
+        environment = {**os.environ, **offline, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
+        if self.missing:
+            environment["PYTHONPATH"] = str(self._hidden())
+        self.launch(command, environment)
         return self
 
-    def stop(self) -> None:
-        """End it."""
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(20)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+    def _hidden(self) -> Path:
+        """A folder whose packages stand before the installed ones and cannot be imported."""
+        folder = self.data / "hidden"
+        for name in self.missing:
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            text = f"raise ModuleNotFoundError(\"No module named '{name}'\", name='{name}')\n"
+            (folder / name / "__init__.py").write_text(text)
+        return folder
 
-    def said(self) -> str:
-        """All that it wrote on its console."""
-        return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
-
-    def get(self, path: str) -> Any:
-        """JSON from the server."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=RUN_SECONDS) as answer:
-            return json.loads(answer.read())
+    def ready(self) -> bool:
+        return "Startup time" in self.said()
 
     def post(self, path: str, content: Any = None) -> Any:
         """Post JSON, get JSON.
@@ -128,12 +102,8 @@ class WebUI:
         Raises:
             WebUIError: the program answers with an error.
         """
-        data = json.dumps({} if content is None else content).encode()
-        url = f"http://127.0.0.1:{self.port}{path}"
-        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=RUN_SECONDS) as answer:
-                return json.loads(answer.read() or b"null")
+            return super().post(path, content)
         except urllib.error.HTTPError as error:
             raise WebUIError(error.read().decode(errors="replace")) from None
 
@@ -159,23 +129,37 @@ class WebUI:
         self.post("/sdapi/v1/options", {"sd_model_checkpoint": f"{checkpoint}.safetensors"})
 
 
-def lay_out(data: Path, probe: bool = True, extension: bool = True) -> Path:
-    """Folders for a program, with this repository and the tests' probe among the extensions; returns that of models."""
+def host_python(kind: str) -> str:
+    """The Python that a program runs under."""
+    return os.environ.get(f"{kind.upper()}_PYTHON", sys.executable)
+
+
+def lay_out(kind: str, data: Path, mini: Path | None = None, extension: bool = True) -> Path:
+    """Folders for a program, with this repository and the tests' probe among the extensions; returns that of models.
+
+    The repository is put there by its own installer: a link to a copy, because it may change while a program runs.
+
+    Args:
+        mini: a folder with weights of wadi-mini for the copy, which the installer then writes into the models' folders.
+        extension: False leaves the repository out.
+    """
     models = data / "models"
     for folder in ("Stable-diffusion", "Lora", "LoRaD"):
         (models / folder).mkdir(parents=True)
-    (data / "extensions").mkdir()
+    shutil.copytree(PROBE, data / "extensions" / "probe", ignore=shutil.ignore_patterns("__pycache__"))
     if extension:
-        # A link, as the installer makes it, to a copy: the repository may change while a program runs.
         copy = data / "repository"
+        copy.mkdir()
         for name in NEEDED:
             source = ROOT / name
             copied = shutil.copytree if source.is_dir() else shutil.copyfile
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
             copied(source, copy / name)
-        (data / "extensions" / "wadi").symlink_to(copy, target_is_directory=True)
-    if probe:
-        shutil.copytree(PROBE, data / "extensions" / "probe", ignore=shutil.ignore_patterns("__pycache__"))
+        (data / "webui.py").touch()  # by which the installer knows a program
+        command = [sys.executable, str(copy / "install.py"), "--webui", str(data)]
+        if mini is not None:
+            shutil.copytree(mini, copy / "wadi_core" / "mini", dirs_exist_ok=True)
+            command += ["--mini", "--python", host_python(kind)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     clip = data / "huggingface" / "hub" / "models--openai--clip-vit-large-patch14"
     (clip / "refs").mkdir(parents=True)
     (clip / "refs" / "main").write_text("local")

@@ -1,7 +1,7 @@
 """An extension for the tests alone: what A1111 or Forge does inside, told over HTTP."""
 
 import sys
-import threading
+import time
 from typing import Any
 
 import torch
@@ -21,7 +21,15 @@ def network() -> torch.nn.Module:
 
 def count(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
     x, t = args[0], kwargs.get("timesteps", args[1] if len(args) > 1 else None)
-    CALLS.append({"timesteps": [float(one) for one in t.flatten()], "shape": list(x.shape), "thread": threading.get_ident()})
+    CALLS.append({"timesteps": [float(one) for one in t.flatten()], "shape": list(x.shape), **clock()})
+
+
+def after(module: torch.nn.Module, args: tuple, result: Any) -> None:
+    CALLS[-1] |= {name: value - CALLS[-1][name] for name, value in clock().items()}
+
+
+def clock() -> dict[str, float]:
+    return {"seconds": time.perf_counter(), "cpu_seconds": time.process_time()}
 
 
 class Probe(scripts.Script):
@@ -35,6 +43,7 @@ class Probe(scripts.Script):
         module = network()
         if not any(module is hooked for hooked in HOOKED):
             module.register_forward_pre_hook(count, with_kwargs=True)
+            module.register_forward_hook(after)
             HOOKED.append(module)
 
     def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
@@ -48,6 +57,10 @@ def routes(demo: Any, app: Any) -> None:
         found = list(CALLS)
         CALLS.clear()
         return found
+
+    @app.post("/probe/clock")
+    def read_clock() -> dict[str, float]:
+        return clock()
 
     @app.post("/probe/comments")
     def comments() -> list[str]:
@@ -73,6 +86,12 @@ def routes(demo: Any, app: Any) -> None:
         page.items = {item["name"]: item for item in page.list_items()}
         page.metadata.update({name: item["metadata"] for name, item in page.items.items()})
         return sorted(item["prompt"] for item in page.items.values())
+
+    @app.post("/probe/axis")
+    def axis(body: dict) -> list[str]:
+        """What an axis of the X/Y/Z plot offers."""
+        grid = next(data.module for data in scripts.scripts_data if data.module.__name__ == "xyz_grid.py")
+        return next(axis.choices() for axis in grid.axis_options if axis.label == body["label"] and axis.choices)
 
     @app.post("/probe/imported")
     def imported() -> list[str]:
