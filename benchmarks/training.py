@@ -14,14 +14,18 @@ and random numbers:
 Weights are random: nothing here depends on what they are. Every measurement runs in a process of its own, so that its
 peak memory is its own too (that of the steps, not of loading); the rounds go through all of them in turn, so that a
 busy minute hits all alike, and medians are compared. On a CPU that others use too, the time of the processor says more
-than the clock. Writes ``training.json`` and ``training.md``.
+than the clock, and with OMP_NUM_THREADS=1 it is what the clock would say if nobody else were there. What has been
+measured is kept: started again after an interruption, or with more repeats, it goes on. Writes ``training.json`` and
+``training.md``.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import dataclasses
 import gc
+import hashlib
 import importlib.util
 import json
 import logging
@@ -210,6 +214,24 @@ def run_apart(way: str, words: list[str]) -> dict[str, Any]:
     return json.loads(ended.stdout.splitlines()[-1])
 
 
+def measured(way: str, turn: int, words: list[str], options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """One measurement, made now if it has not been made before with the same settings.
+
+    Raises:
+        OSError: as for :func:`run_apart`.
+    """
+    recipe = [dataclasses.asdict(make_config(way, options, folder)), options.steps, torch.get_num_threads(), machine()]
+    mark = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
+    kept = options.work / "measured" / f"{way}-{turn + 1}-{mark}.json"
+    if kept.is_file():
+        return json.loads(kept.read_text())
+    found = run_apart(way, words)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(kept) as file:
+        file.write(json.dumps(found).encode())
+    return found
+
+
 def summary(rounds: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Medians of all measurements, and their ratios."""
     medians = {
@@ -230,8 +252,8 @@ def as_markdown(report: dict[str, Any]) -> str:
     lines = [
         f"{report['size']}, ranks {run['student_rank']} and {run['fake_rank']}, batch {run['batch']} at {run['resolution']} "
         f"pixels, {run['precision']}, weights in {run['base_weights']}, medians of {report['repeats']} processes of "
-        f"{report['steps']} steps; {report['device']}, {place['cores']} cores, {place['memory_gb']:.0f} GB of memory, "
-        f"torch {place['torch']}.",
+        f"{report['steps']} steps; {report['device']}, {report['threads']} of {place['cores']} cores, "
+        f"{place['memory_gb']:.0f} GB of memory, torch {place['torch']}.",
         "",
         "| | seconds a step | of the processor, all cores | peak memory, GB | kept for backward by the widest layer, MB |",
         "|---|---|---|---|---|",
@@ -280,7 +302,7 @@ def main(arguments: list[str] | None = None) -> int:
     rounds: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for turn in range(options.repeats):
         for way in ways:
-            rounds[way].append(run_apart(way, words))
+            rounds[way].append(measured(way, turn, words, options, folder))
             last = rounds[way][-1]
             logger.info("round %d: %-8s %.2f s a step, %.2f GB", turn + 1, way, last["seconds"], last["peak_bytes"] / 1e9)
     config = make_config("trainer", options, folder)
@@ -291,6 +313,7 @@ def main(arguments: list[str] | None = None) -> int:
         "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else options.device,
         "steps": options.steps,
         "repeats": options.repeats,
+        "threads": torch.get_num_threads(),
         "machine": machine(),
         **summary(rounds),
         "rounds": rounds,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from training import command, small_base, start, tiny, write_prompts
 
 from trainer.distillation import Distillation
+from trainer.optimise import Guard, student_rate
 from trainer.roles import FAKE, STUDENT
-from trainer.session import Session, train
+from trainer.session import Session, stop_signals, train
 from trainer.state import Checkpoints, FolderLock, read_checkpoint
 
 
@@ -145,6 +147,34 @@ def test_a_run_goes_on_from_a_checkpoint_by_its_path(base: Path, prompts: Path, 
     assert all(torch.equal(one[STUDENT][name], other[STUDENT][name]) for name in one[STUDENT])
 
 
+def test_what_would_be_overruled_later_is_refused(base: Path, prompts: Path, tmp_path: Path) -> None:
+    train(tiny(base, prompts, tmp_path, steps=3, save_every=1, keep=3))
+    with pytest.raises(ValueError, match="holds step-00000003.pt, which is newer than .*step-00000002.pt"):
+        train(tiny(base, prompts, tmp_path, steps=4, resume=str(tmp_path / "step-00000002.pt")))
+    stranger = tmp_path / "stranger.pt"
+    torch.save({"step": 7, "network": {}}, stranger)
+    with pytest.raises(ValueError, match="this checkpoint is not of a distillation"):
+        train(tiny(base, prompts, tmp_path / "other", resume=str(stranger)))
+
+
+def test_of_two_signals_at_once_the_second_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with stop_signals() as caught:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert caught == [signal.SIGINT, signal.SIGTERM]
+        monkeypatch.setattr("trainer.session.PATIENCE", -1.0)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_rates_rise_and_fall() -> None:
+    assert [student_rate(1.0, step, 100, 4, 0) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert [student_rate(1.0, step, 100, 4, 0, head_start=10) for step in (0, 10, 11, 13, 50)] == [0.25, 0.25, 0.5, 1.0, 1.0]
+    assert [round(student_rate(1.0, step, 100, 0, 10), 3) for step in (89, 90, 95, 99)] == [1.0, 1.0, 0.5, 0.1]
+
+
 def test_other_rates_are_allowed_and_told(base: Path, prompts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(tiny(base, prompts, tmp_path, steps=2))
     with caplog.at_level(logging.WARNING, logger="wadi"):
@@ -163,7 +193,7 @@ def test_nan_skips_the_update_and_is_counted(base: Path, prompts: Path, tmp_path
     with torch.no_grad():
         bias.fill_(float("nan"))
     run.train_step()
-    assert run.guard.total == run.guard.in_a_row == 2  # student and fake score
+    assert run.guard.total == 2 and run.guard.in_a_row == {STUDENT: 1, FAKE: 1}
     for role, steps in zip((STUDENT, FAKE), moments, strict=True):
         now = run.roles.state(role)
         assert all(torch.equal(now[name], before[role][name]) for name in now)
@@ -171,16 +201,28 @@ def test_nan_skips_the_update_and_is_counted(base: Path, prompts: Path, tmp_path
     with torch.no_grad():
         bias.copy_(kept)
     log = run.train_step()
-    assert run.guard.total == 2 and run.guard.in_a_row == 0
+    assert run.guard.total == 2 and run.guard.in_a_row == {STUDENT: 0, FAKE: 0}
     assert all(value == value for value in log.values())
     with torch.no_grad():
         bias.fill_(float("inf"))
     with pytest.raises(
-        ValueError, match="5 updates in a row had NaN or Inf in a loss or gradient: lower student_rate"
+        ValueError, match="5 updates of the student in a row had NaN or Inf in a loss or gradient: lower student_rate"
     ) as caught:
         for _ in range(5):
             run.train_step()
     assert "\n" not in str(caught.value)
+
+
+def test_one_role_cannot_hide_that_the_other_never_learns() -> None:
+    guard = Guard(limit=3)
+    for step in range(2):
+        guard.note(step, STUDENT, False, 1.0)
+        guard.note(step, FAKE, True, 1.0)
+    again = Guard(limit=3)
+    again.load_state(guard.state())
+    with pytest.raises(ValueError, match="3 updates of the student in a row .* at a loss scale of 2:"):
+        again.note(2, STUDENT, False, 2.0)
+    assert again.total == 3
 
 
 def test_one_bad_number_of_the_teacher_skips_the_student_alone(

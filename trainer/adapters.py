@@ -7,6 +7,7 @@ LoRaD is the method; the others are there to be compared with it.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -106,7 +107,8 @@ class PeftAdapter(Adapter):
             ) from None
         settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(layers), use_dora=dora, bias="none")
         others = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft is surprised by a second adapter; here it is meant
             torch.manual_seed(seed)
             inject_adapter_in_model(settings, network, adapter_name=name)
         for parameter in others:  # peft freezes all but its own

@@ -111,7 +111,8 @@ class Distillation:
         }
         self.average = self.roles.state(STUDENT) if config.ema else {}
         self.one_step = OneStep(config.alpha_T_squared, config.timestep, config.prediction_type)
-        self.noising = Noising(self.model.alphas_cumprod.to(self.device), config.prediction_type)
+        exact = torch.float32 if self.device.type == "mps" else torch.float64  # Apple's GPUs know no float64
+        self.noising = Noising(self.model.alphas_cumprod.to(self.device, exact), config.prediction_type)
         self.guard = Guard(config.max_skipped)
         self.cache = self._open_cache()
         self.null = self.encode([""])
@@ -166,10 +167,16 @@ class Distillation:
     def _draw(self, purpose: int, numbers: range, low: int, high: int) -> draws.Draw:
         drawn = draws.draw(self.config.seed, purpose, numbers, self.latent_shape, low, high)
         z, eps = (noise.to(self.device, self.dtype) for noise in (drawn.z, drawn.eps))
-        return draws.Draw(z, eps, drawn.t.to(self.device), drawn.lot.to(self.device))
+        return draws.Draw(z, eps, drawn.t.to(self.device), drawn.lot)
 
     def _calls(self, numbers: range) -> list[range]:
         return self.processes.share(numbers, self.config.micro_batch)
+
+    def _told(self, calls: list[range]) -> list[tuple[range, Condition]]:
+        """Network calls and what each is told; a text encoder that rests elsewhere is fetched once for all of them."""
+        condition = self.encode(self.prompts.at([number for call in calls for number in call]))
+        starts = range(0, len(condition), len(calls[0]))
+        return [(call, condition[start : start + len(call)]) for call, start in zip(calls, starts, strict=True)]
 
     @contextlib.contextmanager
     def _accumulating(self, role: str, last: bool) -> Iterator[None]:
@@ -185,7 +192,7 @@ class Distillation:
     def _update(self, role: str, log: list[dict[str, Tensor]]) -> dict[str, float]:
         """Take the step of a role, unless a number is NaN or Inf; returns what to log, averaged over all samples."""
         updater = self.updaters[role]
-        values = {name: torch.stack([entry[name].detach().double() for entry in log]).mean() for name in log[0]}
+        values = {name: torch.stack([entry[name] for entry in log]).cpu().double().mean() for name in log[0]}
         means = self.processes.mean(values | {f"{role}_norm": updater.clipped_norm()})
         finite = means.pop("nonfinite", 0.0) == 0.0 and all_finite(list(means.values()))
         scale = updater.scale
@@ -201,9 +208,8 @@ class Distillation:
         config, samples, logs = self.config, [], []
         learning = self.step >= config.fake_head_start
         calls = self._calls(numbers)
-        for call in calls:
+        for call, condition in self._told(calls):
             drawn = self._draw(draws.STUDENT, call, config.timestep_low, config.timestep_high)
-            condition = self.encode(self.prompts.at(call))
             with self._accumulating(STUDENT, call is calls[-1]):
                 with torch.set_grad_enabled(learning):
                     x0 = generate(self.roles, drawn.z, condition, self.one_step)
@@ -213,7 +219,7 @@ class Distillation:
                         config.teacher_guidance, config.fake_guidance, config.normalize,
                     )  # fmt: skip
                     self._backward(STUDENT, loss / len(calls))
-                    logs.append({**log, "student_loss": loss})
+                    logs.append({**log, "student_loss": loss.detach()})
             samples.append(Sample(call, x0.detach(), condition))
         return samples, self._update(STUDENT, logs) if learning else {}
 
@@ -221,8 +227,8 @@ class Distillation:
     def more_samples(self, numbers: range) -> list[Sample]:
         """Further pictures of the student, for further updates of the fake score."""
         samples = []
-        for call in self._calls(numbers):
-            drawn, condition = self._draw(draws.STUDENT, call, 0, draws.TIMESTEPS - 1), self.encode(self.prompts.at(call))
+        for call, condition in self._told(self._calls(numbers)):
+            drawn = self._draw(draws.STUDENT, call, 0, draws.TIMESTEPS - 1)
             samples.append(Sample(call, generate(self.roles, drawn.z, condition, self.one_step), condition))
         return samples
 
@@ -231,17 +237,19 @@ class Distillation:
         config, logs = self.config, []
         for sample in samples:
             drawn = self._draw(draws.FAKE, sample.numbers, 0, draws.TIMESTEPS - 1)
-            condition = sample.condition.where(drawn.lot < config.null_share, self.null)
+            condition = sample.condition.where((drawn.lot < config.null_share).to(self.device), self.null)
             with self._accumulating(FAKE, sample is samples[-1]):
                 loss = fake_loss(self.roles, self.noising, sample.x0, condition, drawn.t, drawn.eps)
                 self._backward(FAKE, loss / len(samples))
-            logs.append({"fake_loss": loss})
+            logs.append({"fake_loss": loss.detach()})
         return self._update(FAKE, logs)
 
     def train_step(self) -> dict[str, float]:
         """One update of the student and ``fake_updates`` of the fake score; returns what to log."""
         config, batch = self.config, self.config.batch
-        rate = student_rate(config.student_rate, self.step, config.steps, config.warmup, config.decay_steps)
+        rate = student_rate(
+            config.student_rate, self.step, config.steps, config.warmup, config.decay_steps, config.fake_head_start
+        )
         self.updaters[STUDENT].set_rate(rate)
         self.updaters[FAKE].set_rate(warmed_up(config.fake_rate, self.step, config.warmup))
         start = self.prompts.position
@@ -303,7 +311,7 @@ class Distillation:
             "fake": self.roles.state(FAKE),
             "average": self.average,
             "updaters": {role: updater.state() for role, updater in self.updaters.items()},
-            "skipped": [self.guard.in_a_row, self.guard.total],
+            "skipped": self.guard.state(),
             "random": self.processes.gather(random_state()),
             "prompts": self.prompts.state(),
         }
@@ -312,17 +320,19 @@ class Distillation:
         """Go on from a checkpoint.
 
         Raises:
-            ValueError: it belongs to a run of another shape; one line.
+            ValueError: it belongs to a run of another shape, or is no distillation's; one line.
         """
+        if missing := sorted({"base_sha256", "settings", *self.updaters} - set(state)):
+            raise ValueError(f"this checkpoint is not of a distillation: it has no {missing[0]}")
         if state["base_sha256"] != self.model.base_sha256:
             raise ValueError(f"{self.output} holds a run on another base; choose another output folder")
         before, now = state["settings"], dataclasses.asdict(self.config)
         for name in FIXED:
-            if before[name] != now[name]:
+            if before.get(name) != now[name]:
                 raise ValueError(
-                    f"{self.output} holds a run with {name}={before[name]}, not {now[name]}; choose another output folder"
+                    f"{self.output} holds a run with {name}={before.get(name)}, not {now[name]}; choose another output folder"
                 )
-        changed = [f"{name} {before[name]} -> {now[name]}" for name in now if now[name] != before.get(name)]
+        changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if now[name] != before.get(name)]
         if changed := [text for text in changed if text.partition(" ")[0] not in HARMLESS]:
             logger.warning("the run goes on with other settings than before: %s", ", ".join(changed))
         self.prompts.load_state(state["prompts"])
@@ -334,7 +344,7 @@ class Distillation:
             self.average = {name: value.to(self.average[name]) for name, value in average.items()}
         for role, updater in self.updaters.items():
             updater.load_state(state["updaters"][role])
-        self.guard.in_a_row, self.guard.total = state["skipped"]
+        self.guard.load_state(state["skipped"])
         if self.processes.rank < len(state["random"]):
             restore_random_state(state["random"][self.processes.rank])
 

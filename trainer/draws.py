@@ -22,7 +22,7 @@ STUDENT, FAKE = 1, 2
 
 @dataclass(frozen=True)
 class Draw:
-    """The random numbers of some samples, one a row, on the CPU.
+    """The random numbers of some samples, one a row.
 
     Attributes:
         z: (n, c, h, w) standard normal, the student's input.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 logger = logging.getLogger("wadi")
 
 BETA2 = 0.999
+NAMES = {"student": "student", "fake": "fake score"}  # of the roles, for people
 
 
 def make_optimizer(
@@ -39,11 +40,13 @@ class Guard:
     """Counts updates that were skipped because a number was NaN or Inf.
 
     Args:
-        limit: so many in a row end the run.
+        limit: so many in a row of one role end the run, however well the other one does.
+        rates: the settings that may help.
     """
 
-    def __init__(self, limit: int) -> None:
-        self.limit, self.in_a_row, self.total = limit, 0, 0
+    def __init__(self, limit: int, rates: str = "student_rate and fake_rate") -> None:
+        self.limit, self.rates, self.total = limit, rates, 0
+        self.in_a_row: dict[str, int] = {}
 
     def note(self, step: int, role: str, finite: bool, scale: float) -> None:
         """Take note of one update.
@@ -52,17 +55,26 @@ class Guard:
             ValueError: there were too many in a row; one line that says what may help.
         """
         if finite:
-            self.in_a_row = 0
+            self.in_a_row[role] = 0
             return
-        self.in_a_row += 1
+        self.in_a_row[role] = self.in_a_row.get(role, 0) + 1
         self.total += 1
-        logger.info("step %d: the update of the %s is skipped: NaN or Inf in its loss or gradient", step, role)
-        if self.in_a_row >= self.limit:
+        logger.info("step %d: the update of the %s is skipped: NaN or Inf in its loss or gradient", step, NAMES.get(role, role))
+        if self.in_a_row[role] >= self.limit:
             scaled = f" at a loss scale of {scale:g}" if scale != 1.0 else ""
             raise ValueError(
-                f"step {step}: {self.in_a_row} updates in a row had NaN or Inf in a loss or gradient{scaled}: lower "
-                "student_rate and fake_rate, or take precision=bf16 or fp32; the newest checkpoint is from before"
+                f"step {step}: {self.in_a_row[role]} updates of the {NAMES.get(role, role)} in a row had NaN or Inf in a loss "
+                f"or gradient{scaled}: lower {self.rates}, or take precision=bf16 or fp32; the newest "
+                "checkpoint is the place to go on from"
             )
+
+    def state(self) -> dict:
+        """The counts, as plain values."""
+        return {"in_a_row": dict(self.in_a_row), "total": self.total}
+
+    def load_state(self, state: dict) -> None:
+        """Put back what :meth:`state` returned."""
+        self.in_a_row, self.total = dict(state["in_a_row"]), state["total"]
 
 
 class Updater:
@@ -117,10 +129,14 @@ class Updater:
         self.scaler.load_state_dict(state["scaler"])
 
 
-def student_rate(rate: float, step: int, steps: int, warmup: int, decay_steps: int) -> float:
-    """The student's learning rate: linear up over the first steps, linear down to a tenth over the last."""
+def student_rate(rate: float, step: int, steps: int, warmup: int, decay_steps: int, head_start: int = 0) -> float:
+    """The student's learning rate: linear up over its first steps, linear down to a tenth over the last.
+
+    Args:
+        head_start: steps before the student's first.
+    """
     left = (steps - step) / max(1, decay_steps)
-    return warmed_up(rate, step, warmup) * max(0.1, min(1.0, left))
+    return warmed_up(rate, max(0, step - head_start), warmup) * max(0.1, min(1.0, left))
 
 
 def warmed_up(rate: float, step: int, warmup: int) -> float:

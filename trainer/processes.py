@@ -38,7 +38,7 @@ class Processes:
             return
         from accelerate import PartialState
 
-        on_cpu = device == "cpu" or not torch.cuda.is_available()
+        on_cpu = find_device(device or None).type != "cuda"
         state = PartialState(cpu=on_cpu)
         self.rank, self.count = state.process_index, state.num_processes
         self.device = torch.device("cpu") if on_cpu else state.device
@@ -77,8 +77,9 @@ class Processes:
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """The mean over the processes of scalars that each of them has under the same names."""
-        together = torch.stack([value.detach().to(self.device, torch.float64) for value in values.values()])
+        together = torch.stack([value.detach().cpu().double() for value in values.values()])
         if self.count > 1:
+            together = together.to(self.device)
             torch.distributed.all_reduce(together)
             together /= self.count
         return dict(zip(values, together.tolist(), strict=True))

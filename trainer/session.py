@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from wadi_core import pictures
-from wadi_core.files import one_line
+from wadi_core.files import atomic_write, one_line
 
 from . import export
 from .adapters import LoRaDAdapter
@@ -32,21 +32,29 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("wadi")
 
+PATIENCE = 5.0  # seconds after a signal in which another one is taken for the same
 SHEET_SEEDS = (0, 100)  # of the first picture in each row
 PLOTTED = ("fake_loss", "vsd_grad", "x0_std")
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """SIGTERM and Ctrl-C are put into the list; a second one ends the program as usual."""
+    """SIGTERM and Ctrl-C are put into the list; another one, some seconds later, ends the program as usual.
+
+    At once would be too early: of a Ctrl-C in a terminal ``accelerate launch`` sends its processes a second signal.
+    """
     names = (signal.SIGTERM, signal.SIGINT)
     before = {name: signal.getsignal(name) for name in names}
     caught: list[int] = []
+    first: list[float] = []
 
-    def note(number: int, _: object) -> None:
+    def note(number: int, frame: object) -> None:
         caught.append(number)
-        for name in names:
-            signal.signal(name, before[name])
+        first.append(time.monotonic())
+        if first[-1] - first[0] > PATIENCE:
+            for name in names:
+                signal.signal(name, before[name])
+            signal.raise_signal(number)
 
     for name in names:
         signal.signal(name, note)
@@ -75,8 +83,8 @@ class Session:
         self.began, self.start = time.monotonic(), run.step
         self._sums: dict[str, list[float]] = {}
         if self.first:
-            with open(self.output / "config.yaml", "w", encoding="utf-8") as file:
-                file.write(as_yaml(self.config))
+            with atomic_write(self.output / "config.yaml") as file:
+                file.write(as_yaml(self.config).encode())
             self.table = LossTable(self.output / "losses.csv", run.step)
             self.angles = LossTable(self.output / "angles.csv", run.step)
             self.events = Events(self.output / "events", run.step) if self.config.tensorboard else None
@@ -88,8 +96,16 @@ class Session:
                 raise ValueError(f"{self.output}: a run is here already, and resume=new; choose another output folder")
             return
         state = self.checkpoints.latest() if wanted == "latest" else read_checkpoint(wanted)
-        if state is not None:
-            self.run.load_state(state)
+        if state is None:
+            return
+        later = [path for path in self.checkpoints.paths() if Checkpoints.step_of(path) > state["step"]]
+        if later and wanted != "latest":
+            # They would win over what this run writes as soon as it is stopped and goes on.
+            raise ValueError(
+                f"{self.output} holds {later[-1].name}, which is newer than {wanted}: choose another output folder, "
+                "or remove the newer checkpoints"
+            )
+        self.run.load_state(state)
 
     def go(self) -> Path | None:
         """Train to the end, or to a signal; both leave a checkpoint and the student as it is then.
@@ -207,6 +223,11 @@ def train(config: TrainConfig) -> Path | None:
     lock = FolderLock(config.output) if processes.first else None
     try:
         return Session(Distillation(config, processes)).go()
+    except torch.cuda.OutOfMemoryError as error:
+        raise ValueError(
+            f"the GPU's memory is full (micro_batch={config.micro_batch}): take a smaller micro_batch, "
+            "gradient_checkpointing=true or base_weights=fp8; --dry-run shows where the memory goes"
+        ) from error
     finally:
         if lock is not None:
             lock.release()

@@ -35,7 +35,7 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """The files, oldest first."""
-        return sorted(self.folder.glob("step-*.pt"))
+        return sorted(self.folder.glob(f"step-{'[0-9]' * 8}.pt"))
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
         """Write ``state`` as the checkpoint of ``step`` and drop the ones that need not stay.
@@ -55,9 +55,14 @@ class Checkpoints:
                 raise
             raise OSError(failed[0].errno, one_line(f"{path}: cannot be written: {failed[0].strerror}")) from error
         for old in self.paths()[: -self.keep]:
-            if not (self.keep_every and int(old.stem.removeprefix("step-")) % self.keep_every == 0):
+            if not (self.keep_every and self.step_of(old) % self.keep_every == 0):
                 old.unlink(missing_ok=True)
         return path
+
+    @staticmethod
+    def step_of(path: Path) -> int:
+        """The step of a checkpoint, by its name."""
+        return int(path.stem.removeprefix("step-"))
 
     def latest(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, or None where there is none.

@@ -19,6 +19,8 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):  # advice to developers, in the middle of a bar
+        os.environ.setdefault(name, "error")
 
 from trainer import config as settings
 from trainer.schema import TrainConfig
@@ -46,6 +48,9 @@ def main() -> int:
             from trainer.session import train
 
             train(config)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; started again it goes on from its newest checkpoint, if there is one\n")
+        return 130
     except (ValueError, OSError) as error:
         if arguments.debug:
             traceback.print_exc()

@@ -51,11 +51,12 @@ class _RotatedLinearFunction(torch.autograd.Function):
             grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
         if ctx.needs_input_grad[4] or ctx.needs_input_grad[5]:
             grad_rotated = grad.reshape(-1, grad.shape[-1]).T @ x.reshape(-1, x.shape[-1])
-            g_even, g_odd = grad_rotated.to(theta_a.dtype).unflatten(1, (-1, 2)).unbind(-1)
-            r_even, r_odd = rotated.to(theta_a.dtype).unflatten(1, (-1, 2)).unbind(-1)
-            grad_theta = g_odd * r_even - g_even * r_odd
-            grad_a = grad_theta @ theta_b.T
-            grad_b = theta_a.T @ grad_theta
+            with torch.autocast(grad.device.type, enabled=False):  # whoever calls backward inside it rounds no angle
+                g_even, g_odd = grad_rotated.to(theta_a.dtype).unflatten(1, (-1, 2)).unbind(-1)
+                r_even, r_odd = rotated.to(theta_a.dtype).unflatten(1, (-1, 2)).unbind(-1)
+                grad_theta = g_odd * r_even - g_even * r_odd
+                grad_a = grad_theta @ theta_b.T
+                grad_b = theta_a.T @ grad_theta
         return grad_x, None, None, grad_bias, grad_a, grad_b
 
 
