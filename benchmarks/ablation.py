@@ -37,7 +37,9 @@ from trainer import config as settings
 from trainer.efficientnet import load_lite
 from trainer.estimate import empty_network, trained_parameters
 from trainer.features import Eye
+from trainer.optimise import Diverged
 from trainer.schema import TrainConfig
+from trainer.train import DIVERGED
 from wadi_core import LoRaD, OneStepPipeline
 from wadi_core import base as bases
 from wadi_core.files import atomic_write, one_line
@@ -104,7 +106,7 @@ def train(folder: Path, arm: Arm, rate: float, seed: int, steps: int, words: Seq
     """The student of one run, trained to its end; goes on from where it was.
 
     Raises:
-        OSError: the run failed or was stopped; one line.
+        Diverged: it makes nothing but NaN or Inf at this rate. OSError: it failed or was stopped. Both with one line.
     """
     student = folder / "student.safetensors"
     last = folder / f"step-{steps:08d}.pt"
@@ -114,6 +116,8 @@ def train(folder: Path, arm: Arm, rate: float, seed: int, steps: int, words: Seq
     given += [f"student_rate={rate:g}", f"seed={seed}", f"steps={steps}", "tensorboard=false"]
     command = [sys.executable, str(ROOT / "trainer" / "train.py"), "--config", str(PRESET), *given, *words]
     status = subprocess.run(command, check=False).returncode
+    if status == DIVERGED:
+        raise Diverged(f"{folder}: this run diverged at a rate of {rate:g}")
     if status or not last.is_file():
         raise OSError(f"{folder}: this run did not come to its end; the same command goes on with it")
     return student
@@ -159,8 +163,12 @@ def measured(folder: Path, student: Path, scales: Scales) -> dict[str, float]:
     kept = folder / "figures.json"
     if kept.is_file():
         return json.loads(kept.read_text(encoding="utf-8"))
-    figures = scales.weigh(student) | {"seconds": seconds_of(folder)}
-    with atomic_write(kept) as file:
+    return keep(folder, scales.weigh(student) | {"seconds": seconds_of(folder)})
+
+
+def keep(folder: Path, figures: dict[str, float]) -> dict[str, float]:
+    """Write the figures of a run beside it; returns them."""
+    with atomic_write(folder / "figures.json") as file:
         file.write((json.dumps(figures, indent=1) + "\n").encode())
     return figures
 
@@ -185,7 +193,7 @@ def best_rates(options: argparse.Namespace, config: TrainConfig) -> dict[str, fl
     """Kind -> the rate with the smallest distance.
 
     Raises:
-        OSError: the screening is not finished.
+        OSError: the screening is not finished. ValueError: a kind diverged at each of its rates. Both with one line.
     """
     found: dict[str, tuple[float, float]] = {}
     for arm, rate, folder in screening(options, config):
@@ -195,14 +203,23 @@ def best_rates(options: argparse.Namespace, config: TrainConfig) -> dict[str, fl
         distance = json.loads(kept.read_text(encoding="utf-8"))["fd_above_floor"]
         if math.isfinite(distance) and distance < found.get(arm.kind, (math.inf, 0.0))[0]:
             found[arm.kind] = distance, rate
+    if lost := [kind for kind in KINDS if kind not in found]:
+        raise ValueError(f"{lost[0]} diverged at each of {', '.join(f'{rate:g}' for rate in RATES[lost[0]])}: try lower rates")
     return {kind: rate for kind, (_, rate) in found.items()}
 
 
 def screen(options: argparse.Namespace, config: TrainConfig, scales: Scales) -> None:
-    """Train and measure every short run."""
+    """Train and measure every short run; a rate at which it diverges is a bad one, and no reason to stop."""
     for arm, rate, folder in screening(options, config):
-        student = train(folder, arm, rate, SEEDS[0], options.screen_steps, options.settings)
-        told(f"screen {arm.name} at {rate:g}", measured(folder, student, scales))
+        if (folder / "figures.json").is_file():
+            continue
+        try:
+            student = train(folder, arm, rate, SEEDS[0], options.screen_steps, options.settings)
+        except Diverged as error:
+            keep(folder, {"fd_above_floor": math.inf})
+            sys.stderr.write(f"{error}\n")
+        else:
+            told(f"screen {arm.name} at {rate:g}", measured(folder, student, scales))
 
 
 def run(options: argparse.Namespace, config: TrainConfig, scales: Scales) -> None:

@@ -36,6 +36,10 @@ def make_optimizer(
     return AdamW8bit(parameters, **options)
 
 
+class Diverged(ValueError):
+    """A run that makes nothing but NaN or Inf any more."""
+
+
 class Guard:
     """Counts updates that were skipped because a number was NaN or Inf.
 
@@ -52,7 +56,7 @@ class Guard:
         """Take note of one update.
 
         Raises:
-            ValueError: there were too many in a row; one line that says what may help.
+            Diverged: there were too many in a row; one line that says what may help.
         """
         if finite:
             self.in_a_row[role] = 0
@@ -62,7 +66,7 @@ class Guard:
         logger.info("step %d: the update of the %s is skipped: NaN or Inf in its loss or gradient", step, NAMES.get(role, role))
         if self.in_a_row[role] >= self.limit:
             scaled = f" at a loss scale of {scale:g}" if scale != 1.0 else ""
-            raise ValueError(
+            raise Diverged(
                 f"step {step}: {self.in_a_row[role]} updates of the {NAMES.get(role, role)} in a row had NaN or Inf in a loss "
                 f"or gradient{scaled}: lower {self.rates}, or take precision=bf16 or fp32; the newest "
                 "checkpoint is the place to go on from"

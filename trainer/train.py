@@ -6,7 +6,8 @@
     python trainer/train.py --config ... --dry-run                       parameters, memory and steps, and no more
 
 Stop it at any time (Ctrl-C, SIGTERM, a power cut): started again with the same output folder it goes on from the
-newest checkpoint, bit for bit as if it had never stopped.
+newest checkpoint, bit for bit as if it had never stopped. Exit status: 0 at its end or when it was asked to stop, 2 for
+bad usage, 3 if losses or gradients were NaN or Inf too often, 1 for anything else, with one line that says what.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ if __name__ == "__main__":
 
 from trainer import config as settings
 from trainer.schema import TrainConfig
+
+DIVERGED = 3  # exit status
 
 
 def main() -> int:
@@ -55,7 +58,7 @@ def main() -> int:
         if arguments.debug:
             traceback.print_exc()
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return 1
+        return DIVERGED if type(error).__name__ == "Diverged" else 1
     return 0
 
 
