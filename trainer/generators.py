@@ -61,8 +61,12 @@ class ModelGenerator:
         return {"weights": weights, "size": self.size, "steps": self.steps, "dtype": str(self.dtype), **made_with}
 
     def pictures(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image]:
+        return self.model.decode(self.latents(prompts, seeds))
+
+    def latents(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        """(n, 4, h/8, w/8) clean latents, one for each prompt and seed."""
         z = noise(seeds, *self.size).to(self.model.device)
-        return self.model.decode(self._one(prompts, z) if self.steps == 1 else self._many(prompts, z))
+        return self._one(prompts, z) if self.steps == 1 else self._many(prompts, z)
 
     @torch.no_grad()
     def _one(self, prompts: Sequence[str], z: Tensor) -> Tensor:

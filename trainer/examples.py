@@ -1,0 +1,108 @@
+"""A few pictures to learn from, each with what can be said of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wadi_core.files import refusal
+
+from .mini.vae import to_tensor
+from .models import Model
+from .picture_files import load, pictures_in
+from .prompts import Shuffle, uniform64
+
+PICTURE, CAPTION = 31, 32  # purposes of random numbers
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Pictures and captions.
+
+    Attributes:
+        paths: of the pictures, by name.
+        captions: of each picture, one or several.
+        digest: of names, contents and captions.
+    """
+
+    paths: tuple[Path, ...]
+    captions: tuple[tuple[str, ...], ...]
+    digest: str
+
+    @classmethod
+    def read(cls, folder: str, templates: Sequence[str], check: Callable[[str], str | None]) -> Examples:
+        """The pictures of a folder.
+
+        Args:
+            folder: pictures, and beside a picture a ``.txt`` of the same name with its captions, a line each.
+            templates: captions of the pictures that have no such file.
+            check: what is wrong with a caption, if anything is.
+
+        Raises:
+            OSError, ValueError: no picture, a picture without a caption, or a wrong caption; one line.
+        """
+        if not folder:
+            raise ValueError("pictures: name the folder of pictures to learn from: pictures=PATH")
+        paths = pictures_in(folder)
+        digest, found = hashlib.sha256(), []
+        for path in paths:
+            beside = path.with_suffix(".txt")
+            own = _lines(beside) if beside.is_file() else [line.strip() for line in templates if line.strip()]
+            if not own:
+                raise refusal(path, f"this picture has no caption: write {beside.name} beside it, or give templates")
+            for caption in own:
+                if wrong := check(caption):
+                    raise refusal(beside if beside.is_file() else "templates", f"{caption!r} {wrong}")
+            found.append(tuple(own))
+            digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()} {own}\n".encode())
+        return cls(tuple(paths), tuple(found), digest.hexdigest())
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def all_captions(self) -> list[str]:
+        """Each caption once."""
+        return list(dict.fromkeys(caption for own in self.captions for caption in own))
+
+    def draw(self, seed: int, numbers: range) -> tuple[list[int], list[str]]:
+        """Which picture each sample of a run is, all of them in turn, and which of its captions."""
+        chosen, said = [], []
+        for number in numbers:
+            time, place = divmod(number, len(self))
+            chosen.append(index := Shuffle(len(self), seed, PICTURE, time)(place))
+            own = self.captions[index]
+            said.append(own[uniform64(seed, CAPTION, number) % len(own)])
+        return chosen, said
+
+    @torch.no_grad()
+    def latents(self, model: Model, size: tuple[int, int], mirror: bool = False) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each picture's latents, scaled, (n, 4, h/8, w/8) float32 on the CPU.
+
+        Args:
+            size: width and height in pixels; of a picture the middle square is taken.
+            mirror: after them the same of the mirrored pictures.
+        """
+        means, deviations = [], []
+        with model.awake(model.vae) as vae:
+            for flipped in (False, True)[: 1 + mirror]:
+                for path in self.paths:
+                    pixels = to_tensor([load(path, size[0])])
+                    pixels = pixels.flip(3) if flipped else pixels
+                    found = vae.encode(pixels.to(model.device, model.dtype)).latent_dist
+                    means.append(found.mean.float().cpu())
+                    deviations.append(found.std.float().cpu())
+        scale = model.vae.config.scaling_factor
+        return torch.cat(means) * scale, torch.cat(deviations) * scale
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise refusal(path, "captions are read as UTF-8 text, and this is none") from error

@@ -1,0 +1,345 @@
+"""Learning from a few pictures with the multi-step teacher, and looking at the one-step student on the way.
+
+The frozen network exists once. What is learned (a word, an adapter) is trained with the ordinary loss of the teacher,
+|eps - eps(x_t, t, c)|^2; a one-step LoRaD on the same network is switched on for the sheets alone. So what the student
+shows was never trained on it: it is plugged in unchanged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wadi_core import base as bases
+from wadi_core import mini, pictures
+from wadi_core.lorad import LoRaD
+from wadi_core.lorad.linear import attach, rotated_layers, set_active
+from wadi_core.schedule import OneStep
+
+from . import draws, models
+from .condition import Condition
+from .examples import Examples
+from .generators import ModelGenerator
+from .lesson_schema import LessonConfig
+from .optimise import Guard, Updater, all_finite, make_optimizer, student_rate
+from .placing import autocast_type, place, working_type
+from .processes import Processes
+from .session import Session
+from .state import FolderLock, random_state, restore_random_state
+from .vsd import Noising
+from .watch import contact_sheet
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+logger = logging.getLogger("wadi")
+
+LESSON, PRIOR = 3, 4  # purposes of random numbers; a distillation has others
+ROLE, ONE_STEP = "lesson", "one-step"
+TEACHER, STUDENT = "teacher", "student"
+SHEET_SEED, SHEET_ROWS = 0, 4
+CDF_POINTS = 1000
+
+# Settings with which a run cannot go on if they change.
+FIXED = ("seed", "resolution", "prediction_type", "adapter", "rank", "tokens", "vectors", "prior_count")
+C = TypeVar("C", bound=LessonConfig)
+
+
+def importance_timesteps(lot: Tensor, share: float) -> Tensor:
+    """Timesteps (n,) from numbers (n,) that are uniform in [0, 1): f(t) = (1 - share cos(pi t / T)) / T.
+
+    The relation of things is decided at large t (ReVersion, Huang et al., 2023; share 0.5 there). At share 0 they are
+    uniform.
+    """
+    t = torch.arange(CDF_POINTS, dtype=torch.float64)
+    density = 1 - share * torch.cos(torch.pi * (t + 0.5) / CDF_POINTS)
+    total = (density / density.sum()).cumsum(0)
+    return torch.searchsorted(total, lot.double(), right=True).clamp(max=CDF_POINTS - 1)
+
+
+class Lesson:
+    """A run: the base, what is trained on it, an optimizer, and everything that a checkpoint must hold.
+
+    Args:
+        config: its settings.
+        processes: found out if not given; a lesson runs in one.
+
+    Raises:
+        OSError, ValueError: a file is missing or wrong, or settings do not go together; one line.
+    """
+
+    def __init__(self, config: LessonConfig, processes: Processes | None = None) -> None:
+        self.config, self.output = config, Path(config.output)
+        self.processes = processes or Processes(config.device)
+        if self.processes.count > 1:
+            raise ValueError("a lesson is learned in one process: start it without accelerate launch")
+        self.processes.share(range(config.batch), config.micro_batch)  # refused here rather than after loading
+        self.examples = Examples.read(config.pictures, config.templates, self.wrong_caption)
+        torch.manual_seed(config.seed)
+        self.device, self.dtype = self.processes.device, working_type(config)
+        self.model = models.load(config.base, config.base_config, config.prediction_type)
+        self.size = (config.resolution, config.resolution) if config.resolution else self.model.native_size
+        self.latent_shape = (models.LATENT_CHANNELS, self.size[1] // bases.FACTOR, self.size[0] // bases.FACTOR)
+        self.one_step, factors = self._read_student()
+        turned = {*factors, *self.prepare()}
+        self.settle()
+        place(self.network, config, self.device, turned, self.latent_shape[1] * self.latent_shape[2])
+        attach(self.network, factors, ONE_STEP)
+        self.parameters = self.attach()
+        self.quiet()
+        trained = list(self.parameters.values())
+        self.updater = Updater(
+            trained,
+            make_optimizer(config.optimizer, trained, config.rate, config.beta1, config.weight_decay),
+            config.clip,
+            scaled=config.precision == "fp16" and self.device.type == "cuda",
+        )
+        self.noising = Noising(self.model.alphas_cumprod.to(self.device), config.prediction_type)
+        self.guard = Guard(config.max_skipped, "rate")
+        self.means, self.deviations = self.examples.latents(self.model, self.size, getattr(config, "mirror", False))
+        self.average: dict[str, Tensor] = {}  # of which a lesson keeps none
+        self.step = 0
+
+    @property
+    def network(self) -> nn.Module:
+        """The frozen network."""
+        return self.model.network
+
+    # What a kind of lesson fills in
+
+    def wrong_caption(self, caption: str) -> str | None:
+        """What is wrong with a caption, if anything is."""
+        return None
+
+    def prepare(self) -> Iterable[str]:
+        """What has to be found out or refused before the network is placed; returns the layers that will be turned."""
+        return ()
+
+    def attach(self) -> dict[str, nn.Parameter]:
+        """Put what is trained on the placed network: name -> parameter."""
+        raise NotImplementedError
+
+    def settle(self) -> None:
+        """Put text encoder and autoencoder where they are to be."""
+        half = torch.float32 if self.device.type == "cpu" else autocast_type(self.config) or torch.float32
+        self.model.settle(self.device, half, self.config.offload)
+
+    def play(self, who: str) -> None:
+        """Make the network the teacher or the student, with what has been learned so far."""
+        set_active(self.network, (ONE_STEP, ROLE) if who == STUDENT else (ROLE,))
+
+    def condition(self, captions: Sequence[str]) -> Condition:
+        """What the network is told for the captions of a call, with a graph where that is trained."""
+        return self.model.encode(captions)
+
+    def more_loss(self, captions: Sequence[str], numbers: range) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """What is added to the loss of a call, and what to log of it."""
+        return 0.0, {}
+
+    def write(self, folder: Path, picture: Image) -> list[Path]:
+        """Write what has been learned; returns the files."""
+        raise NotImplementedError
+
+    # A step
+
+    def predict(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """What the network predicts, in the type of x (n, 4, h, w)."""
+        autocast = autocast_type(self.config)
+        if autocast is None:
+            condition = condition.to(self.dtype)
+        with torch.autocast(self.device.type, autocast, enabled=autocast is not None):
+            return self.model.call(self.network, x, t, condition).to(x.dtype)
+
+    def denoising_loss(self, x0: Tensor, eps: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Mean square error of what is predicted for x_t, for each sample (n,)."""
+        x_t = self.noising.add_noise(x0, eps, t)
+        target = eps
+        if self.config.prediction_type == "v_prediction":
+            alpha, sigma = self.noising.alpha_sigma(t, x0.dtype)
+            target = alpha * eps - sigma * x0
+        return F.mse_loss(self.predict(x_t, t, condition), target, reduction="none").mean(dim=(1, 2, 3))
+
+    def draw(self, purpose: int, numbers: range) -> draws.Draw:
+        """The random numbers of some samples, on the device."""
+        drawn = draws.draw(self.config.seed, purpose, numbers, self.latent_shape, 0, draws.TIMESTEPS - 1)
+        z, eps = (noise.to(self.device, self.dtype) for noise in (drawn.z, drawn.eps))
+        t = importance_timesteps(drawn.lot, self.config.importance)
+        return draws.Draw(z, eps, t.to(self.device), drawn.lot)
+
+    def loss(self, numbers: range) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a network call, and what to log of it."""
+        drawn = self.draw(LESSON, numbers)
+        chosen, captions = self.examples.draw(self.config.seed, numbers)
+        if len(self.means) > len(self.examples):  # every second time the mirrored picture
+            rounds = [number // len(self.examples) % 2 for number in numbers]
+            chosen = [index + len(self.examples) * turn for index, turn in zip(chosen, rounds, strict=True)]
+        mean, deviation = (part[chosen].to(self.device, self.dtype) for part in (self.means, self.deviations))
+        # A sample of the autoencoder's posterior, as the teacher saw its pictures.
+        shown = self.denoising_loss(mean + deviation * drawn.z, drawn.eps, drawn.t, self.condition(captions)).mean()
+        added, log = self.more_loss(captions, numbers)
+        return shown + added, {"denoising": shown.detach(), **log}
+
+    def train_step(self) -> dict[str, float]:
+        """One update; returns what to log."""
+        config, logs = self.config, []
+        self.updater.set_rate(student_rate(config.rate, self.step, config.steps, config.warmup, config.decay_steps))
+        numbers = range(self.step * config.batch, (self.step + 1) * config.batch)
+        calls = self.processes.share(numbers, config.micro_batch)
+        self.play(TEACHER)
+        for call in calls:
+            loss, log = self.loss(call)
+            self.updater.backward(loss / len(calls))
+            logs.append({"loss": loss.detach(), **log})
+        values = {name: torch.stack([entry[name] for entry in logs]).mean() for name in logs[0]}
+        values = self.processes.mean(values | {"norm": self.updater.clipped_norm()})
+        finite, scale = all_finite(list(values.values())), self.updater.scale
+        self.updater.finish(finite)
+        self.forget()
+        self.guard.note(self.step, ROLE, finite, scale)
+        self.step += 1
+        return values
+
+    # What it shows
+
+    def quiet(self) -> None:
+        """Leave the network as it is trained."""
+        self.play(TEACHER)
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of rotated weights that were kept between calls."""
+        for _, layer in rotated_layers(self.network):
+            layer.forget()
+
+    @contextlib.contextmanager
+    def generator(self, who: str) -> Iterator[ModelGenerator]:
+        """What draws pictures of the teacher or of the student, for as long as it is open."""
+        autocast, config = autocast_type(self.config), self.config
+        steps = 1 if who == STUDENT else config.sheet_steps
+        self.play(who)
+        try:
+            with torch.no_grad(), torch.autocast(self.device.type, autocast, enabled=autocast is not None):
+                one_step = self.one_step or OneStep(prediction_type=config.prediction_type)
+                yield ModelGenerator(self.model, one_step, self.size, steps, config.sheet_guidance, self.dtype)
+        finally:
+            self.quiet()
+
+    def pictures(self, prompts: Sequence[str], seed: int, who: str) -> list[Image]:
+        """Pictures of some prompts, one network call a step each; picture i from the noise of seed ``seed + i``."""
+        with self.generator(who) as generator:
+            return [picture for i, prompt in enumerate(prompts) for picture in generator.pictures([prompt], [seed + i])]
+
+    @property
+    def shown(self) -> list[str]:
+        """The prompts of the sheets."""
+        return list(self.config.sheet_prompts) or self.examples.all_captions[:SHEET_ROWS]
+
+    def sheet(self) -> Image:
+        """A row for each prompt, the same noise for teacher and student."""
+        titles = {TEACHER: f"teacher, {self.config.sheet_steps} steps"}
+        if self.one_step is not None:
+            titles[STUDENT] = "student, 1 step"
+        columns = [self.pictures(self.shown, SHEET_SEED, who) for who in titles]
+        return contact_sheet(list(zip(*columns, strict=True)), self.shown, list(titles.values()))
+
+    # What it knows
+
+    def state(self) -> dict[str, Any]:
+        """All that the run needs to go on bit for bit."""
+        return {
+            "step": self.step,
+            "settings": dataclasses.asdict(self.config),
+            "base_sha256": self.model.base_sha256,
+            "examples": self.examples.digest,
+            "learned": {name: parameter.detach().clone() for name, parameter in self.parameters.items()},
+            "updater": self.updater.state(),
+            "skipped": self.guard.state(),
+            "random": random_state(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            ValueError: it belongs to another run; one line.
+        """
+        if "learned" not in state or set(state["learned"]) != set(self.parameters):
+            raise ValueError(f"{self.output} holds another kind of run; choose another output folder")
+        if state["base_sha256"] != self.model.base_sha256:
+            raise ValueError(f"{self.output} holds a run on another base; choose another output folder")
+        if state["examples"] != self.examples.digest:
+            raise ValueError(f"{self.output} holds a run on other pictures or captions; choose another output folder")
+        before, now = state["settings"], dataclasses.asdict(self.config)
+        for name in FIXED:
+            if before.get(name) != now.get(name):
+                held, wanted = before.get(name), now.get(name)
+                raise ValueError(f"{self.output} holds a run with {name}={held}, not {wanted}; choose another output folder")
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state["learned"][name])
+        self.updater.load_state(state["updater"])
+        self.guard.load_state(state["skipped"])
+        self.step = state["step"]
+        restore_random_state(state["random"])
+
+    def _read_student(self) -> tuple[OneStep | None, dict[str, tuple[Tensor, Tensor]]]:
+        """The schedule of the one-step LoRaD for the sheets, and its factors by layer; none without one.
+
+        Raises:
+            OSError, ValueError: it is missing, damaged, for another network, or no one-step LoRaD; one line.
+        """
+        if not self.config.lorad:
+            return None, {}
+        path = mini.lorad_path() if self.config.lorad == "mini" else Path(self.config.lorad)
+        lorad = LoRaD.load(path)
+        match = lorad.matched(self.network)
+        match.check()
+        if lorad.one_step is None:
+            raise ValueError(f"{path}: lorad: this is an ordinary adapter; a one-step LoRaD is needed to show the student")
+        return lorad.one_step, {layer: lorad.factors[key] for key, layer in match.paths.items()}
+
+
+class LessonSession(Session):
+    """Drives a lesson to its end, or to a signal."""
+
+    def _show(self) -> None:
+        run, step = self.run, self.run.step
+        self.table.plot(self.output / "losses.png", ("loss", "denoising"), run.config.name)
+        sheet = self.sheet()
+        pictures.save(sheet, self.output / f"sheet-{step:06d}.png")
+        if self.events is not None:
+            self.events.picture(step, "samples", sheet)
+
+    def sheet(self) -> Image:
+        return self.run.sheet()
+
+    def _finish(self) -> Path:
+        if self.events is not None:
+            self.events.close()
+        run = self.run
+        (picture,) = run.pictures(run.shown[:1], SHEET_SEED, STUDENT if run.one_step is not None else TEACHER)
+        written = run.write(self.output, picture)
+        logger.info("written: %s", ", ".join(map(str, written)))
+        return written[0]
+
+
+def learn(config: C, make: Callable[[C, Processes], Lesson]) -> Path:
+    """A whole run; returns the (first) file that it wrote.
+
+    Raises:
+        OSError, ValueError: with one line.
+    """
+    processes = Processes(config.device)
+    lock = FolderLock(config.output)  # before anything is loaded: a folder that cannot be used is found out at once
+    try:
+        return LessonSession(make(config, processes)).go()
+    finally:
+        lock.release()

@@ -1,0 +1,132 @@
+"""The settings of learning from a few pictures: a word (``invert.py``), or a subject or style (``personalize.py``).
+
+What means the same as in a distillation is taken from there, with its range.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from .config import setting
+from .schema import VERSION, TrainConfig
+
+_SHARED = {field.name: field for field in dataclasses.fields(TrainConfig)}
+TEMPLATES = ("a photo of {}", "a picture of {}", "{}")
+
+
+def same(name: str, default: Any = None) -> Any:
+    """A field as a distillation has it, with another default where one is given."""
+    field = _SHARED[name]
+    return dataclasses.field(default=field.default if default is None else default, metadata=field.metadata)
+
+
+@dataclass
+class LessonConfig:
+    """What both kinds of lessons need to be told."""
+
+    fake_adapter: ClassVar[str] = ""  # there is one role
+
+    version: int = setting(VERSION, "of these settings", low=VERSION, high=VERSION)
+
+    base: str = same("base")
+    base_config: str = same("base_config")
+    prediction_type: str = same("prediction_type")
+    resolution: int = same("resolution")
+    pictures: str = setting("", "folder of pictures to learn from; a .txt beside a picture holds its captions, a line each")
+    templates: tuple[str, ...] = setting((), "captions of the pictures that have none of their own")
+    lorad: str = setting("", "a one-step LoRaD, with which sheets show the student as well; mini is wadi-mini's")
+    output: str = same("output", "runs/lesson")
+    name: str = setting("lesson", "of the finished file, and its title")
+    license: str = same("license")
+    seed: int = same("seed")
+
+    steps: int = setting(1000, "updates", "steps", 1)
+    batch: int = setting(8, "samples of one update", "samples", 1)
+    micro_batch: int = setting(0, "samples of one network call; 0 is all of them", "samples", 0)
+    rate: float = setting(2e-3, "learning rate", low=0)
+    warmup: int = setting(0, "in which the rate rises to its value", "steps", 0)
+    decay_steps: int = setting(0, "the rate falls to a tenth over this many last steps", "steps", 0)
+    beta1: float = setting(0.9, "of AdamW", low=0, high=0.9999)
+    weight_decay: float = setting(0.0, "of AdamW", low=0)
+    clip: float = same("clip")
+    importance: float = setting(0.0, "0 draws timesteps evenly, 0.5 prefers large ones as ReVersion", "share", 0, 1)
+
+    device: str = same("device")
+    precision: str = setting("bf16", "of the network calls", choices=_SHARED["precision"].metadata["meaning"].choices)
+    base_weights: str = same("base_weights")
+    optimizer: str = same("optimizer")
+    gradient_checkpointing: bool = same("gradient_checkpointing")
+    recompute_rotation: bool = same("recompute_rotation")
+    attention: str = same("attention")
+    channels_last: bool = same("channels_last")
+    compile: bool = same("compile")
+    offload: bool = same("offload")
+
+    save_every: int = same("save_every")
+    keep: int = same("keep")
+    keep_every: int = same("keep_every")
+    resume: str = same("resume")
+    max_skipped: int = same("max_skipped")
+    log_every: int = same("log_every")
+    sheet_every: int = same("sheet_every", 250)
+    sheet_prompts: tuple[str, ...] = setting((), "that the sheets show; none takes captions of the pictures")
+    sheet_steps: int = setting(25, "of the teacher on the sheets", "steps", 1)
+    sheet_guidance: float = setting(3.0, "classifier-free guidance of the teacher on the sheets", low=0)
+    tensorboard: bool = same("tensorboard")
+
+    def __post_init__(self) -> None:
+        if self.resolution % 8:
+            raise ValueError(f"resolution: a multiple of 8 is expected, not {self.resolution}")
+        if (self.precision == "fp64") != (self.base_weights == "fp64"):
+            raise ValueError("precision: fp64 needs base_weights=fp64, and the other way round")
+        if self.precision == "fp32" and self.base_weights in ("bf16", "fp16"):
+            raise ValueError(f"base_weights: {self.base_weights} needs precision=bf16 or fp16, not fp32")
+        if self.compile and self.base_weights in ("fp8", "nf4"):
+            raise ValueError(f"compile: cannot be combined with base_weights={self.base_weights}")
+        # ComfyUI takes what follows a bracket for the next word of a prompt.
+        if any(sign in self.name for sign in "/\\<[ ") or not self.name.strip(". "):
+            raise ValueError(f"name: a file name without folders, spaces and brackets is expected, not {self.name!r}")
+
+
+@dataclass
+class InvertConfig(LessonConfig):
+    """Settings of a textual or relation inversion."""
+
+    adapter: ClassVar[str] = "embedding"
+
+    tokens: tuple[str, ...] = setting(("<R>",), "new words; captions say them")
+    vectors: int = setting(1, "of each word: how many places of a prompt it takes", low=1, high=32)
+    initial: tuple[str, ...] = setting(("and",), "known words with whose vectors they begin: one for all, or one for each")
+    steering: float = setting(0.0, "weight of the steering loss, which a relation needs; ReVersion has 0.01", low=0)
+    steering_temperature: float = setting(0.07, "of the steering loss", low=1e-3, high=10)
+    positive: tuple[str, ...] = setting((), "words like the one to learn; none is a list of prepositions")
+    positives: int = setting(4, "of them drawn for a sample", low=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.tokens:
+            raise ValueError("tokens: name the word to learn, as in tokens=['<R>']")
+        if any(not token.strip() or len(token.split()) > 1 for token in self.tokens):
+            raise ValueError(f"tokens: words without spaces are expected, not {list(self.tokens)}")
+        if len(self.initial) not in (1, len(self.tokens)):
+            raise ValueError(f"initial: one word, or {len(self.tokens)} as there are tokens, not {len(self.initial)}")
+
+
+@dataclass
+class PersonalizeConfig(LessonConfig):
+    """Settings of learning a subject or a style."""
+
+    adapter: str = setting("lorad", "what is trained: LoRaD, or LoRA (peft)", choices=("lorad", "lora"))
+    rank: int = setting(16, "of the adapter", low=1)
+    rate: float = setting(1e-3, "learning rate", low=0)
+    mirror: bool = setting(False, "show the pictures mirrored as well")
+    class_prompt: str = setting("", "what the teacher draws for prior preservation, such as: a dog")
+    prior_count: int = setting(0, "pictures of the class, drawn by the teacher before it begins; 0 is none", low=0)
+    prior_weight: float = setting(1.0, "of the loss on them", low=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prior_count and not self.class_prompt:
+            raise ValueError("prior_count: name the class to preserve, as in class_prompt='a dog'")

@@ -1,0 +1,165 @@
+"""Learn a subject or a style from a few pictures, as a LoRaD or a LoRA (DreamBooth, Ruiz et al., 2023).
+
+    python trainer/personalize.py --config trainer/configs/personalize-sd15.yaml base=PATH pictures=FOLDER
+    python trainer/personalize.py --config ... --print-config            all settings with their meanings, and no more
+
+The adapter is learned on the multi-step base and plugged into the one-step student: its angles are added to those of
+the one-step LoRaD. Its file is that of an ordinary adapter, which says nothing of sampling.
+Stop it at any time: started again with the same output folder it goes on bit for bit as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor, nn
+
+from trainer import script
+from trainer.adapters import LoRaDAdapter, PeftAdapter
+from trainer.condition import Condition
+from trainer.export import thumbnail
+from trainer.lesson import PRIOR, ROLE, TEACHER, Lesson, learn
+from trainer.lesson_schema import PersonalizeConfig
+from trainer.processes import Processes
+from trainer.prompts import Shuffle
+from trainer.store import Store
+from wadi_core.lorad import LoRaD, Metadata
+from wadi_core.lorad.convert import LoRA
+from wadi_core.lorad.layers import student_layers
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PRIOR_SEED = 1 << 40  # far from those of sheets
+
+
+class Personalization(Lesson):
+    """An adapter on the layers that the one-step student's takes, learned on the multi-step base."""
+
+    config: PersonalizeConfig
+
+    def __init__(self, config: PersonalizeConfig, processes: Processes | None = None) -> None:
+        super().__init__(config, processes)
+        self._told: dict[str, Condition] = {}
+        self.prior = self._draw_prior() if config.prior_count else None
+
+    def prepare(self) -> list[str]:
+        config, architecture = self.config, self.model.architecture
+        self.layers = student_layers(self.network, architecture)
+        if config.adapter == "lora":
+            return []
+        start = torch.Generator().manual_seed(config.seed)
+        lorad = LoRaD.create(self.network, config.rank, architecture, self.layers, start)
+        self.start = {path: lorad.factors[key] for key, path in lorad.matched(self.network).paths.items()}
+        return list(self.start)
+
+    def attach(self) -> dict[str, nn.Parameter]:
+        config = self.config
+        if config.adapter == "lora":
+            self.adapter = PeftAdapter(ROLE, self.network, self.layers, config.rank, config.seed)
+        else:
+            share = not config.compile
+            self.adapter = LoRaDAdapter(ROLE, self.network, self.start, share, config.recompute_rotation)
+            del self.start
+        return self.adapter.parameters
+
+    def play(self, who: str) -> None:
+        super().play(who)
+        if isinstance(self.adapter, PeftAdapter):
+            self.adapter.switch(True)
+
+    def condition(self, captions: Sequence[str]) -> Condition:
+        # There are few of them: each is encoded once.
+        for caption in dict.fromkeys(captions):
+            if caption not in self._told:
+                self._told[caption] = self.model.encode([caption])
+        return joined([self._told[caption] for caption in captions])
+
+    def more_loss(self, captions: Sequence[str], numbers: range) -> tuple[Tensor | float, dict[str, Tensor]]:
+        """The loss on pictures of the class: what the teacher would have drawn is to stay as it is."""
+        if self.prior is None:
+            return 0.0, {}
+        config, drawn, chosen = self.config, self.draw(PRIOR, numbers), []
+        for number in numbers:
+            time, place = divmod(number, len(self.prior))
+            chosen.append(Shuffle(len(self.prior), config.seed, PRIOR, time)(place))
+        x0 = self.prior[chosen].to(self.device, self.dtype)
+        loss = self.denoising_loss(x0, drawn.eps, drawn.t, self.condition([config.class_prompt] * len(numbers))).mean()
+        return config.prior_weight * loss, {"prior": loss.detach()}
+
+    @torch.no_grad()
+    def _draw_prior(self) -> Tensor:
+        """Clean latents (n, 4, h, w) of the class, by the teacher without the adapter; kept in the output folder."""
+        config = self.config
+        recipe = {"base": self.model.base_sha256, "prompt": config.class_prompt, "seed": config.seed, "size": self.size}
+        recipe |= {"steps": config.sheet_steps, "guidance": config.sheet_guidance, "precision": config.precision}
+        store = Store(self.output, "prior", recipe)
+
+        def make(rows: range) -> Tensor:
+            with self.generator(TEACHER) as generator:
+                self.adapter.switch(False)
+                first = PRIOR_SEED + config.seed
+                made = [generator.latents([config.class_prompt], [first + row]).float().cpu() for row in rows]
+            return torch.cat(made)
+
+        return store.collect("latents", config.prior_count, make)
+
+    def write(self, folder: Path, picture: Image) -> list[Path]:
+        config, path = self.config, folder / f"{self.config.name}.safetensors"
+        width, height = self.size
+        metadata = Metadata(
+            architecture=self.model.architecture,
+            prediction_type=config.prediction_type,
+            base_sha256=self.model.base_sha256,
+            title=config.name,
+            resolution=f"{width}x{height}",
+            license=config.license or None,
+            thumbnail=thumbnail(picture),
+            extra={
+                "ss_steps": str(self.step),
+                "ss_seed": str(config.seed),
+                "ss_learning_rate": f"{config.rate:g}",
+                "ss_total_batch_size": str(config.batch),
+                "ss_mixed_precision": config.precision,
+            },
+        )
+        if isinstance(self.adapter, LoRaDAdapter):
+            self.adapter.lorad(metadata).save(path)
+        else:
+            LoRA(lora_factors(self.adapter), {}, metadata).save(path)
+        return [path]
+
+
+def joined(rows: Sequence[Condition]) -> Condition:
+    """Conditions one after the other."""
+    masks = [row.mask for row in rows if row.mask is not None]
+    return Condition(torch.cat([row.text for row in rows]), torch.cat(masks) if masks else None)
+
+
+def lora_factors(adapter: PeftAdapter) -> dict[str, tuple[Tensor, Tensor]]:
+    """Path of a layer -> (up (out, rank), down (rank, in)), as float16."""
+    found = {}
+    for path in adapter.layers:
+        up, down = (adapter.parameters[f"{path}.lora_{part}"].detach() for part in "BA")
+        found[path] = (up.to("cpu", torch.float16).contiguous(), down.to("cpu", torch.float16).contiguous())
+    return found
+
+
+def personalize(config: PersonalizeConfig) -> Path:
+    """A whole run; returns the adapter's file.
+
+    Raises:
+        OSError, ValueError: with one line.
+    """
+    return learn(config, Personalization)
+
+
+if __name__ == "__main__":
+    sys.exit(script.main(__doc__, PersonalizeConfig, personalize))
