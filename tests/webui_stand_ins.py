@@ -184,15 +184,13 @@ def standing_in(modules: dict[str, ModuleType]) -> Iterator[Callable[[str], Modu
     Yields:
         A function that imports ``a1111_extension.<name>``.
     """
-    before = dict(sys.modules)
+    ours = {name: found for name, found in sys.modules.items() if name.split(".")[0] in ("a1111_extension", *modules)}
+    for name in ours:
+        del sys.modules[name]
     sys.modules.update(modules)
     try:
         yield lambda name: importlib.import_module(f"a1111_extension.{name}")
     finally:
-        for name in [name for name in sys.modules if name not in before and name.startswith(("a1111_extension.", "modules"))]:
+        for name in [name for name in sys.modules if name.split(".")[0] in ("a1111_extension", *modules)]:
             del sys.modules[name]
-        for name in modules:
-            if name in before:
-                sys.modules[name] = before[name]
-            else:
-                sys.modules.pop(name, None)
+        sys.modules.update(ours)

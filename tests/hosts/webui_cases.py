@@ -341,6 +341,24 @@ def test_an_adapter_that_cannot_be_used_is_left_out_and_told(webui: WebUI, base:
     assert told[0] in webui.said()
 
 
+def test_stable_diffusion_xl_is_named(webui: WebUI, base: Base) -> None:
+    """Other samplers go on without the adapter; this one stops with a sentence."""
+    euler = {"sampler_name": "Euler", "steps": 1}
+    plain = webui.draw(**euler).pictures[0]
+    webui.post("/probe/disguise", {"on": True})
+    try:
+        made = webui.draw("a cat" + tag(base, "one-step"), **euler)
+        assert abs(made.pictures[0] - plain).max() == 0
+        assert any("is left out" in line and "Stable Diffusion XL" in line for line in webui.comments())
+        with pytest.raises(WebUIError, match="Stable Diffusion XL"):
+            webui.draw()
+        line = webui.post("/probe/check", {"values": [base.adapters["one-step"].stem, 1.0, SAMPLER, base.size, base.size]})
+        assert "⚠" in line and "Stable Diffusion XL" in line
+    finally:
+        webui.post("/probe/disguise", {"on": False})
+    assert close(webui.draw("a cat" + tag(base, "one-step")), base.pictures("a cat", [3], base.adapters["one-step"]))
+
+
 def test_a_name_without_a_file_is_told(webui: WebUI) -> None:
     plain = webui.draw().pictures[0]
     made = webui.draw("a cat <lorad:nowhere:1>", alwayson_scripts={"WaDi": {"args": [True, "neither", 1.0]}})

@@ -87,6 +87,14 @@ def routes(demo: Any, app: Any) -> None:
         page.metadata.update({name: item["metadata"] for name, item in page.items.items()})
         return sorted(item["prompt"] for item in page.items.values())
 
+    @app.post("/probe/disguise")
+    def disguise(body: dict) -> None:
+        """Give the loaded network a layer by which networks of Stable Diffusion XL are known, or take it away."""
+        if body["on"]:
+            network().label_emb = torch.nn.Linear(1, 1)
+        else:
+            del network().label_emb
+
     @app.post("/probe/axis")
     def axis(body: dict) -> list[str]:
         """What an axis of the X/Y/Z plot offers."""
