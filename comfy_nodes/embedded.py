@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import comfy.controlnet
 import comfy.latent_formats
 import comfy.model_detection
 import comfy.sd
@@ -19,6 +20,7 @@ from ..wadi_core import configs, mini
 from ..wadi_core.lorad import LoRaD
 
 if TYPE_CHECKING:
+    from comfy.controlnet import ControlNet
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import CLIP, VAE
 
@@ -55,6 +57,27 @@ def register() -> None:
         kinds.insert(0, WadiMini)
 
 
+def native_size() -> int:
+    """Pixels on a side of its pictures."""
+    return _settings("vae")["sample_size"]
+
+
+def _unet_names() -> dict[str, str]:
+    """Names in diffusers -> names in ComfyUI, of the parameters of its U-Net."""
+    unet = _settings("unet")
+    layers = unet["layers_per_block"]
+    levels = [kind.startswith("CrossAttn") for kind in unet["down_block_types"]]
+    return comfy.utils.unet_to_diffusers(
+        {
+            "num_res_blocks": [layers] * len(levels),
+            "channel_mult": [width // unet["block_out_channels"][0] for width in unet["block_out_channels"]],
+            "transformer_depth": [int(has) for has in levels for _ in range(layers)],
+            "transformer_depth_output": [int(has) for has in levels for _ in range(layers + 1)],
+            "transformer_depth_middle": 1,
+        }
+    )
+
+
 def load_model(**options: Any) -> ModelPatcher:
     """The multi-step network (the teacher), to be used with :func:`load_lorad`.
 
@@ -64,17 +87,7 @@ def load_model(**options: Any) -> ModelPatcher:
     Raises:
         OSError: its weights are not in this installation; one line.
     """
-    unet = _settings("unet")
-    layers = unet["layers_per_block"]
-    levels = [kind.startswith("CrossAttn") for kind in unet["down_block_types"]]
-    shape = {
-        "num_res_blocks": [layers] * len(levels),
-        "channel_mult": [width // unet["block_out_channels"][0] for width in unet["block_out_channels"]],
-        "transformer_depth": [int(has) for has in levels for _ in range(layers)],
-        "transformer_depth_output": [int(has) for has in levels for _ in range(layers + 1)],
-        "transformer_depth_middle": 1,
-    }
-    names = comfy.utils.unet_to_diffusers(shape)
+    names = _unet_names()
     weights = mini.state_dicts()["unet"]
     model = comfy.sd.load_diffusion_model_state_dict({names[name]: tensor for name, tensor in weights.items()}, **options)
     model.cached_patcher_init = (load_model, ())
@@ -125,6 +138,30 @@ def load_vae() -> VAE:
     }
     config = {"params": {"ddconfig": shape, "embed_dim": settings["latent_channels"]}}
     return comfy.sd.VAE(sd=mini.state_dicts()["vae"], config=config)
+
+
+def load_controlnet() -> ControlNet:
+    """The ControlNet for edges.
+
+    Raises:
+        OSError: it is not in this installation; one line.
+    """
+    weights, names = mini.control_state(), _unet_names()
+    hints = dict.fromkeys(name.rpartition(".")[0] for name in weights if name.startswith("controlnet_cond_embedding."))
+    parts = {hint: f"input_hint_block.{2 * place}" for place, hint in enumerate(sorted(hints, key=_hint_order))}
+    for name in weights:
+        part = name.rpartition(".")[0]
+        if part.startswith("controlnet_down_blocks."):
+            parts[part] = f"zero_convs.{part.rpartition('.')[2]}.0"
+    parts["controlnet_mid_block"] = "middle_block_out.0"
+    names |= {f"{part}.{kind}": f"{ours}.{kind}" for part, ours in parts.items() for kind in ("weight", "bias")}
+    return comfy.controlnet.load_controlnet_state_dict({names[name]: tensor for name, tensor in weights.items()})
+
+
+def _hint_order(name: str) -> tuple[int, int]:
+    """The place of a layer among those that look at the control map: conv_in, blocks, conv_out."""
+    last = name.rpartition(".")[2]
+    return (1, int(last)) if last.isdigit() else (0, 0) if last == "conv_in" else (2, 0)
 
 
 def load_lorad() -> LoRaD:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import embedded, files, sampling, weight_adapter
+from .control import ControlPreprocessor, EmbeddedControlNet
+from .highres import HighResolution
 from .loaders import ApplyLoRaD, EmbeddedModel, LoadLoRaD, OpenLoRaD
 from .sampling import OneStepCustomSampling, OneStepModel, OneStepSampler
 from .tools import AnalyzeDirections, ConvertToLoRA, ExtractLoRaD, Inspect, SaveLoRaD
 
 NODES: list[type[io.ComfyNode]] = [
-    *(LoadLoRaD, OpenLoRaD, ApplyLoRaD, EmbeddedModel),
-    *(OneStepModel, OneStepSampler, OneStepCustomSampling),
-    *(ExtractLoRaD, SaveLoRaD, ConvertToLoRA, Inspect, AnalyzeDirections),
+    *(LoadLoRaD, OpenLoRaD, ApplyLoRaD, EmbeddedModel, EmbeddedControlNet),
+    *(OneStepModel, OneStepSampler, OneStepCustomSampling, HighResolution),
+    *(ExtractLoRaD, SaveLoRaD, ConvertToLoRA, Inspect, AnalyzeDirections, ControlPreprocessor),
 ]
 
 

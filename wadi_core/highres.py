@@ -45,6 +45,7 @@ _ENCODER, _MIDDLE, _DECODER = ("down_blocks", "input_blocks"), ("mid_block", "mi
 _NOT_INSIDE = re.compile(r"input_blocks\.0\.")
 # What the programs call a ControlNet's part in a U-Net's call: ComfyUI's is a dictionary of lists, diffusers' are two.
 _RESIDUALS = ("control", "down_block_additional_residuals", "mid_block_additional_residual")
+_LATENT = ("sample", "x")  # what they call the latent where it is passed by its name
 _UPSAMPLER = re.compile(r"(up_blocks\.\d+\.upsamplers|output_blocks\.\d+)\.\d+\.conv")
 
 
@@ -291,7 +292,8 @@ class _Shrunk:
 
     def enter(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Before the network: learn the latent's size, and fit what ControlNets that are not shrunk want to add."""
-        size = tuple((args[0] if args else kwargs["sample"]).shape[-2:])
+        latent = args[0] if args else next(kwargs[name] for name in _LATENT if name in kwargs)
+        size = tuple(latent.shape[-2:])
         for _ in range(self._level):
             size = halved(size)
         self._full, self._small = size, shrunk(size, self._factors, self._halvings)

@@ -21,9 +21,11 @@ from wadi_core import LoRaD, OneStep, cli
 from wadi_core.pipeline import noise
 
 NODES = {
-    *("WaDi_LoadLoRaD", "WaDi_OpenLoRaD", "WaDi_ApplyLoRaD", "WaDi_EmbeddedModel"),
+    *("WaDi_LoadLoRaD", "WaDi_OpenLoRaD", "WaDi_ApplyLoRaD", "WaDi_EmbeddedModel", "WaDi_EmbeddedControlNet"),
     *("WaDi_OneStepModel", "WaDi_OneStepSampler", "WaDi_OneStepCustomSampling"),
+    "WaDi_HighResolution",
     *("WaDi_ExtractLoRaD", "WaDi_SaveLoRaD", "WaDi_ConvertToLoRA", "WaDi_Inspect", "WaDi_AnalyzeDirections"),
+    "WaDi_ControlPreprocessor",
 }
 SEED = 1234
 SIZE = 64

@@ -143,21 +143,17 @@ def read_tensors(header: Header, names: Iterable[str] | None = None) -> dict[str
         OSError: the file cannot be read.
         ValueError: a tensor's type is none that this program knows, or the file has changed since.
     """
-    wanted = header.places.keys() if names is None else set(names)
     tensors = {}
     with open(header.path, "rb") as file:
-        for name, place in header.places.items():
-            if name not in wanted:
-                continue
+        for name in header.places if names is None else dict.fromkeys(names):
+            place = header.places[name]
             if place.dtype not in DTYPES:
                 raise refusal(header.path, f"{name[:80]!r} is of the unknown type {place.dtype[:20]!r}")
-            data = bytearray(place.size)
+            data = torch.empty(place.size, dtype=torch.uint8)
             file.seek(place.offset)
-            if file.readinto(data) != place.size:
+            if file.readinto(memoryview(data.numpy())) != place.size:
                 raise refusal(header.path, "the file has become shorter while it was read")
-            dtype = DTYPES[place.dtype]
-            flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-            tensors[name] = flat.reshape(place.shape)
+            tensors[name] = data.view(DTYPES[place.dtype]).reshape(place.shape)
     return tensors
 
 

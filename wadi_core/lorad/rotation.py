@@ -86,17 +86,19 @@ def _turn_(block: Tensor, theta: Tensor) -> None:
     aligned = block.stride(1) == 1 and block.stride(0) % 2 == 0 and block.storage_offset() % 2 == 0
     in_place = block.dtype == theta.dtype and aligned
     turning = block if in_place else block.to(theta.dtype, copy=True, memory_format=torch.contiguous_format)
-    torch.view_as_complex(turning.unflatten(1, (-1, 2))).mul_(torch.complex(theta.cos(), theta.sin()))
+    torch.view_as_complex(turning.unflatten(1, (-1, 2))).mul_(torch.polar(theta.new_ones(()), theta))
     if not in_place:
         block.copy_(turning)
 
 
 def sum_angles(factors: Sequence[Factors], dtype: torch.dtype = torch.float32) -> Tensor:
-    """The angles of several adapters on one layer, added: (out, in/2)."""
+    """The angles of several adapters on one layer, added: (out, in/2). Their order makes no difference."""
     theta = angles(*factors[0], dtype=dtype)
+    # Two float32 numbers have one sum; that of more depends on their order, unless it is taken in float64.
+    wide = torch.float64 if len(factors) > 2 and theta.device.type != "mps" else dtype
     for more in factors[1:]:
-        theta = theta + angles(*more, dtype=dtype)
-    return theta
+        theta = theta.to(wide) + angles(*more, dtype=dtype)
+    return theta.to(dtype)
 
 
 def recover_angles(base: Tensor, rotated: Tensor) -> Tensor:

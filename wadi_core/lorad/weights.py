@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -34,6 +37,8 @@ Entry = tuple[str, torch.dtype, tuple[int, ...], Callable[[], Tensor]]
 
 STEM = "diffusion_pytorch_model"
 SUBFOLDERS = ("unet", "transformer")
+_SYNC_EVERY = 1 << 28  # bytes
+_WAITING = 1 << 26  # bytes of tensors that may wait for the disk
 
 
 class Weights:
@@ -236,7 +241,7 @@ def write_stream(
     inputs: Iterable[str | os.PathLike[str]] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write a .safetensors file, whole or not at all, with one tensor at a time in memory.
+    """Write a .safetensors file, whole or not at all, with two tensors at a time in memory.
 
     Args:
         path: the file.
@@ -254,16 +259,29 @@ def write_stream(
     header, names = encode_header(planned, metadata or {})
     total = sum(tensor.numel() * tensor.element_size() for tensor in planned.values())
     check_output(path, inputs, len(header) + total)
-    written = 0
-    with atomic_write(path) as file:
+    with atomic_write(path) as file, ThreadPoolExecutor(1) as writer:
         file.write(header)
+        written, unsynced, waiting = 0, 0, deque[tuple[Future[None], int]]()
         for name in names:
             dtype, shape, make = by_name[name]
-            tensor = make()
+            tensor = make()  # while those before it are being written
             if tensor.dtype != dtype or tuple(tensor.shape) != shape:
                 raise ValueError(f"{name}: {tensor.dtype} {tuple(tensor.shape)} where {dtype} {shape} was to be written")
             content = raw_bytes(tensor)
-            file.write(content)
-            written += len(content)
+            written, unsynced = written + len(content), unsynced + len(content)
+            waiting.append((writer.submit(_write, file, content, sync=unsynced >= _SYNC_EVERY), len(content)))
+            unsynced %= _SYNC_EVERY
+            while sum(size for _, size in waiting) > _WAITING:
+                waiting.popleft()[0].result()
             if progress is not None:
                 progress(written, total)
+        for writing, _ in waiting:
+            writing.result()
+
+
+def _write(file: BinaryIO, content: memoryview, sync: bool) -> None:
+    """Bytes into the file, and now and then on to the disk: waiting for it once at the end takes longer."""
+    file.write(content)
+    if sync:
+        file.flush()
+        os.fsync(file.fileno())

@@ -70,6 +70,17 @@ def state_dicts() -> dict[str, dict[str, Tensor]]:
     return weights
 
 
+def control_state() -> dict[str, Tensor]:
+    """The weights of the ControlNet: diffusers' name -> tensor (float16).
+
+    Raises:
+        OSError: it is not in this installation; one line.
+    """
+    from safetensors.torch import load_file
+
+    return load_file(control_path() / "diffusion_pytorch_model.safetensors")
+
+
 def _installed(name: str) -> Path:
     path = FOLDER / name
     if not path.is_file():
