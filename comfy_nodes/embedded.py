@@ -103,7 +103,8 @@ def load_clip(**options: Any) -> CLIP:
     settings = _settings("text_encoder")
     clip = comfy.sd.load_text_encoder_state_dicts(
         [mini.state_dicts()["text_encoder"]],
-        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        # A user's own words first, then those that come with the pack.
+        embedding_directory=[*folder_paths.get_folder_paths("embeddings"), str(mini.FOLDER / mini.EMBEDDINGS)],
         model_options={"model_config": {name: settings[name] for name in _TEXT_SETTINGS}},
         **options,
     )

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import folder_paths
 
+from ..wadi_core import mini
 from ..wadi_core.files import one_line
 from ..wadi_core.lorad import LoRaD
 from ..wadi_core.lorad.format import LORAD_ENDINGS
@@ -31,6 +32,8 @@ def register() -> None:
     """Tell ComfyUI of ``models/lorad``, and make it; a second time it does nothing."""
     place = os.path.join(folder_paths.models_dir, FOLDER)
     folder_paths.add_model_folder_path(FOLDER, place)
+    if (mini.FOLDER / mini.ADAPTERS).is_dir():  # after the user's own
+        folder_paths.add_model_folder_path(FOLDER, str(mini.FOLDER / mini.ADAPTERS))
     paths, _ = folder_paths.folder_names_and_paths[FOLDER]
     folder_paths.folder_names_and_paths[FOLDER] = (paths, set(ENDINGS))
     with contextlib.suppress(OSError):  # models on a disk that cannot be written are still read

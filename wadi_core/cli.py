@@ -94,7 +94,10 @@ _LORAD_HELP = (
     "an adapter and its strength (default: 1); may be repeated, angles are added. "
     '"mini" is the one that belongs to the base mini and its default; "none" is none at all'
 )
-_EMBEDDING_HELP = "a learned word (textual inversion, .safetensors), which prompts may then say; may be repeated"
+_EMBEDDING_HELP = (
+    "a learned word (textual inversion, .safetensors), which prompts may then say; may be repeated. "
+    '"mini" are those that belong to the base mini'
+)
 _BATCH_HELP = (
     f"how many pictures share a network call (default: {DEFAULT_BATCH}); a single prompt is drawn N times, "
     "each with a seed of its own"

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import mini
 from .base import TOKENS
 from .files import one_line, refusal, sha256_of_file
 from .lorad import checkpoint
@@ -117,6 +118,8 @@ class Embedding:
 def load_embeddings(embeddings: Embeddings) -> list[Embedding]:
     """Embeddings in any of the forms that a pipeline takes; a mapping gives them other words than their own.
 
+    ``mini`` stands for the words that come with wadi-mini.
+
     Raises:
         OSError, ValueError: a file is missing or damaged; one line.
     """
@@ -130,7 +133,11 @@ def load_embeddings(embeddings: Embeddings) -> list[Embedding]:
         ]
     if isinstance(embeddings, (Embedding, str, os.PathLike)):
         embeddings = [embeddings]
-    return [one if isinstance(one, Embedding) else Embedding.load(one) for one in embeddings]
+    found = []
+    for one in embeddings:
+        files = mini.embedding_paths() if one == "mini" else [one]
+        found += [file if isinstance(file, Embedding) else Embedding.load(file) for file in files]
+    return found
 
 
 def text_encoder_sha256(text_encoder: nn.Module) -> str:

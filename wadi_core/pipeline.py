@@ -191,6 +191,7 @@ class OneStepPipeline:
         Args:
             embeddings: one or several textual inversions or their ``.safetensors`` files; or word -> file, where
                 they are to have other words than their own. Prompts may also say ``embedding:NAME`` with a file's name.
+                ``mini`` stands for those that come with the base ``mini``.
 
         Raises:
             OSError, ValueError: one is missing, damaged, made for another text encoder, or its word is taken; one line,

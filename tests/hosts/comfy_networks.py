@@ -14,6 +14,7 @@ from networks import ldm_unet_name, make_networks, random_lorad, states, write_f
 from torch import Tensor, nn
 
 from wadi_core import LoRaD, mini
+from wadi_core.embeddings import Embedding
 from wadi_core.lorad import Metadata
 from wadi_core.lorad.checkpoint import write_safetensors
 from wadi_core.lorad.layers import adapter_key, linear_shapes, student_layers
@@ -72,7 +73,17 @@ def random_mini(folder: Path) -> Path:
     made = make_networks(folder)
     write_folder(folder, {part: {k: t.half() for k, t in state.items()} for part, state in states(made).items()})
     random_lorad(made["unet"]).save(folder / mini.LORAD)
+    for name in (mini.EMBEDDINGS, mini.ADAPTERS):
+        (folder / name).mkdir()
+    random_word("<left-of>", made["text_encoder"].config.hidden_size).save(folder / mini.EMBEDDINGS / "left-of.safetensors")
+    style = random_lorad(made["unet"], rank=2, seed=4, one_step=False)
+    style.save(folder / mini.ADAPTERS / "wadi-mini-flat.safetensors")
     return folder
+
+
+def random_word(token: str, width: int, vectors: int = 2) -> Embedding:
+    """A learned word with random vectors."""
+    return Embedding(token, torch.randn(vectors, width, generator=torch.Generator().manual_seed(8)))
 
 
 def taesd() -> State:

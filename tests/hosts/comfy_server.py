@@ -63,7 +63,7 @@ def lay_out(base: Path, mini: Path | None = None) -> None:
     """
     for name in ("custom_nodes", "input", "output", "temp", "user", "models/checkpoints", "models/diffusion_models"):
         (base / name).mkdir(parents=True)
-    for name in ("loras", "lorad", "vae", "controlnet"):
+    for name in ("loras", "lorad", "vae", "controlnet", "embeddings"):
         (base / "models" / name).mkdir()
     needed = ("__init__.py", "pyproject.toml", "comfy_nodes", "wadi_core", "locales", "workflows")
     compiled = shutil.ignore_patterns("__pycache__")

@@ -389,6 +389,8 @@ def models(comfy_base: Path, network: torch.nn.Module) -> Iterator[None]:
     comfy_networks.checkpoint(models / "checkpoints/v1-5-pruned-emaonly-fp16.safetensors", network, comfy_networks.SLICE)
     lorad = random_lorad(network)
     lorad.save(models / "lorad/wadi-sd15-one-step.safetensors")
+    random_lorad(network, rank=2, seed=5, one_step=False).save(models / "lorad/personal.safetensors")
+    comfy_networks.random_word("<R>", 768).save(models / "embeddings/relation.safetensors")
     save_file(comfy_networks.random_lora(network), models / "loras/your-style-lora.safetensors")
     fused = lorad.fuse_into(network)
     comfy_networks.diffusion_model(models / "diffusion_models/rotated_unet-sdv1-5.safetensors", network, comfy_networks.SLICE)

@@ -20,6 +20,7 @@ WEIGHTS = {
 }
 LORAD = "wadi-mini-one-step.safetensors"
 CONTROL = "controlnet-canny"
+EMBEDDINGS, ADAPTERS = "embeddings", "adapters"  # folders of what was learned on it: words, and a style
 
 
 def folder() -> Path:
@@ -49,6 +50,16 @@ def control_path() -> Path:
         OSError: it is not in this installation; one line.
     """
     return _installed(f"{CONTROL}/diffusion_pytorch_model.safetensors").parent
+
+
+def embedding_paths() -> list[Path]:
+    """The files of the words that it has learned.
+
+    Raises:
+        OSError: there is none in this installation; one line.
+    """
+    found = sorted((FOLDER / EMBEDDINGS).glob("*.safetensors"))
+    return found or [_installed(f"{EMBEDDINGS}/left-of.safetensors")]
 
 
 def state_dicts() -> dict[str, dict[str, Tensor]]:
