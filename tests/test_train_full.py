@@ -8,14 +8,15 @@ from __future__ import annotations
 import json
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from networks import small_settings, write_settings
+from networks import make_networks, small_settings, states, write_folder, write_settings
 from pixart import write_pixart
-from training import command, small_base, start, write_prompts
+from training import SCRIPT, small_base, start, write_prompts
 
 from trainer import config as settings
 from trainer.distillation import Distillation
@@ -23,6 +24,7 @@ from trainer.estimate import estimate
 from trainer.roles import FAKE, STUDENT
 from trainer.schema import TrainConfig
 from trainer.session import train
+from trainer.state import read_checkpoint
 from wadi_core import LoRaD, configs
 from wadi_core.base import STEMS
 from wadi_core.lorad.checkpoint import write_safetensors
@@ -90,28 +92,49 @@ def test_full_size_in_three_steps(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_killed_at_twenty_moments(tmp_path: Path) -> None:
-    base, prompts = small_base(tmp_path / "base"), write_prompts(tmp_path / "prompts.txt")
-    dice = random.Random(5)
+    """A run of wadi-mini with its own settings, but for weights at random and small batches."""
+    base = write_settings(tmp_path / "base", "wadi-mini")
+    write_folder(base, states(make_networks(base)))
+    dice, kills = random.Random(5), 20
 
-    def begin(name: str) -> object:
-        return start(command(base, prompts, tmp_path / name, steps=60, save_every=1, ema=0.9, sheet_every=7))
+    def begin(name: str) -> subprocess.Popen:
+        words = ["--config", str(CONFIGS / "mini.yaml"), f"base={base}", f"output={tmp_path / name}", "device=cpu", "ema=0.9"]
+        words += ["name=one-step", "steps=32", "batch=2", "save_every=1", "sheet_every=7", "tensorboard=false"]
+        return start([str(SCRIPT), *words])
 
-    assert begin("straight").wait(3000) == 0
-    kills, place = 0, tmp_path / "killed"
-    while kills < 20:
+    def newest(name: str) -> str:
+        return max((path.name for path in (tmp_path / name).glob("step-*.pt")), default="")
+
+    def wait_for_another(run: subprocess.Popen, name: str, before: str) -> None:
+        deadline = time.monotonic() + 1800
+        while newest(name) == before and run.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    began = time.monotonic()
+    run = begin("straight")
+    wait_for_another(run, "straight", "")
+    until_first = time.monotonic() - began
+    assert run.wait(3600) == 0
+    step = (time.monotonic() - began - until_first) / 32
+    seen = []
+    for _ in range(kills):
         run = begin("killed")
-        before = len(list(place.glob("step-*.pt"))) and max(place.glob("step-*.pt"))
-        # Some moments before the first new checkpoint, most after: anywhere in loading, training, writing, drawing.
-        deadline = time.monotonic() + 1200
-        while dice.random() < 0.97 and run.poll() is None and time.monotonic() < deadline:
-            files = sorted(place.glob("step-*.pt"))
-            if files and files[-1] != before:
-                time.sleep(dice.random() * 0.3)
-                break
-            time.sleep(0.05)
+        # Some moments anywhere in loading, most in training, writing a checkpoint, or drawing.
+        if dice.random() < 0.25:
+            time.sleep(dice.random() * until_first)
+        else:
+            wait_for_another(run, "killed", newest("killed"))
+            time.sleep(dice.random() * step)
         run.send_signal(signal.SIGKILL)
         run.wait()
-        kills += 1
-    assert begin("killed").wait(3000) == 0
+        seen.append(newest("killed"))
+    assert len(set(seen)) > kills // 3 and not (tmp_path / "killed" / "one-step.safetensors").exists()
+    assert begin("killed").wait(3600) == 0
     one, other = (LoRaD.load(tmp_path / name / "one-step.safetensors") for name in ("straight", "killed"))
     assert all(torch.equal(x, y) for key in one.factors for x, y in zip(one.factors[key], other.factors[key], strict=True))
+    ends = [read_checkpoint(tmp_path / name / "step-00000032.pt") for name in ("straight", "killed")]
+    for part in (STUDENT, FAKE, "average"):
+        assert all(torch.equal(ends[0][part][name], ends[1][part][name]) for name in ends[0][part])
+    for role in (STUDENT, FAKE):
+        moments = [end["updaters"][role]["optimizer"]["state"] for end in ends]
+        assert all(torch.equal(moments[0][i][name], moments[1][i][name]) for i in moments[0] for name in moments[0][i])

@@ -18,6 +18,7 @@ from wadi_core import base as bases
 from wadi_core import configs
 from wadi_core.lorad.layers import detect_architecture, fake_score_layers, linear_shapes, student_layers
 from wadi_core.lorad.linear import attach, rotated_layers
+from wadi_core.pipeline import find_device
 
 from .condition import Condition
 from .models import LATENT_CHANNELS, T5_TOKENS, call_pixart, call_unet, is_pixart
@@ -78,8 +79,13 @@ def empty_network(config: TrainConfig) -> tuple[nn.Module, Path]:
 
     if config.base == "mini":
         folder = configs.folder("wadi-mini")
+    elif not config.base and config.base_config:
+        folder = existing_folder(config.base_config)
     elif not config.base:
-        raise ValueError("base: name the model to distil, a diffusers folder or a .safetensors checkpoint: base=PATH")
+        raise ValueError(
+            "base: name the model to distil, a diffusers folder or a .safetensors checkpoint: base=PATH; for an estimate its "
+            f"shape is enough: base_config={configs.folder('sd15')}"
+        )
     elif is_pixart(config.base):
         folder = Path(config.base)
     else:
@@ -87,6 +93,17 @@ def empty_network(config: TrainConfig) -> tuple[nn.Module, Path]:
     part, kind = ("transformer", PixArtTransformer2DModel) if is_pixart(folder) else ("unet", UNet2DConditionModel)
     with torch.device("meta"):
         return kind.from_config(configs.read(folder / part / "config.json")), folder
+
+
+def existing_folder(path: str) -> Path:
+    """The path, if there is a folder of settings.
+
+    Raises:
+        OSError: there is none; one line.
+    """
+    if not any((Path(path) / part / "config.json").is_file() for part in ("unet", "transformer")):
+        raise FileNotFoundError(f"base_config: {path} is no folder with unet/config.json")
+    return Path(path)
 
 
 def trained_parameters(network: nn.Module, layers: list[str], kind: str, rank: int) -> int:
@@ -164,10 +181,12 @@ def estimate(config: TrainConfig) -> Estimate:
     # A rotated copy of the fake score's layers, and guidance's double batch, pass through while the student's is kept.
     passing = inside * computed
     kept = kept_for_backward(network, config, layers["student"])
-    helpers = 0 if config.offload else helper_parameters(folder) * computed
+    on_gpu = find_device(config.device or None).type == "cuda" or not config.device
+    # On a CPU text encoder and autoencoder have nowhere else to be.
+    helpers = helper_parameters(folder) * (computed if on_gpu else 4) if not (config.offload and on_gpu) else 0
     return Estimate(
         architecture, size, student, len(layers["student"]), fake, len(layers["fake"]), frozen, trained, kept,
-        passing + helpers + CUDA, config.steps, config.steps * config.batch, calls,
+        passing + helpers + (CUDA if on_gpu else 0), config.steps, config.steps * config.batch, calls,
     )  # fmt: skip
 
 

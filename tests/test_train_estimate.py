@@ -1,0 +1,68 @@
+"""What a run will need, before anything is loaded: counted, not guessed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from networks import small_settings, write_settings
+from training import tiny
+
+from trainer.distillation import layers_of_roles
+from trainer.estimate import Estimate, empty_network, estimate
+from trainer.train import main
+
+
+@pytest.fixture(scope="module")
+def shape(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Settings without weights."""
+    return write_settings(tmp_path_factory.mktemp("shape") / "small", "sd15", small_settings("sd15"))
+
+
+@pytest.fixture
+def of(shape: Path, tmp_path: Path) -> Callable[..., Estimate]:
+    def make(**changes: object) -> Estimate:
+        return estimate(tiny("", "none", tmp_path, base_config=str(shape), **changes))
+
+    return make
+
+
+def test_what_is_saved_is_in_the_figures(of: Callable[..., Estimate], shape: Path, tmp_path: Path) -> None:
+    plain = of(batch=4)
+    network, _ = empty_network(tiny("", "none", tmp_path, base_config=str(shape)))
+    layers = layers_of_roles(network, "unet-custom")
+    assert plain.network == sum(parameter.numel() for parameter in network.parameters())
+    assert (plain.student_layers, plain.fake_layers) == tuple(len(paths) for paths in layers.values())
+    linears = [network.get_submodule(path) for path in layers["student"]]
+    assert plain.student == sum(4 * (layer.out_features + layer.in_features // 2) for layer in linears)
+    rotated = 4 * sum(layer.weight.numel() for layer in linears)
+    assert plain.kept_bytes > rotated
+    assert of(batch=4, recompute_rotation=True).kept_bytes == plain.kept_bytes - rotated
+    assert of(batch=4, gradient_checkpointing=True).kept_bytes < 0.5 * plain.kept_bytes
+    half = of(batch=4, micro_batch=2)
+    assert half.kept_bytes < plain.kept_bytes and (half.calls, half.pictures) == (2, 6 * 4)
+    assert of(precision="bf16", base_weights="fp8").frozen_bytes < 0.6 * plain.frozen_bytes
+    assert of(adapter="full").student == plain.network
+    assert of(adapter="lora").student > plain.student
+    assert of(ema=0.0).trained_bytes == plain.trained_bytes - 4 * plain.student
+    assert plain.total_bytes < 1e8  # on a CPU there is no driver that takes half a gigabyte
+    assert of(device="").total_bytes > plain.total_bytes or not torch.cuda.is_available()
+
+
+def test_it_is_shown_without_any_weight(
+    shape: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["train.py", "--dry-run", "base=", f"base_config={shape}", f"output={tmp_path / 'run'}", "steps=100", "batch=8"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert main() == 0
+    shown = capsys.readouterr().out
+    assert "100 of 8 pictures in 1 calls each: 800 pictures" in shown and "kept for backward" in shown
+    assert not (tmp_path / "run").exists()
+    for given, told in (("base_config=", "base_config="), (f"base_config={tmp_path}", "no folder with unet/config.json")):
+        monkeypatch.setattr(sys, "argv", [*words[:3], given])
+        assert main() == 1
+        message = capsys.readouterr().err
+        assert told in message and message.count("\n") == 1
