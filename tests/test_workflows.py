@@ -31,6 +31,7 @@ FOLDERS = {
     "unet_name": "models/diffusion_models",
     "clip_name": "models/text_encoders",
     "vae_name": "models/vae",
+    "control_net_name": "models/controlnet",
 }
 every_workflow = pytest.mark.parametrize("name", WORKFLOWS)
 every_version = pytest.mark.parametrize("version", FACTS)
