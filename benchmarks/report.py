@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -60,6 +61,36 @@ def table(title: str, rows: dict[str, dict[str, float]]) -> str:
         cells = (f"{row[figure]:.4g}" if figure in row else "" for figure in figures)
         lines.append(f"| {key} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a benchmark that compares the teacher of wadi-mini with its student."""
+    from trainer.features import GRAIN
+
+    from .sets import SAMPLERS
+
+    add = parser.add_argument
+    add("--study", type=int, default=6000, help="pictures of one object, and of two, to learn from (default: 6000 each)")
+    add("--output", default="docs", metavar="DIR", help="where the report and the sheet go (default: docs)")
+    add("--work", default="runs/quality", metavar="DIR", help="where sets are kept (default: runs/quality)")
+    add("--model", default="mini", metavar="DIR", help="teacher in diffusers layout (default: the one in the package)")
+    add("--lorad", metavar="FILE", help="the student's adapter (default: the one in the package)")
+    add("--steps", type=int, default=25, help="of the teacher (default: 25)")
+    add("--guidance", type=float, default=3.0, help="of the teacher (default: 3)")
+    add("--sampler", choices=SAMPLERS, default="dpm", help="dpm (DPM-Solver++, default) or ddim")
+    add("--float32", action="store_true", help="many steps and decoding in float32 too, not in bfloat16")
+    add("--grain", type=float, default=GRAIN, help=f"on every picture, in grey levels (default: {GRAIN:g}; see features.py)")
+    add("--batch", type=int, default=64, help="pictures a network call (default: 64)")
+    add("--device", default="cpu", help="cpu (default), cuda and so on")
+    add("--debug", action="store_true", help="show where an error comes from")
+
+
+def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Leave with bad usage if the options of :func:`add_options` and ``--count`` make no sense."""
+    if options.count < 2 or options.batch < 1 or options.steps < 2 or options.grain < 0:
+        parser.error("at least 2 pictures, 2 steps, batches of 1 and grain of 0 are needed")
+    if options.model != "mini" and not options.lorad:
+        parser.error("--model needs --lorad")
 
 
 def ended(script: str, debug: bool, act: Callable[[], str]) -> int:

@@ -55,8 +55,11 @@ class Prototypes:
 
     def name(self, features: Array, how_many: int = 1) -> NDArray[np.integer]:
         """The ``how_many`` objects that each picture most likely shows, (n, how_many), the likeliest first."""
-        scores = (np.asarray(features, np.float64) - self.mean) @ self.whiten @ self.prototypes.T
-        return np.argsort(-scores, axis=1, kind="stable")[:, :how_many]
+        return np.argsort(-self.scores(features), axis=1, kind="stable")[:, :how_many]
+
+    def scores(self, features: Array) -> Array:
+        """How much each picture looks like each object, (n, objects)."""
+        return (np.asarray(features, np.float64) - self.mean) @ self.whiten @ self.prototypes.T
 
     def hits(self, features: Array, shown: Sequence[Sequence[int]]) -> NDArray[np.integer]:
         """How many of the objects each picture should show are among as many guesses, (n,).

