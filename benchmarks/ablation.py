@@ -39,7 +39,7 @@ from trainer.estimate import empty_network, trained_parameters
 from trainer.features import Eye
 from trainer.optimise import Diverged
 from trainer.schema import TrainConfig
-from trainer.train import DIVERGED
+from trainer.script import DIVERGED
 from wadi_core import LoRaD, OneStepPipeline
 from wadi_core import base as bases
 from wadi_core.files import atomic_write, one_line

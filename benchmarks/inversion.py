@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import logging
 import random
 import sys
 from collections.abc import Sequence
@@ -163,13 +162,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "method": METHOD,
         "settings": {
             "word": {"file": word.name, "token": word.token, "vectors": len(word.vectors), "sha256": word.sha256, **word.extra},
-            "pictures_per_set": count,
-            "study_pictures": 2 * options.study,
-            "teacher_steps": options.steps,
-            "guidance": options.guidance,
-            "sampler": options.sampler,
-            "many_steps_and_decoding_in": "float32" if options.float32 else "bfloat16",
-            "grain": options.grain,
+            **report.how(options),
         },
         "seeds": {"examples": EXAMPLES.first, "pictures": FIRST, "sheet": SHEET_FIRST},
         "sets": sets,
@@ -210,11 +203,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     parser = _parser()
-    words = sys.argv[1:] if words is None else list(words)
-    options = parser.parse_args(words)
-    options.words = words
-    report.check_options(parser, options)
-    logging.getLogger("wadi").setLevel(logging.ERROR)  # a bare teacher in one call is not meant, and not drawn
+    options = report.read_options(parser, words)
 
     def act() -> str:
         if options.examples:

@@ -14,7 +14,6 @@ rank gives a LoRA as many parameters. The style is measured on objects that were
 from __future__ import annotations
 
 import argparse
-import logging
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -261,13 +260,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "objects_in_both_sets": len(emoji.things),
             "parameters": {name: number for name, number in parameters.items() if number},
             "steps": {name: _steps(path) for name, path in _named(options.adapters).items()},
-            "pictures_per_set": count,
-            "study_pictures": 2 * options.study,
-            "teacher_steps": options.steps,
-            "guidance": options.guidance,
-            "sampler": options.sampler,
-            "many_steps_and_decoding_in": "float32" if options.float32 else "bfloat16",
-            "grain": options.grain,
+            **report.how(options),
         },
         "seeds": {"examples": EXAMPLE_SEED, "study": STUDY, "pictures": FIRST, "sheet": SHEET_FIRST},
         "sets": sets,
@@ -330,13 +323,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     parser = _parser()
-    words = sys.argv[1:] if words is None else list(words)
-    options = parser.parse_args(words)
-    options.words = words
-    report.check_options(parser, options)
+    options = report.read_options(parser, words)
     if not options.examples and not options.adapters:
         parser.error("--examples DIR or --adapters FILE ... is needed")
-    logging.getLogger("wadi").setLevel(logging.ERROR)  # a bare teacher in one call is not meant, and not drawn
 
     def act() -> str:
         if options.examples:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import platform
 import shlex
@@ -85,12 +86,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--debug", action="store_true", help="show where an error comes from")
 
 
-def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Leave with bad usage if the options of :func:`add_options` and ``--count`` make no sense."""
+def read_options(parser: argparse.ArgumentParser, words: Sequence[str] | None) -> argparse.Namespace:
+    """The options of :func:`add_options` and ``--count``, from these words or the command line's; leaves if they are bad."""
+    words = sys.argv[1:] if words is None else list(words)
+    options = parser.parse_args(words)
+    options.words = words
     if options.count < 2 or options.batch < 1 or options.steps < 2 or options.grain < 0:
         parser.error("at least 2 pictures, 2 steps, batches of 1 and grain of 0 are needed")
     if options.model != "mini" and not options.lorad:
         parser.error("--model needs --lorad")
+    logging.getLogger("wadi").setLevel(logging.ERROR)  # a bare teacher in one call is not meant, and not drawn
+    return options
+
+
+def how(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of :func:`add_options` that decide the figures, as a report names them."""
+    return {
+        "pictures_per_set": options.count,
+        "study_pictures": 2 * options.study,
+        "teacher_steps": options.steps,
+        "guidance": options.guidance,
+        "sampler": options.sampler,
+        "many_steps_and_decoding_in": "float32" if options.float32 else "bfloat16",
+        "grain": options.grain,
+    }
 
 
 def ended(script: str, debug: bool, act: Callable[[], str]) -> int:

@@ -17,7 +17,7 @@ import torch
 from benchmarks import ablation, ablation_page
 from trainer import config as settings
 from trainer.schema import TrainConfig
-from trainer.train import DIVERGED
+from trainer.script import DIVERGED
 from wadi_core.lorad.checkpoint import write_safetensors
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .config import setting
-from .schema import VERSION, TrainConfig
+from .schema import VERSION, TrainConfig, check_together
 
 _SHARED = {field.name: field for field in dataclasses.fields(TrainConfig)}
 TEMPLATES = ("a photo of {}", "a picture of {}", "{}")
@@ -77,14 +77,7 @@ class LessonConfig:
     tensorboard: bool = same("tensorboard")
 
     def __post_init__(self) -> None:
-        if self.resolution % 8:
-            raise ValueError(f"resolution: a multiple of 8 is expected, not {self.resolution}")
-        if (self.precision == "fp64") != (self.base_weights == "fp64"):
-            raise ValueError("precision: fp64 needs base_weights=fp64, and the other way round")
-        if self.precision == "fp32" and self.base_weights in ("bf16", "fp16"):
-            raise ValueError(f"base_weights: {self.base_weights} needs precision=bf16 or fp16, not fp32")
-        if self.compile and self.base_weights in ("fp8", "nf4"):
-            raise ValueError(f"compile: cannot be combined with base_weights={self.base_weights}")
+        check_together(self.resolution, self.precision, self.base_weights, self.compile)
         # ComfyUI takes what follows a bracket for the next word of a prompt.
         if any(sign in self.name for sign in "/\\<[ ") or not self.name.strip(". "):
             raise ValueError(f"name: a file name without folders, spaces and brackets is expected, not {self.name!r}")

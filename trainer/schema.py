@@ -16,6 +16,22 @@ PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
 STORAGE = ("fp32", "bf16", "fp16", "fp8", "nf4", "fp64")
 
 
+def check_together(resolution: int, precision: str, base_weights: str, compile: bool) -> None:
+    """Do nothing if these settings of any training go together.
+
+    Raises:
+        ValueError: they do not; one line.
+    """
+    if resolution % 8:
+        raise ValueError(f"resolution: a multiple of 8 is expected, not {resolution}")
+    if (precision == "fp64") != (base_weights == "fp64"):
+        raise ValueError("precision: fp64 needs base_weights=fp64, and the other way round")
+    if precision == "fp32" and base_weights in ("bf16", "fp16"):
+        raise ValueError(f"base_weights: {base_weights} needs precision=bf16 or fp16, not fp32")
+    if compile and base_weights in ("fp8", "nf4"):
+        raise ValueError(f"compile: cannot be combined with base_weights={base_weights}")
+
+
 @dataclass
 class TrainConfig:
     """Settings of a distillation."""
@@ -95,17 +111,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.timestep_low > self.timestep_high:
             raise ValueError(f"timestep_low: at most timestep_high ({self.timestep_high}) is expected, not {self.timestep_low}")
-        if self.resolution % 8:
-            raise ValueError(f"resolution: a multiple of 8 is expected, not {self.resolution}")
-        if (self.precision == "fp64") != (self.base_weights == "fp64"):
-            raise ValueError("precision: fp64 needs base_weights=fp64, and the other way round")
-        if self.precision == "fp32" and self.base_weights in ("bf16", "fp16"):
-            raise ValueError(f"base_weights: {self.base_weights} needs precision=bf16 or fp16, not fp32")
+        check_together(self.resolution, self.precision, self.base_weights, self.compile)
         if self.base_weights in ("fp8", "nf4"):
             for kind, what in (("full", "training all weights (full)"), ("dora", "dora, which needs the weights' norms")):
                 if kind in (self.adapter, self.fake_adapter):
                     raise ValueError(f"base_weights: {self.base_weights} cannot be combined with {what}")
-            if self.compile:
-                raise ValueError(f"compile: cannot be combined with base_weights={self.base_weights}")
         if any(sign in self.name for sign in "/\\") or not self.name.strip(". "):
             raise ValueError(f"name: a file name without folders is expected, not {self.name!r}")
