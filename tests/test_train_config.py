@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,6 +213,29 @@ def test_a_base_that_predicts_v_asks_for_the_setting(wrong, base: Path, prompts:
     run = Distillation(tiny(folder, prompts, tmp_path / "run", prediction_type="v_prediction"))
     assert run.one_step.prediction_type == run.noising.prediction_type == "v_prediction"
     assert "set prediction_type=epsilon" in wrong(prediction_type="v_prediction")
+
+
+def test_a_single_file_that_predicts_v_is_found_out(wrong, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trainer import models
+
+    folder = write_settings(tmp_path / "small", "sd21", small_settings("sd21"))
+    file = write_single_file(tmp_path / "768.safetensors", states(make_networks(folder)), folder)
+    monkeypatch.setattr(models, "detect_architecture", lambda network: "sd21")  # as which the whole one would be known
+    # With weights at random it answers noise with anything but that noise, as one does that predicts v.
+    told = wrong(base=file, base_config=folder)
+    assert "predicts v_prediction by its answer to noise: set prediction_type=v_prediction" in told
+        base=file, base_config=folder
+    )
+    monkeypatch.setattr(models.StableDiffusion, "call", staticmethod(lambda network, x, t, condition: 0.9 * x))
+    refused = wrong(base=file, base_config=folder, prediction_type="v_prediction")
+    assert "set prediction_type=epsilon" in refused
+
+
+def test_a_base_that_predicts_something_else_is_refused(wrong, base: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(base, tmp_path / "other")
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "prediction_type": "sample"}))
+    assert "predicts sample by its own settings; one that predicts epsilon or v_prediction is needed" in wrong(base=folder)
 
 
 def test_a_pickled_checkpoint_and_an_adapter_are_no_base(wrong, base: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from wadi_core.files import one_line, refusal
 from wadi_core.lorad.layers import detect_architecture, network_sha256
 from wadi_core.pictures import to_pictures
 from wadi_core.pipeline import OneStepPipeline
+from wadi_core.schedule import PREDICTION_TYPES
 
 from .condition import Condition
 
@@ -281,7 +282,10 @@ def load(base: str, config: str, prediction_type: str) -> Model:
     loaded = bases.load(base, CPU, torch.float32, config or None)
     if loaded.one_step is not None:
         raise refusal(base, "this is a one-step network already; a multi-step one is needed to learn from")
-    return StableDiffusion(loaded, source.settings)
+    model = StableDiffusion(loaded, source.settings)
+    if source.single_file and model.architecture == "sd21":  # the one of 512 pixels or the one of 768, in the same shapes
+        check_prediction(base, answer_to_noise(model), prediction_type, "by its answer to noise")
+    return model
 
 
 def scheduler_says(folder: Path) -> str | None:
@@ -290,11 +294,24 @@ def scheduler_says(folder: Path) -> str | None:
     return configs.read(path).get("prediction_type") if path.is_file() else None
 
 
-def check_prediction(base: str, said: str | None, wanted: str) -> None:
+@torch.no_grad()
+def answer_to_noise(model: Model) -> str:
+    """What a trained network predicts, by what it says of pure noise at the last timestep.
+
+    The noise itself comes back from one that predicts noise; v there is -x0, which is like none of it.
+    """
+    z = torch.randn(1, LATENT_CHANNELS, 16, 16, generator=torch.Generator().manual_seed(0))
+    said = model.call(model.network, z, torch.tensor([999]), model.encode([""]))
+    return "epsilon" if torch.cosine_similarity(z.flatten(), said.flatten(), dim=0) > 0.5 else "v_prediction"
+
+
+def check_prediction(base: str, said: str | None, wanted: str, how: str = "by its own settings") -> None:
     """Do nothing if the settings agree with the base.
 
     Raises:
         ValueError: they do not; one line that says what to set.
     """
+    if said not in (None, *PREDICTION_TYPES):
+        raise refusal(base, f"this base predicts {said} {how}; one that predicts {' or '.join(PREDICTION_TYPES)} is needed")
     if said is not None and said != wanted:
-        raise refusal(base, f"this base predicts {said} by its own settings: set prediction_type={said} if that is right")
+        raise refusal(base, f"this base predicts {said} {how}: set prediction_type={said} if that is right")

@@ -106,6 +106,8 @@ class Session:
                 "or remove the newer checkpoints"
             )
         self.run.load_state(state)
+        if self.first:
+            logger.info("the run goes on from step %d of %d", self.run.step, self.config.steps)
 
     def go(self) -> Path | None:
         """Train to the end, or to a signal; both leave a checkpoint and the student as it is then.
@@ -208,6 +210,8 @@ class Session:
             self.events.close()
         (picture,) = self.run.pictures(self.run.prompts.shown[:1], SHEET_SEEDS[0])
         path = export.export(self.run, self.output, picture)
+        if self.run.step < self.config.steps:
+            logger.info("stopped after %d of %d steps; the same command goes on from there", self.run.step, self.config.steps)
         logger.info("the student is %s", path)
         return path
 
