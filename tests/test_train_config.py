@@ -224,8 +224,6 @@ def test_a_single_file_that_predicts_v_is_found_out(wrong, tmp_path: Path, monke
     # With weights at random it answers noise with anything but that noise, as one does that predicts v.
     told = wrong(base=file, base_config=folder)
     assert "predicts v_prediction by its answer to noise: set prediction_type=v_prediction" in told
-        base=file, base_config=folder
-    )
     monkeypatch.setattr(models.StableDiffusion, "call", staticmethod(lambda network, x, t, condition: 0.9 * x))
     refused = wrong(base=file, base_config=folder, prediction_type="v_prediction")
     assert "set prediction_type=epsilon" in refused
