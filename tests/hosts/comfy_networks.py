@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from control_networks import random_controlnet
 from layout_networks import ldm_state
-from networks import ldm_unet_name, make_networks, random_lorad, states, write_folder, write_settings
+from networks import make_networks, random_lorad, states, write_folder, write_settings
 from torch import Tensor, nn
 
 from wadi_core import LoRaD, mini
@@ -73,6 +74,7 @@ def random_mini(folder: Path) -> Path:
     made = make_networks(folder)
     write_folder(folder, {part: {k: t.half() for k, t in state.items()} for part, state in states(made).items()})
     random_lorad(made["unet"]).save(folder / mini.LORAD)
+    random_controlnet(made["unet"]).half().save_pretrained(folder / mini.CONTROL)
     for name in (mini.EMBEDDINGS, mini.ADAPTERS):
         (folder / name).mkdir()
     random_word("<left-of>", made["text_encoder"].config.hidden_size).save(folder / mini.EMBEDDINGS / "left-of.safetensors")
@@ -138,32 +140,6 @@ def diffusion_model(path: Path, network: nn.Module, config: dict[str, Any]) -> N
     """The U-Net alone, in the layout of checkpoints without their prefix."""
     tensors = ldm_state(dict(network.state_dict()), config, prefix="")
     write_safetensors(path, {name: tensor.contiguous() for name, tensor in tensors.items()})
-
-
-def controlnet(network: nn.Module, seed: int = 9) -> nn.Module:
-    """A ControlNet for a U-Net, whose outputs are random instead of the zeros that training starts from."""
-    from diffusers import ControlNetModel
-
-    torch.manual_seed(seed)
-    made = ControlNetModel.from_unet(network, conditioning_embedding_out_channels=(16, 32, 96, 256))
-    with torch.no_grad():
-        for part in (made.controlnet_down_blocks, made.controlnet_mid_block, made.controlnet_cond_embedding.conv_out):
-            for parameter in part.parameters():
-                parameter.normal_(std=0.05)
-    return made.eval().requires_grad_(False)
-
-
-def controlnet_state(made: nn.Module, config: dict[str, Any]) -> State:
-    """A ControlNet in the names of its authors, as most files have them."""
-    names = {"controlnet_mid_block": "middle_block_out.0"}
-    names |= {f"controlnet_down_blocks.{place}": f"zero_convs.{place}.0" for place in range(len(made.controlnet_down_blocks))}
-    hints = ["conv_in", *(f"blocks.{place}" for place in range(6)), "conv_out"]
-    names |= {f"controlnet_cond_embedding.{hint}": f"input_hint_block.{2 * place}" for place, hint in enumerate(hints)}
-    state = {}
-    for name, tensor in made.state_dict().items():
-        layer, _, kind = name.rpartition(".")
-        state[f"{names[layer]}.{kind}" if layer in names else ldm_unet_name(name, config)] = tensor.contiguous()
-    return state
 
 
 def random_lora(network: nn.Module, rank: int = 4, seed: int = 3, spread: float = 0.05) -> State:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import comfy_networks
+import comfy_slice
 import numpy as np
 import pytest
 import torch
-from comfy_graph import Graph, Node, to_api
+from comfy_graph import Graph, to_api
 from comfy_server import ROOT, ComfyServer
+from comfy_slice import SEED, SIZE, TOLERANCE, calls, conditioning, error, latent_of, one_step, with_lorad
+from control_networks import random_controlnet
 from networks import random_lorad
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -27,20 +30,12 @@ NODES = {
     *("WaDi_ExtractLoRaD", "WaDi_SaveLoRaD", "WaDi_ConvertToLoRA", "WaDi_Inspect", "WaDi_AnalyzeDirections"),
     "WaDi_ControlPreprocessor",
 }
-SEED = 1234
-SIZE = 64
-TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
 def network(comfy_base: Path) -> torch.nn.Module:
     """A slice of Stable Diffusion 1.5, which the server has too, with an adapter and a prompt."""
-    made = comfy_networks.unet(comfy_networks.SLICE)
-    comfy_networks.diffusion_model(comfy_base / "models/diffusion_models/slice.safetensors", made, comfy_networks.SLICE)
-    random_lorad(made).save(comfy_base / "models/lorad/slice.safetensors", torch.float32)
-    torch.manual_seed(4)
-    save_file({"conditioning": torch.randn(1, 77, 768)}, comfy_base / "input/prompt.safetensors")
-    return made
+    return comfy_slice.prepare(comfy_base)
 
 
 @pytest.fixture(scope="module")
@@ -51,40 +46,6 @@ def expected(network: torch.nn.Module, comfy_base: Path) -> torch.Tensor:
     latent = one_step(network, noise([SEED, SEED + 1], SIZE, SIZE), conditioning(comfy_base), lorad.one_step)
     lorad.remove(network)
     return latent / comfy_networks.SD15_VAE_SCALE
-
-
-def conditioning(base: Path) -> torch.Tensor:
-    return load_file(base / "input/prompt.safetensors")["conditioning"]
-
-
-@torch.no_grad()
-def one_step(network: torch.nn.Module, z: torch.Tensor, told: torch.Tensor, schedule: OneStep) -> torch.Tensor:
-    prediction = network(z, schedule.timestep, encoder_hidden_states=told.expand(len(z), -1, -1)).sample
-    return schedule.x0(z, prediction)
-
-
-def with_lorad(graph: Graph, **more: Any) -> tuple[Node, Node]:
-    """The slice with its adapter and its calls counted, and the prompt."""
-    base = graph("UNETLoader", unet_name="slice.safetensors", weight_dtype="default")
-    settings = {"lorad_name": "slice.safetensors", "strength": 1.0, "one_step": True, **more}
-    turned = graph("WaDi_LoadLoRaD", model=base[0], **settings)
-    counted = graph("Probe_Count", model=turned[0], name="calls.json")
-    return counted, graph("Probe_Conditioning", name="prompt.safetensors")
-
-
-def latent_of(comfy: ComfyServer, graph: Graph, latent: list[Any]) -> torch.Tensor:
-    graph("Probe_DumpLatent", latent=latent, name="latent.safetensors")
-    comfy.run(graph.prompt)
-    return load_file(comfy.base / "output/latent.safetensors")["samples"]
-
-
-def calls(comfy: ComfyServer) -> list[dict[str, Any]]:
-    return json.loads((comfy.base / "output/calls.json").read_text())
-
-
-def error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    assert found.shape == expected.shape
-    return float((found - expected).abs().max() / expected.abs().max())
 
 
 # The nodes
@@ -240,36 +201,6 @@ def test_the_loader_reports_in_one_line(comfy: ComfyServer, network: torch.nn.Mo
     assert (facts["layers"], facts["of"], facts["rank"], facts["one_step"]) == (count, count, 4, True)
 
 
-def test_controlnet_steers_the_one_step_as_in_diffusers(comfy: ComfyServer, network: torch.nn.Module) -> None:
-    control = comfy_networks.controlnet(network)
-    state = comfy_networks.controlnet_state(control, comfy_networks.SLICE)
-    save_file(state, comfy.base / "models/controlnet/control.safetensors")
-    torch.manual_seed(10)
-    pixels = torch.randint(0, 256, (SIZE, SIZE, 3), dtype=torch.uint8)
-    Image.fromarray(pixels.numpy()).save(comfy.base / "input/hint.png")
-    graph = Graph()
-    model, positive = with_lorad(graph)
-    loaded = graph("ControlNetLoader", control_net_name="control.safetensors")
-    hint = graph("LoadImage", image="hint.png")
-    settings = {"strength": 0.8, "start_percent": 0.0, "end_percent": 1.0}
-    links = {"positive": positive[0], "negative": positive[0], "control_net": loaded[0], "image": hint[0]}
-    steered = graph("ControlNetApplyAdvanced", **links, **settings)
-    sizes = {"width": SIZE, "height": SIZE, "batch_size": 1, "seed": SEED}
-    sampled = graph("WaDi_OneStepSampler", model=model[0], positive=steered[0], **sizes)
-    found = latent_of(comfy, graph, sampled[0])
-    lorad = LoRaD.load(comfy.base / "models/lorad/slice.safetensors")
-    told, z = conditioning(comfy.base), noise([SEED], SIZE, SIZE)
-    image = pixels.permute(2, 0, 1)[None].float() / 255
-    with torch.no_grad():
-        down, middle = control(z, 999, told, controlnet_cond=image, conditioning_scale=0.8, return_dict=False)
-        lorad.apply_to(network)
-        more = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
-        reference = lorad.one_step.x0(z, network(z, 999, encoder_hidden_states=told, **more).sample)
-        lorad.remove(network)
-    assert error(found, reference / comfy_networks.SD15_VAE_SCALE) < TOLERANCE
-    assert len(calls(comfy)) == 1
-
-
 # The embedded model
 
 
@@ -392,6 +323,9 @@ def models(comfy_base: Path, network: torch.nn.Module) -> Iterator[None]:
     random_lorad(network, rank=2, seed=5, one_step=False).save(models / "lorad/personal.safetensors")
     comfy_networks.random_word("<R>", 768).save(models / "embeddings/relation.safetensors")
     save_file(comfy_networks.random_lora(network), models / "loras/your-style-lora.safetensors")
+    controlnet = comfy_slice.controlnet_state(random_controlnet(network))
+    save_file(controlnet, models / "controlnet/control_v11p_sd15_canny_fp16.safetensors")
+    Image.new("RGB", (200, 150), "white").save(comfy_base / "input/example.png")
     fused = lorad.fuse_into(network)
     comfy_networks.diffusion_model(models / "diffusion_models/rotated_unet-sdv1-5.safetensors", network, comfy_networks.SLICE)
     fused.restore()
@@ -411,9 +345,12 @@ def test_workflow_runs(comfy: ComfyServer, models: None, name: str) -> None:
     workflow = json.loads((ROOT / "workflows" / name).read_text())
     prompt = to_api(workflow, comfy.get("/object_info"))
     for key, node in list(prompt.items()):
-        if "width" in node["inputs"] and not name.startswith("01"):
+        if "width" in node["inputs"] and "embedded" not in name:
             small = 256 if "pixart" in name else 128
-            node["inputs"] |= {"width": small, "height": small, "batch_size": 1}
+            node["inputs"] |= {side: small for side in ("width", "height")}
+            node["inputs"] |= {"batch_size": 1} if "batch_size" in node["inputs"] else {}
+        if node["class_type"] == "WaDi_HighResolution" and "embedded" not in name:
+            node["inputs"]["native_size"] = 64
         if node["class_type"] == "CLIPLoader":  # T5-XXL is 9.5 GB: its output comes out of a file instead
             encoder = next(k for k, n in prompt.items() if n["class_type"] == "CLIPTextEncode")
             prompt[encoder] = {"class_type": "Probe_Conditioning", "inputs": {"name": "t5.safetensors"}}
