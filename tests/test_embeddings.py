@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from wadi_core import OneStepPipeline, pictures
-from wadi_core.embeddings import Embedding, text_encoder_sha256
+from wadi_core import OneStepPipeline, mini, pictures
+from wadi_core.embeddings import Embedding, load_embeddings, text_encoder_sha256
 from wadi_core.lorad.checkpoint import write_safetensors
 
 WIDTH = networks.SMALL["text_encoder"]["hidden_size"]
@@ -220,6 +220,19 @@ def test_generate_takes_embeddings(
         cli.main([word for word in [*common, "-o", str(output), "--embedding", "none.safetensors"] if word != "--debug"]) == 1
     )
     assert capsys.readouterr().err == "wadi: error: none.safetensors: there is no such file\n"
+
+
+@pytest.mark.skipif(not (mini.FOLDER / mini.EMBEDDINGS).is_dir(), reason="wadi-mini's learned words are not there yet")
+def test_the_words_of_wadi_mini_are_small_and_fit_it() -> None:
+    pipe = OneStepPipeline.from_pretrained(device="cpu", embeddings="mini")
+    assert {one.token for one in pipe.vocabulary.learned} >= {"<left-of>"}
+    assert all(path.stat().st_size < 20_000 for path in mini.embedding_paths())
+
+
+def test_words_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(mini, "FOLDER", tmp_path)
+    with pytest.raises(OSError, match="embeddings/left-of.safetensors: this file of wadi-mini is missing"):
+        load_embeddings("mini")
 
 
 def test_settings_with_words_are_read_back() -> None:

@@ -341,5 +341,10 @@ def learn(config: C, make: Callable[[C, Processes], Lesson]) -> Path:
     lock = FolderLock(config.output)  # before anything is loaded: a folder that cannot be used is found out at once
     try:
         return LessonSession(make(config, processes)).go()
+    except torch.cuda.OutOfMemoryError as error:
+        raise ValueError(
+            f"the GPU's memory is full (micro_batch={config.micro_batch}): take a smaller micro_batch, "
+            "gradient_checkpointing=true or base_weights=fp8"
+        ) from error
     finally:
         lock.release()
