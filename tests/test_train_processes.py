@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,8 @@ import pytest
 import torch
 from training import command, small_base, write_prompts
 
+from benchmarks.report import origin
+from benchmarks.scaling import SKIPPED, as_markdown, launcher, step_seconds
 from trainer.processes import Processes
 from trainer.roles import FAKE, STUDENT
 from trainer.state import read_checkpoint
@@ -30,18 +31,10 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.txt")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def launch(words: list[str], count: int) -> None:
     """Start a script as ``accelerate launch`` does, on the CPU with gloo."""
-    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(count), "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port())]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    start = [sys.executable, *(launcher if count > 1 else []), *words]
+    start = [sys.executable, *launcher(count), *words]
     run = subprocess.run(start, env=environment, capture_output=True, text=True, timeout=3000, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
 
@@ -98,3 +91,12 @@ def test_samples_are_shared_out_once() -> None:
     assert sorted(taken) == list(range(100, 116))
     with pytest.raises(ValueError, match="6 samples cannot be shared out among 4 processes"):
         processes.share(range(6), 0)
+
+
+def test_steps_are_timed_without_the_first(tmp_path: Path) -> None:
+    times = [9.0, 15.0, 17.0, 18.0, 21.0, 22.0]  # of which the first two are not like the others
+    (tmp_path / "losses.csv").write_text("step,seconds\n" + "".join(f"{i + 1},{time}\n" for i, time in enumerate(times)))
+    assert SKIPPED == 2 and step_seconds(tmp_path) == 1.0
+    rows = [{"processes": 1, "batch": 8, "seconds": 4.0}, {"processes": 2, "batch": 16, "seconds": 5.0}]
+    shown = as_markdown({**origin("scaling", ["--steps", "6"]), "rows": rows})
+    assert "| 2 | 16 | 5.00 | 3.20 | 1.60 |" in shown
