@@ -102,7 +102,8 @@ class Lesson:
             config.clip,
             scaled=config.precision == "fp16" and self.device.type == "cuda",
         )
-        self.noising = Noising(self.model.alphas_cumprod.to(self.device), config.prediction_type)
+        exact = torch.float32 if self.device.type == "mps" else torch.float64  # Apple's GPUs know no float64
+        self.noising = Noising(self.model.alphas_cumprod.to(self.device, exact), config.prediction_type)
         self.guard = Guard(config.max_skipped, "rate")
         self.means, self.deviations = self.examples.latents(self.model, self.size, getattr(config, "mirror", False))
         self.average: dict[str, Tensor] = {}  # of which a lesson keeps none
