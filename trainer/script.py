@@ -25,6 +25,8 @@ def main(about: str, schema: type[C], run: Callable[[C], object], estimate: Call
         estimate: what a run will need, for ``--dry-run``.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when diffusers is imported: nothing is ever fetched
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):  # advice to developers, in the middle of a bar
+        os.environ.setdefault(name, "error")
     parser = settings.parser(about.splitlines()[0])
     parser.add_argument("--print-config", action="store_true", help="print all settings and what they mean, then leave")
     if estimate is not None:
