@@ -144,7 +144,7 @@ class OneStepDenoiser(CFGDenoiserKDiffusion):
         return done.x
 
 
-class OneStepSampler(sd_samplers_common.Sampler):
+class OneStepSampler(sampler.FromNoise, sd_samplers_common.Sampler):
     """The sampler's object for one pass."""
 
     def __init__(self, sd_model: Any) -> None:
@@ -185,17 +185,3 @@ class OneStepSampler(sd_samplers_common.Sampler):
                 sampling_cleanup(unet)
         self.add_infotext(p)
         return samples
-
-    def sample_img2img(
-        self,
-        p: Any,
-        x: Tensor,
-        noise: Tensor,
-        conditioning: Any,
-        unconditional_conditioning: Any,
-        steps: int | None = None,
-        image_conditioning: Tensor | None = None,
-    ) -> Tensor:
-        """As :meth:`sample`, from the noise: the network knows no other point of the process than pure noise."""
-        self.model_wrap_cfg.init_latent = x
-        return self.sample(p, noise, conditioning, unconditional_conditioning, steps, image_conditioning)

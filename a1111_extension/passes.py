@@ -52,6 +52,8 @@ class Passes:
         if self.hires and not self.second and not p.hr_second_pass_steps:
             p.hr_second_pass_steps = p.steps
         p.steps = 1
+        if getattr(p, "init_images", None):
+            p.denoising_strength = 1.0  # from pure noise, whatever the slider says
         if two_scales or not self.hires or self.second:
             p.cfg_scale = 1.0
 

@@ -137,7 +137,28 @@ class OneStepDenoiser(CFGDenoiserTimesteps):
         return done.x
 
 
-class OneStepSampler(CompVisSampler):
+class FromNoise:
+    """For samplers that know no other point of the process than pure noise."""
+
+    def sample_img2img(
+        self,
+        p: Any,
+        x: Tensor,
+        noise: Tensor,
+        conditioning: Any,
+        unconditional_conditioning: Any,
+        steps: int | None = None,
+        image_conditioning: Tensor | None = None,
+    ) -> Tensor:
+        """As ``sample``, from the noise and not from the latents ``x`` of the given picture.
+
+        With a mask the program puts the kept part of ``x`` back afterwards; before the step it would be no noise.
+        """
+        self.model_wrap_cfg.init_latent = x
+        return self.sample(p, noise, conditioning, unconditional_conditioning, steps, image_conditioning)
+
+
+class OneStepSampler(FromNoise, CompVisSampler):
     """The sampler's object for one pass."""
 
     def __init__(self, sd_model: Any) -> None:
@@ -172,20 +193,3 @@ class OneStepSampler(CompVisSampler):
         samples = self.launch_sampling(1, run)
         self.add_infotext(p)
         return samples
-
-    def sample_img2img(
-        self,
-        p: Any,
-        x: Tensor,
-        noise: Tensor,
-        conditioning: Any,
-        unconditional_conditioning: Any,
-        steps: int | None = None,
-        image_conditioning: Tensor | None = None,
-    ) -> Tensor:
-        """As :meth:`sample`, from the noise: the network knows no other point of the process than pure noise.
-
-        With a mask the program puts the kept part of ``x`` back afterwards; before the step it would be no noise.
-        """
-        self.model_wrap_cfg.init_latent = x
-        return self.sample(p, noise, conditioning, unconditional_conditioning, steps, image_conditioning)

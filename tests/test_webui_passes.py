@@ -59,6 +59,13 @@ def test_other_samplers_are_left_alone() -> None:
     }
 
 
+def test_a_given_picture_is_drawn_over_in_whole() -> None:
+    p = generation(init_images=["picture"], denoising_strength=0.4)
+    assert settled(p) == {"steps": 1, "cfg_scale": 1.0} and p.denoising_strength == 1.0
+    other = generation("Euler", init_images=["picture"], denoising_strength=0.4)
+    assert settled(other)["steps"] == 20 and other.denoising_strength == 0.4
+
+
 def test_what_is_told() -> None:
     def told(p: SimpleNamespace) -> str:
         return " | ".join(Passes.of(p).notes(p))

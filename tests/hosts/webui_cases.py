@@ -142,6 +142,7 @@ def test_img2img_draws_from_noise_and_says_so(webui: WebUI, base: Base) -> None:
     given = np.full((base.size, base.size, 3), 200)
     made = webui.draw(tab="img2img", init_images=[png(given)], denoising_strength=0.3)
     assert abs(made.pictures[0] - plain).max() <= 1
+    assert float(made.fields["Denoising strength"]) == 1.0
     assert any("denoising strength has no effect" in line for line in webui.comments())
 
 
