@@ -14,7 +14,7 @@ from lorad_networks import MINI
 
 from trainer import config as settings
 from trainer.mini import controlnet as training
-from trainer.mini import export, scenes
+from trainer.mini import denoising, export, scenes
 from trainer.mini.controlnet import ControlNetConfig, Scenes, draw_batch, told_in_part
 from trainer.mini.edges import agreement, edges, pack, unpack
 from trainer.mini.vae import to_tensor
@@ -62,7 +62,6 @@ def config(base: Path, tmp_path: Path, font: None, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(module, "SHARD", SHARD)
     monkeypatch.setattr(training, "SHEET_SCENES", 2)
     monkeypatch.setattr(training, "many_steps", lambda unet, z, text, null, **_: unet(z, 999, text).sample)
-    monkeypatch.setattr(training.signal, "signal", lambda *_: None)
     loaded = bases.load(base, torch.device("cpu"), torch.float32)
     (tmp_path / "latents").mkdir()
     for index in range(2):
@@ -185,7 +184,7 @@ def test_a_run_and_one_that_was_stopped(config: ControlNetConfig, base: Path, mo
     assert "f1_1_step" in (output / "losses.csv").read_text().splitlines()[0]
 
     stopped = replace(config, output=f"{config.output}-stopped")
-    update = training.update_average
+    update = denoising.update_average
     calls: list[int] = []
 
     def killed(*arguments: Any) -> None:
@@ -194,10 +193,10 @@ def test_a_run_and_one_that_was_stopped(config: ControlNetConfig, base: Path, mo
             raise KeyboardInterrupt
         update(*arguments)
 
-    monkeypatch.setattr(training, "update_average", killed)
+    monkeypatch.setattr(denoising, "update_average", killed)
     with pytest.raises(KeyboardInterrupt):
         training.run(stopped)
-    monkeypatch.setattr(training, "update_average", update)
+    monkeypatch.setattr(denoising, "update_average", update)
     training.run(stopped)
     again = control.load(Path(stopped.output) / "controlnet", bases.load(base, *CPU), *CPU).network
     for name, tensor in whole.state_dict().items():

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from trainer.mini import scenes
+from trainer.mini.denoising import draw_timesteps
 from trainer.mini.init import CentredSteps, freeze_samplers, start_as_block_means
 from trainer.mini.latents import read_shards
 from trainer.mini.muon import MuonWithAdamW, orthogonalize
 from trainer.mini.perception import Perception
-from trainer.mini.teacher import TeacherConfig, draw_timesteps, make_unet
+from trainer.mini.teacher import TeacherConfig, make_unet
 from trainer.mini.vae import make_vae, reconstruction_loss
 from trainer.mini.widen import widen
 

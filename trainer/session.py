@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +22,7 @@ from .processes import Processes
 from .roles import FAKE, STUDENT
 from .schema import TrainConfig
 from .state import Checkpoints, FolderLock, read_checkpoint
+from .stopping import stop_signals
 from .watch import Events, LossTable, contact_sheet, memory_in_use
 
 if TYPE_CHECKING:
@@ -32,37 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("wadi")
 
-PATIENCE = 5.0  # seconds after a signal in which another one is taken for the same
 SHEET_SEEDS = (0, 100)  # of the first picture in each row
 PLOTTED = ("fake_loss", "vsd_grad", "x0_std")
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """SIGTERM and Ctrl-C are put into the list; another one, some seconds later, ends the program as usual.
-
-    At once would be too early: of a Ctrl-C in a terminal ``accelerate launch`` sends its processes a second signal.
-    """
-    names = (signal.SIGTERM, signal.SIGINT)
-    before = {name: signal.getsignal(name) for name in names}
-    caught: list[int] = []
-    first: list[float] = []
-
-    def note(number: int, frame: object) -> None:
-        caught.append(number)
-        first.append(time.monotonic())
-        if first[-1] - first[0] > PATIENCE:
-            for name in names:
-                signal.signal(name, before[name])
-            signal.raise_signal(number)
-
-    for name in names:
-        signal.signal(name, note)
-    try:
-        yield caught
-    finally:
-        for name in names:
-            signal.signal(name, before[name])
 
 
 class Session:

@@ -9,14 +9,11 @@ bits. Of scenes with two objects some captions name only one, so that the map ha
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import random
-import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -31,15 +28,14 @@ from wadi_core.lorad.checkpoint import write_safetensors
 from wadi_core.pipeline import noise
 
 from .. import config as settings
-from ..state import Checkpoints, random_state, restore_random_state
-from ..watch import LossTable, contact_sheet
+from ..watch import contact_sheet
 from . import scenes
+from .denoising import Denoising, DenoisingConfig
 from .edges import agreement, control_maps, edges, pack, unpack
-from .init import CentredSteps, freeze_samplers
+from .init import freeze_samplers
 from .latents import SHARD, read_shards
-from .muon import ENDS, MuonWithAdamW
+from .muon import ENDS
 from .sampling import decode, make_scheduler, many_steps, tokenize
-from .teacher import draw_timesteps, update_average
 from .vae import to_tensor
 
 SHEET_FIRST, SHEET_SCENES = 30_000_000, 10  # seeds of scenes that are in no shard
@@ -47,29 +43,20 @@ FOREIGN = 0.1  # mean square difference from which on latents are some other aut
 
 
 @dataclass
-class ControlNetConfig:
+class ControlNetConfig(DenoisingConfig):
     """Settings of the ControlNet's training."""
 
+    output: str = "runs/mini-controlnet"
     base: str = "mini"  # or the teacher's folder in diffusers layout
     latents: str = "runs/mini-latents"
     maps: str = "runs/mini-control-maps"
-    output: str = "runs/mini-controlnet"
-    seed: int = 0
     steps: int = 6000
-    batch: int = 64
     learning_rate: float = 3e-4  # of Muon: the copied layers are trained already
-    adam_rate: float = 5e-4
     warmup: int = 100
-    decay_steps: int = 2000  # the learning rate falls to a twentieth over this many last steps
-    noisy_share: float = 0.5  # of the timesteps: drawn from 900 to 999, where places are decided
-    last_share: float = 0.1  # of the timesteps: exactly 999
-    weight_cap: float = 40.0  # of 1 / alpha_t^2
-    null_share: float = 0.1  # of the captions: empty
+    decay_steps: int = 2000
+    noisy_share: float = 0.5  # the noisy end is where places are decided
+    last_share: float = 0.1
     part_share: float = 0.3  # of the captions: only one of two objects is named
-    mirror: bool = True
-    ema: float = 0.999
-    save_every: int = 250
-    sheet_every: int = 1000
 
 
 def make_controlnet(unet: nn.Module) -> nn.Module:
@@ -216,7 +203,6 @@ def run(config: ControlNetConfig) -> None:
     from diffusers.models.attention_processor import AttnProcessor
 
     torch.manual_seed(config.seed)
-    output = Path(config.output)
     base = bases.load(config.base, torch.device("cpu"), torch.float32)
     data = Scenes.read(config, base.tokenizer)
     check_latents(base.vae, data)
@@ -224,79 +210,21 @@ def run(config: ControlNetConfig) -> None:
     controlnet = make_controlnet(base.unet).train()
     for network in (base.unet, controlnet):  # at 16x16 latents faster on a CPU than the fused kernel
         network.set_attn_processor(AttnProcessor())
-    centred = CentredSteps(controlnet)
-    average = copy.deepcopy(controlnet).eval().requires_grad_(False)
     # What is read out of the ControlNet begins at zero: there is nothing yet for Muon to make orthogonal.
-    ends = (*ENDS, "controlnet_down_blocks", "controlnet_mid_block")
-    optimizer = MuonWithAdamW(controlnet, config.learning_rate, config.adam_rate, ends)
-    checkpoints = Checkpoints(output)
-    step = 0
-    if state := checkpoints.latest():
-        controlnet.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
-        restore_random_state(state["random"])
-        step = state["step"]
-    table = LossTable(output / "losses.csv", step)
-    alpha_bar = make_scheduler().alphas_cumprod
-    weights = (1 / alpha_bar).clamp(max=config.weight_cap)
-    sheet = Sheet.make()
+    training = Denoising(controlnet, controlnet, config, (*ENDS, "controlnet_down_blocks", "controlnet_mid_block"))
+    shown = Sheet.make()
 
-    def checkpoint() -> None:
-        checkpoints.save(
-            step,
-            {
-                "step": step,
-                "model": controlnet.state_dict(),
-                "average": average.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "random": random_state(),
-            },
-        )
+    def draw() -> tuple[Tensor, Batch]:
+        batch = draw_batch(data, null, config)
+        return batch.x0, batch
 
-    stop: list[bool] = []
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: stop.append(True))
-    sums: dict[str, list[float]] = {"eps_loss": [], "eps_loss_999": [], "weighted": []}
-    with tqdm(total=config.steps, initial=step, unit="step", mininterval=10) as bar:
-        while step < config.steps and not stop:
-            left = (config.steps - step) / max(1, config.decay_steps)
-            rate = min(1, (step + 1) / config.warmup) * max(0.05, min(1, left))
-            batch = draw_batch(data, null, config)
-            t = draw_timesteps(config.batch, config)
-            eps = torch.randn_like(batch.x0)
-            a = alpha_bar[t].view(-1, 1, 1, 1)
-            with torch.autocast("cpu", torch.bfloat16):
-                predicted = predict(base, controlnet, batch, a.sqrt() * batch.x0 + (1 - a).sqrt() * eps, t)
-            errors = (predicted.float() - eps).square().mean(dim=(1, 2, 3))
-            loss = (weights[t] * errors).mean()
-            loss.backward()
-            centred.before()
-            optimizer.step(rate)
-            centred.after()
-            step += 1
-            update_average(average, controlnet, min(config.ema, (1 + step) / (10 + step)))
-            bar.update()
-            sums["weighted"].append(loss.item())
-            sums["eps_loss"].append(errors.mean().item())
-            sums["eps_loss_999"] += errors[t == 999].tolist()
-            values: dict[str, Any] = {}
-            if step % 50 == 0:
-                values = {name: sum(entries) / max(1, len(entries)) for name, entries in sums.items()}
-                for entries in sums.values():
-                    entries.clear()
-                bar.set_postfix(values)
-            if step % config.sheet_every == 0 or step == config.steps:
-                picture, figures = sheet.draw(base, average)
-                values |= figures
-                pictures.save(picture, output / f"sheet-{step:06d}.png")
-            if values:
-                table.add(step, values)
-            if step % config.save_every == 0 or step == config.steps:
-                checkpoint()
-                table.plot(output / "losses.png", list(sums), "wadi-mini ControlNet")
-    checkpoint()
-    average.save_pretrained(output / "controlnet")
+    training.run(
+        draw,
+        lambda x, t, batch: predict(base, controlnet, batch, x, t),
+        lambda: shown.draw(base, training.average),
+        "wadi-mini ControlNet",
+    )
+    training.average.save_pretrained(training.output / "controlnet")
 
 
 def main() -> None:

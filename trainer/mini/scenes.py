@@ -193,7 +193,7 @@ def draw(
     width: int = SIZE,
     height: int = SIZE,
     scale: int = 1,
-    stamp_of: Callable[[str], Image.Image] = glyph,
+    stamp_of: Callable[[str], Image.Image] | None = None,
 ) -> Image.Image:
     """The scene as an RGB picture, by default of 128x128 pixels.
 
@@ -201,7 +201,7 @@ def draw(
         scene: what to draw.
         width, height: of the canvas, in the unit of the scene's places.
         scale: pixels in that unit; objects are taken from their bitmaps of about 130 pixels anew.
-        stamp_of: a character's RGBA picture.
+        stamp_of: a character's RGBA picture; :func:`glyph` if not given.
     """
     canvas = (width * scale, height * scale)
     picture = Image.new("RGB", canvas, scene.background)
@@ -215,7 +215,7 @@ def draw(
         strip.putpixel((0, 1), ends[1])
         picture = strip.resize(canvas, Image.Resampling.BILINEAR)
     for item in scene.placed:
-        stamp = stamp_of(item.thing.character)
+        stamp = (stamp_of or glyph)(item.thing.character)
         share = scale * item.size / max(stamp.size)
         size = tuple(max(1, round(side * share)) for side in stamp.size)
         stamp = stamp.resize(size, Image.Resampling.LANCZOS)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import random
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from wadi_core import pictures
 
 from .. import config as settings
 from ..state import Checkpoints, random_state, restore_random_state
+from ..stopping import stop_signals
 from ..watch import LossTable, contact_sheet
 from . import scenes
 from .init import freeze_samplers, start_as_block_means
@@ -151,10 +151,8 @@ def run(config: VaeConfig) -> None:
             contact_sheet([pictures.to_pictures(shown), pictures.to_pictures(decoded)]), output / f"sheet-{step:06d}.png"
         )
 
-    stop = []
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: stop.append(True))
-    with tqdm(total=config.steps, initial=step, unit="step", mininterval=5) as bar:
+    bar = tqdm(total=config.steps, initial=step, unit="step", mininterval=5)
+    with stop_signals() as stop, bar:
         while step < config.steps and not stop:
             rate = min(1, (step + 1) / config.warmup) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
             target = random_crops(rng, config.batch, config.crop)
