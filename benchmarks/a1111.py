@@ -36,7 +36,12 @@ logger = logging.getLogger("benchmark")
 
 Figures: TypeAlias = dict[str, float]
 
-SIZES: dict[str, dict[str, Any] | None] = {"sd15": None, "narrow": NARROW}
+HALF = {"block_out_channels": [160, 320, 640, 640], "cross_attention_dim": 32}
+SIZES: dict[str, dict[str, Any] | None] = {
+    "sd15": None,
+    "half": {**NARROW, "unet": {**NARROW["unet"], "attention_head_dim": 8, **HALF}},  # half as wide, a quarter of the work
+    "narrow": NARROW,
+}
 KINDS: dict[str, dict[str, Any]] = {
     "WaDi one-step": {"sampler_name": SAMPLER, "steps": 20, "cfg_scale": 7.0},  # what the sliders say means nothing to it
     "Euler, 1 step, CFG 1": {"sampler_name": "Euler", "steps": 1, "cfg_scale": 1.0},

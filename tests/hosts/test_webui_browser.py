@@ -29,6 +29,7 @@ from webui_models import Base, installed_mini, mini_weights, wide  # noqa: E402
 from webui_server import SAMPLER, WebUI, lay_out  # noqa: E402
 
 PATIENCE = 180_000  # ms; the machine may have other work
+OWN = "reading 'props'"  # A1111's own error at each opening of its page: a function that returns more than it has outputs
 PROMPT = "a red apple"
 SEED = 3
 
@@ -69,8 +70,15 @@ class Opened:
         box.press("Tab")
 
     def said(self, text: str) -> None:
-        """Wait until the check line says something."""
-        self.part("check").get_by_text(text).first.wait_for(state="visible")
+        """Wait until the check line says something; where the page has lost its answer (a busy server), ask again."""
+        place = self.part("check").get_by_text(text).first
+        try:
+            place.wait_for(state="visible", timeout=PATIENCE / 3)
+        except Exception as error:
+            if "Timeout" not in type(error).__name__:
+                raise
+            self.part("check_button").click()
+            place.wait_for(state="visible")
 
     def generate(self) -> np.ndarray:
         """Press the button, wait for the picture and fetch it: (h, w, 3) from 0 to 255."""
@@ -109,7 +117,7 @@ def opened(request: Any, chromium: Any, tmp_path_factory: pytest.TempPathFactory
         page = chromium.new_page(viewport={"width": 1400, "height": 1050})
         page.set_default_timeout(PATIENCE)
         errors: list[str] = []
-        page.on("pageerror", lambda error: errors.append(f"{error}\n{error.stack}"))
+        page.on("pageerror", lambda error: errors.append(f"{error}\n{error.stack}") if OWN not in str(error) else None)
         yield Opened(page, webui, base, errors)
         page.close()
     finally:
