@@ -11,7 +11,6 @@ and noise side by side, not chosen by eye). A run that was stopped goes on where
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,10 +25,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import report, ruler
-from benchmarks.sets import SAMPLERS, Generated, Real, Source, digest, grain_seeds, images_of, measured
+from benchmarks.sets import Generated, Real, Source, digest, grain_seeds, images_of, measured
 from benchmarks.streams import Stream
 from trainer.efficientnet import load_lite
-from trainer.features import GRAIN, Eye
+from trainer.features import Eye
 from trainer.mini import scenes
 from trainer.mini.controlnet import told_in_part
 from trainer.mini.edges import agreement, control_maps, edges
@@ -141,14 +140,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         **report.origin("control", options.words),
         "method": METHOD,
         "settings": {
-            "pictures_per_set": count,
-            "study_pictures": 2 * options.study,
-            "teacher_steps": options.steps,
-            "guidance": options.guidance,
-            "sampler": options.sampler,
+            **report.how(options),
             "control_scale": options.scale,
-            "many_steps_and_decoding_in": "float32" if options.float32 else "bfloat16",
-            "grain": options.grain,
         },
         "seeds": {stream.name: stream.first for stream in (ruler.SINGLE, ruler.PAIR, REAL, OTHER, CAPTIONS, SHEET)},
         "real against real": floor,
@@ -210,36 +203,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("--count", type=int, default=5000, help="pictures of each set (default: 5000)")
-    add("--study", type=int, default=6000, help="pictures of one object, and of two, to learn from (default: 6000 each)")
-    add("--output", default="docs", metavar="DIR", help="where the report and the sheet go (default: docs)")
-    add("--work", default="runs/quality", metavar="DIR", help="where sets are kept (default: runs/quality)")
-    add("--model", default="mini", metavar="DIR", help="teacher in diffusers layout (default: the one in the package)")
-    add("--lorad", metavar="FILE", help="the student's adapter (default: the one in the package)")
     add("--controlnet", default="mini", metavar="DIR", help="the ControlNet (default: the one in the package)")
     add("--scale", type=float, default=1.0, help="of what the ControlNet adds (default: 1)")
     add("--only", nargs="+", choices=SOURCES, default=list(SOURCES), help="measure these alone")
-    add("--steps", type=int, default=25, help="of the teacher (default: 25)")
-    add("--guidance", type=float, default=3.0, help="of the teacher (default: 3)")
-    add("--sampler", choices=SAMPLERS, default="dpm", help="dpm (DPM-Solver++, default) or ddim")
-    add("--float32", action="store_true", help="many steps and decoding in float32 too, not in bfloat16")
-    add("--grain", type=float, default=GRAIN, help=f"on every picture, in grey levels (default: {GRAIN:g}; see features.py)")
-    add("--batch", type=int, default=64, help="pictures a network call (default: 64)")
-    add("--device", default="cpu", help="cpu (default), cuda and so on")
-    add("--debug", action="store_true", help="show where an error comes from")
+    report.add_options(parser)
     return parser
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     parser = _parser()
-    words = sys.argv[1:] if words is None else list(words)
-    options = parser.parse_args(words)
-    options.words = words
-    if options.count < 2 or options.batch < 1 or options.steps < 2 or options.grain < 0:
-        parser.error("at least 2 pictures, 2 steps, batches of 1 and grain of 0 are needed")
-    if options.model != "mini" and not (options.lorad and options.controlnet != "mini"):
-        parser.error("--model needs --lorad and --controlnet")
-    logging.getLogger("wadi").setLevel(logging.ERROR)  # a bare teacher in one call is not meant, and not drawn
+    options = report.read_options(parser, words)
+    if options.model != "mini" and options.controlnet == "mini":
+        parser.error("--model needs --controlnet")
 
     def act() -> str:
         found = measure(options)

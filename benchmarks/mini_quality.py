@@ -11,11 +11,6 @@ on where it was; sets whose weights and settings have not changed are taken from
 from __future__ import annotations
 
 import argparse
-import json
-import logging
-import os
-import platform
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,15 +23,14 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 
-from benchmarks import ruler
-from benchmarks.sets import SAMPLERS, Generated, Real, Reconstructed, Source, feature_set, images_of
+from benchmarks import report, ruler
+from benchmarks.sets import Generated, Real, Reconstructed, Source, feature_set, images_of
 from benchmarks.streams import Stream
 from trainer.efficientnet import load_lite
-from trainer.features import GRAIN, Eye
+from trainer.features import Eye
 from trainer.watch import contact_sheet
-from wadi_core import OneStepPipeline, __version__, mini
+from wadi_core import OneStepPipeline, mini
 from wadi_core import base as bases
-from wadi_core.files import atomic_write, one_line
 from wadi_core.pictures import to_pictures
 
 SOURCES = ("autoencoder", "teacher", "teacher-one-step", "student")
@@ -117,20 +111,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if columns:
         _write_sheet(Path(options.output) / "mini-quality.png", columns, options.steps)
     return {
-        "command": _command(options),
-        "wadi": __version__,
-        "machine": _machine(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__.split("+")[0]},
+        **report.origin("mini_quality", options.words),
         "method": METHOD,
         "settings": {
-            "pictures_per_set": count,
-            "study_pictures": 2 * options.study,
+            **report.how(options),
             "pca_variance_kept": gauge.projection.kept,
-            "teacher_steps": options.steps,
-            "guidance": options.guidance,
-            "sampler": options.sampler,
-            "many_steps_and_decoding_in": "float32" if options.float32 else "bfloat16",
-            "grain": options.grain,
             "diversity": {"captions": options.diversity_captions, "noises": DIVERSITY.noises},
         },
         "seeds": _seeds(),
@@ -182,9 +167,7 @@ def _write_sheet(path: Path, columns: dict[str, list[list[Any]]], steps: int) ->
             captions.append(stream.scene(indices.start).caption + (" (held out)" if stream.held else ""))
             rows.append([columns[key][kind][index] for index in indices for key in columns])
     picture = contact_sheet(rows, captions, [titles[key] for key in columns] * SHEET[0].noises)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        picture.save(file, "png", optimize=True)
+    report.write_picture(path, picture)
 
 
 def _seeds() -> dict[str, Any]:
@@ -196,80 +179,42 @@ def _seeds() -> dict[str, Any]:
     return {name: stream.first for name, stream in streams.items()}
 
 
-def _machine() -> dict[str, Any]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found: dict[str, Any] = {"cores": cores}
-    if hasattr(os, "sysconf"):
-        found["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    return found
-
-
-def _command(options: argparse.Namespace) -> str:
-    """The command line; of a path outside of this folder only the name."""
-    words = [Path(word).name if os.path.isabs(word) else word for word in options.words]
-    return shlex.join(["python", "benchmarks/mini_quality.py", *words])
-
-
-def table(report: dict[str, Any]) -> str:
-    """The figures as a Markdown table for each group."""
-    lines = []
-    for name, group in report["groups"].items():
+def tables(found: dict[str, Any]) -> str:
+    """The figures as a Markdown table for each group, and the ratios that decide."""
+    parts = []
+    for name, group in found["groups"].items():
         rows = {"real": group["real against real"] | group["real"], **group["sets"]}
-        figures = list(dict.fromkeys(figure for row in rows.values() for figure in row))
-        lines += [f"| {name} | " + " | ".join(figures) + " |", "|---" * (len(figures) + 1) + "|"]
-        for key, row in rows.items():
-            cells = (f"{row[figure]:.4g}" if figure in row else "" for figure in figures)
-            lines.append(f"| {key} | " + " | ".join(cells) + " |")
-        lines += ["", *(f"{label}: {value:.3f}" for label, value in report["ratios"][name].items()), ""]
-    return "\n".join(lines)
+        parts += [
+            report.table(name, rows),
+            *(f"{label}: {value:.3f}\n" for label, value in found["ratios"][name].items()),
+            "\n",
+        ]
+    return "".join(parts)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("--count", type=int, default=5000, help="pictures of each set (default: 5000)")
-    add("--study", type=int, default=6000, help="pictures of one object, and of two, to learn from (default: 6000 each)")
     add("--diversity-captions", type=int, default=64, metavar="N", help="captions, 8 pictures each (default: 64)")
-    add("--output", default="docs", metavar="DIR", help="where the report and the sheet go (default: docs)")
-    add("--work", default="runs/quality", metavar="DIR", help="where sets are kept (default: runs/quality)")
-    add("--model", default="mini", metavar="DIR", help="teacher in diffusers layout (default: the one in the package)")
-    add("--lorad", metavar="FILE", help="the student's adapter (default: the one in the package)")
     add("--only", nargs="+", choices=SOURCES, default=list(SOURCES), help="measure these alone")
-    add("--steps", type=int, default=25, help="of the teacher (default: 25)")
-    add("--guidance", type=float, default=3.0, help="of the teacher in many steps (default: 3)")
-    add("--sampler", choices=SAMPLERS, default="dpm", help="dpm (DPM-Solver++, default) or ddim")
-    add("--float32", action="store_true", help="many steps and decoding in float32 too, not in bfloat16")
-    add("--grain", type=float, default=GRAIN, help=f"on every picture, in grey levels (default: {GRAIN:g}; see features.py)")
-    add("--batch", type=int, default=64, help="pictures a network call (default: 64)")
-    add("--device", default="cpu", help="cpu (default), cuda and so on")
-    add("--debug", action="store_true", help="show where an error comes from")
+    report.add_options(parser)
     return parser
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
     parser = _parser()
-    words = sys.argv[1:] if words is None else list(words)
-    options = parser.parse_args(words)
-    options.words = words
-    if options.count < 2 or options.batch < 1 or options.steps < 2 or options.diversity_captions < 1 or options.grain < 0:
-        parser.error("at least 2 pictures, 2 steps, 1 caption, batches of 1 and grain of 0 are needed")
-    if "student" in options.only and options.model != "mini" and not options.lorad:
-        parser.error("--model needs --lorad, or --only without the student")
-    logging.getLogger("wadi").setLevel(logging.ERROR)  # that one call of the bare teacher is blurred is the point here
-    try:
-        report = measure(options)
-        path = Path(options.output) / "mini-quality.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.write((json.dumps(report, indent=1) + "\n").encode())
-    except (OSError, ValueError) as error:
-        if options.debug:
-            raise
-        sys.stderr.write(f"mini_quality: error: {one_line(error)}\n")
-        return 1
-    sys.stdout.write(table(report))
-    return 0
+    options = report.read_options(parser, words)
+    if options.diversity_captions < 1:
+        parser.error("at least 1 caption is needed")
+
+    def act() -> str:
+        found = measure(options)
+        report.write_json(Path(options.output) / "mini-quality.json", found)
+        return tables(found)
+
+    return report.ended("mini_quality", options.debug, act)
 
 
 if __name__ == "__main__":

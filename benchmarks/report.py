@@ -93,8 +93,9 @@ def read_options(parser: argparse.ArgumentParser, words: Sequence[str] | None) -
     options.words = words
     if options.count < 2 or options.batch < 1 or options.steps < 2 or options.grain < 0:
         parser.error("at least 2 pictures, 2 steps, batches of 1 and grain of 0 are needed")
-    if options.model != "mini" and not options.lorad:
-        parser.error("--model needs --lorad")
+    student = any(source.startswith("student") for source in getattr(options, "only", ["student"]))
+    if student and options.model != "mini" and not options.lorad:
+        parser.error("--model needs --lorad, unless --only leaves out the student")
     logging.getLogger("wadi").setLevel(logging.ERROR)  # a bare teacher in one call is not meant, and not drawn
     return options
 
