@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from networks import small_settings, write_settings
 from training import tiny
 
@@ -49,7 +48,15 @@ def test_what_is_saved_is_in_the_figures(of: Callable[..., Estimate], shape: Pat
     assert of(adapter="lora").student > plain.student
     assert of(ema=0.0).trained_bytes == plain.trained_bytes - 4 * plain.student
     assert plain.total_bytes < 1e8  # on a CPU there is no driver that takes half a gigabyte
-    assert of(device="").total_bytes > plain.total_bytes or not torch.cuda.is_available()
+    assert of(batch=4, device="cuda").total_bytes > 5e8  # planned here for a machine that has one
+
+
+def test_a_fused_kernel_keeps_no_matrix_of_attention(of: Callable[..., Estimate]) -> None:
+    sides = {"batch": 1, "resolution": 256}  # 1024 places: a matrix of them is larger than all else
+    fused, plain = (of(attention=kind, **sides).kept_bytes for kind in ("sdpa", "plain"))
+    heads, layers, places = 2, 3, 1024  # one on the way down, two on the way up
+    assert plain - fused > 0.9 * 4 * layers * heads * places**2
+    assert fused < plain / 2
 
 
 def test_it_is_shown_without_any_weight(

@@ -10,9 +10,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from wadi_core import base as bases
 from wadi_core import configs
@@ -22,6 +25,7 @@ from wadi_core.pipeline import find_device
 
 from .condition import Condition
 from .models import LATENT_CHANNELS, T5_TOKENS, call_pixart, call_unet, is_pixart
+from .placing import set_attention
 from .schema import TrainConfig
 
 GB = 1e9
@@ -151,9 +155,41 @@ def kept_for_backward(network: nn.Module, config: TrainConfig, layers: list[str]
     mask = torch.empty(count, tokens, device="meta") if pixart else None
     if config.gradient_checkpointing:
         network.enable_gradient_checkpointing()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    set_attention(network, config.attention, planned_device(config), side * side)
+    with _FusedAttention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         (call_pixart if pixart else call_unet)(network, x, t, Condition(text, mask))
     return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
+
+
+class _Attention(torch.autograd.Function):
+    """Attention without numbers: its result, and what a fused kernel keeps for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        result = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, result, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return result
+
+
+class _FusedAttention(TorchFunctionMode):
+    """On the meta device torch takes attention apart into products that no GPU keeps."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _Attention.apply(*args[:3])
+        return func(*args, **(kwargs or {}))
+
+
+def planned_device(config: TrainConfig) -> torch.device:
+    """Where a run would be: the device of the settings, also one that is not here; without it what is here.
+
+    Raises:
+        ValueError: there is no such kind of device; one line.
+    """
+    try:
+        return torch.device(config.device) if config.device else find_device(None)
+    except RuntimeError:
+        return find_device(config.device)
 
 
 def estimate(config: TrainConfig) -> Estimate:
@@ -181,12 +217,12 @@ def estimate(config: TrainConfig) -> Estimate:
     # A rotated copy of the fake score's layers, and guidance's double batch, pass through while the student's is kept.
     passing = inside * computed
     kept = kept_for_backward(network, config, layers["student"])
-    on_gpu = find_device(config.device or None).type == "cuda" or not config.device
+    on_cpu = planned_device(config).type == "cpu"
     # On a CPU text encoder and autoencoder have nowhere else to be.
-    helpers = helper_parameters(folder) * (computed if on_gpu else 4) if not (config.offload and on_gpu) else 0
+    helpers = helper_parameters(folder) * (4 if on_cpu else computed) if on_cpu or not config.offload else 0
     return Estimate(
         architecture, size, student, len(layers["student"]), fake, len(layers["fake"]), frozen, trained, kept,
-        passing + helpers + (CUDA if on_gpu else 0), config.steps, config.steps * config.batch, calls,
+        passing + helpers + (0 if on_cpu else CUDA), config.steps, config.steps * config.batch, calls,
     )  # fmt: skip
 
 
