@@ -207,7 +207,14 @@ def load_lora(pipe, path: Path) -> None:
 
     base = pipe.base
     StableDiffusionPipeline(
-        base.vae, base.text_encoder, base.tokenizer, base.unet, DDIMScheduler(), None, None, requires_safety_checker=False
+        base.vae,
+        base.text_encoder,
+        base.tokenizer,
+        base.unet,
+        DDIMScheduler(steps_offset=1, clip_sample=False),
+        None,
+        None,
+        requires_safety_checker=False,
     ).load_lora_weights(str(path.parent), weight_name=path.name)
 
 
