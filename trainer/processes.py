@@ -73,7 +73,7 @@ class Processes:
         if self.count == 1:
             return part
         devices = None if self.device.type == "cpu" else [self.device]
-        return nn.parallel.DistributedDataParallel(part, device_ids=devices, broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(part, device_ids=devices)
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """The mean over the processes of scalars that each of them has under the same names."""
