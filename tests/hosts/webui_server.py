@@ -76,7 +76,8 @@ class WebUI(HostServer):
     def start(self) -> WebUI:
         """Start it and wait until it answers; see :meth:`HostServer.launch`."""
         command = [self.python, "launch.py", *COMMON, *OPTIONS[self.kind], "--port", PORT]
-        command += ["--data-dir", str(self.data), *self.options]
+        # Forge serves its own scripts to the page only from where its data are, unless it is told.
+        command += ["--data-dir", str(self.data), "--gradio-allowed-path", str(self.path), *self.options]
         offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HOME": str(self.data / "huggingface")}
         environment = {**os.environ, **offline, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
         if self.missing:
