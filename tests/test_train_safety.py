@@ -159,15 +159,19 @@ def test_what_would_be_overruled_later_is_refused(base: Path, prompts: Path, tmp
 
 
 def test_of_two_signals_at_once_the_second_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with stop_signals() as caught:
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGTERM)
-        assert caught == [signal.SIGINT, signal.SIGTERM]
-        monkeypatch.setattr("trainer.stopping.PATIENCE", -1.0)
-        with pytest.raises(KeyboardInterrupt):
+    # Of a program in the background a shell may have switched the signal off.
+    started_with = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with stop_signals() as caught:
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+            signal.raise_signal(signal.SIGTERM)
+            assert caught == [signal.SIGINT, signal.SIGTERM]
+            monkeypatch.setattr("trainer.stopping.PATIENCE", -1.0)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, started_with)
 
 
 def test_rates_rise_and_fall() -> None:
