@@ -12,7 +12,7 @@ from wadi_core.lorad import LoRaD, check_together
 from wadi_core.lorad.weights import Weights
 from wadi_core.settings import SAMPLER as NAME
 
-from . import catalog, host, schedule, tags
+from . import catalog, host, large, schedule, tags
 
 
 def line(
@@ -22,19 +22,21 @@ def line(
     width: int | None = None,
     height: int | None = None,
     prompt: str = "",
+    in_one_piece: bool = False,
 ) -> str:
     """The line as HTML: what fits, and warnings behind it. Never raises for a file that cannot be used: it says so.
 
     Args:
         name: of the LoRaD, as in the list.
         sampler, width, height, prompt: what is set on the page; None or nothing where that is not known.
+        in_one_piece: whether pictures larger than native are seen to.
     """
     facts: list[str] = []
     warnings: list[str] = []
     try:
         asked = list(_asked(name, strength, prompt, warnings))
         facts += [_fact(*one) for one in asked] or [_checkpoint_fact()]
-        warnings += _warnings(asked, sampler, width, height)
+        warnings += _warnings(asked, sampler, *((None, None) if in_one_piece else (width, height)))
     except (OSError, ValueError) as error:
         warnings.append(str(error))
     said = [f"<span>{escape(fact)}</span>" for fact in facts]
@@ -44,13 +46,13 @@ def line(
 
 def size_note(lorad: LoRaD, width: int, height: int) -> str | None:
     """What to say of a picture that is larger than those a LoRaD was trained on; None if it is not."""
-    native = lorad.metadata.resolution
-    sides = native.split("x") if native else []
-    if len(sides) != 2 or not all(side.isdigit() for side in sides) or lorad.one_step is None:
+    native = large.native_of(lorad)
+    if native is None or width * height <= native[0] * native[1]:
         return None
-    if width * height <= int(sides[0]) * int(sides[1]):
-        return None
-    return f"the LoRaD was trained at {native}: in a larger picture parts repeat"
+    return (
+        f"the LoRaD was trained at {native[0]}x{native[1]}, and in a larger picture parts repeat: choose shrink or redilate "
+        "in the panel, which keeps it in one piece"
+    )
 
 
 def sampler_note(name: str, sampler: str) -> str:

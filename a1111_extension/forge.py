@@ -28,7 +28,7 @@ from wadi_core.lorad.format import LORAD_ENDINGS
 from wadi_core.lorad.rotation import rotate_
 from wadi_core.schedule import OneStep
 
-from . import sampler
+from . import large, sampler
 
 KIND = "lorad"  # of a patch
 
@@ -169,7 +169,7 @@ class OneStepSampler(sampler.FromNoise, sd_samplers_common.Sampler):
         self.sampler_extra_args = {"cond": conditioning, "image_cond": image_conditioning}
         unet = shared.sd_model.forge_objects.unet  # it is another one in every pass
         predictor = unet.model.predictor
-        with table_of(predictor, one_step):
+        with table_of(predictor, one_step), large.enlarged(p, x):
             sampling_prepare(unet, x=x)
             sigma = predictor.sigma_max.to(x)
             # What the network sees is what must be taken away again: the noise in the network's own number format.

@@ -53,6 +53,12 @@ def network() -> nn.Module | None:
     return None if model is None else model.model.diffusion_model
 
 
+def controls() -> Any:
+    """In Forge the last of the chain of ControlNets on the network; None where there is none, and in A1111."""
+    objects = getattr(sd_models.model_data.sd_model, "forge_objects", None) if FORGE else None
+    return None if objects is None else objects.unet.controlnet_linked_list
+
+
 def layout() -> layouts.Layout:
     """Names and places of the layers of the network that draws, or will draw when a checkpoint is loaded lazily.
 

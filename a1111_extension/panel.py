@@ -1,6 +1,7 @@
 """The accordion "WaDi" in txt2img and img2img, and what is done to a generation while it is on its way.
 
-Values for the API's ``alwayson_scripts``, in this order: enabled, name of the LoRaD, strength.
+Values for the API's ``alwayson_scripts``, in this order: enabled, name of the LoRaD, strength, and ``off``, ``shrink``
+or ``redilate`` for pictures larger than native.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from modules.ui_common import create_refresh_button
 
 from wadi_core.settings import SAMPLER as NAME
 
-from . import catalog, check, grid, host, options, tags, tools
+from . import catalog, check, grid, host, large, options, tags, tools
 from .passes import Passes
 
 FILE, STRENGTH = "WaDi LoRaD", "WaDi strength"  # in the infotext
@@ -61,34 +62,36 @@ class Panel(scripts.Script):
                 )
                 self._refresh_button(file)
                 strength = gr.Slider(-2.0, 2.0, value=1.0, step=0.05, label="Strength", elem_id=self.elem_id("strength"))
+            hires = gr.Radio(
+                list(large.CHOICES), value=large.OFF, label="Larger than native in one piece", elem_id=self.elem_id("large")
+            )
             line = gr.HTML("", elem_id=self.elem_id("check"))
             button = gr.Button("Check", elem_id=self.elem_id("check_button"))
-            self._connect_check(button, enabled, file, strength, line)
+            self._connect_check([button.click, enabled.change], file, strength, hires, line)
             self._tools(file, strength)
         self.infotext_fields = [
             PasteField(enabled, lambda read: FILE in read),
             PasteField(file, FILE),
             PasteField(strength, STRENGTH),
+            PasteField(hires, lambda read: read.get(large.LABEL, large.OFF)),
         ]
-        self.paste_field_names = [FILE, STRENGTH]
-        return [enabled, file, strength]
+        self.paste_field_names = [FILE, STRENGTH, large.LABEL]
+        return [enabled, file, strength, hires]
 
     def _refresh_button(self, file: gr.Dropdown) -> None:
         extension = host.lora_extension()
         listing = catalog.refresh if extension is None else extension.list_available_networks
         create_refresh_button(file, listing, lambda: {"choices": catalog.choices()}, self.elem_id("refresh"))
 
-    def _connect_check(
-        self, button: gr.Button, enabled: gr.Checkbox, file: gr.Dropdown, strength: gr.Slider, line: gr.HTML
-    ) -> None:
+    def _connect_check(self, events: list[Any], file: gr.Dropdown, strength: gr.Slider, hires: gr.Radio, line: gr.HTML) -> None:
         page = self.page or {}
         arguments = [LOOKED_AT[name] for name in page]
 
-        def checked(name: str, value: float, *seen: Any) -> str:
-            return check.line(name, value, **dict(zip(arguments, seen, strict=True)))
+        def checked(name: str, value: float, method: str, *seen: Any) -> str:
+            return check.line(name, value, in_one_piece=method != large.OFF, **dict(zip(arguments, seen, strict=True)))
 
-        inputs = [file, strength, *page.values()]
-        events = [button.click, enabled.change, file.change, strength.change]
+        inputs = [file, strength, hires, *page.values()]
+        events = [*events, file.change, strength.change, hires.change]
         # Of the prompt only when it is left: not for every letter.
         events += [component.blur if name == "prompt" else component.change for name, component in page.items()]
         for event in events:
@@ -110,12 +113,14 @@ class Panel(scripts.Script):
         extract.click(_shown(tools.extract), inputs=[student, rank, extracted], outputs=[said, file], show_progress=False)
         merge.click(_shown(tools.merge), inputs=[file, strength, merged], outputs=[said, file], show_progress=False)
 
-    def process(self, p: Any, enabled: bool, file: str, strength: float) -> None:
+    def process(self, p: Any, enabled: bool, file: str, strength: float, hires: str = large.OFF) -> None:
         """Once for a generation: what is true of its passes, and which LoRaD the panel adds."""
         p.wadi_passes = passes = Passes.of(p)
         passes.settle(p)
         p.wadi_own = own = _chosen(p, enabled, file, strength)
-        for label, value in ((FILE, own and own[0]), (STRENGTH, own and own[1])):
+        p.wadi_large = _large(p, hires)
+        enlarges = p.wadi_large if p.wadi_large != large.OFF and (passes.first or passes.second) else None
+        for label, value in ((FILE, own and own[0]), (STRENGTH, own and own[1]), (large.LABEL, enlarges)):
             if value is None:
                 p.extra_generation_params.pop(label, None)
             else:
@@ -156,6 +161,14 @@ def _chosen(p: Any, enabled: bool, file: str, strength: float) -> tuple[str, flo
     return name, float(strength)
 
 
+def _large(p: Any, method: str) -> str:
+    """How pictures larger than native are drawn; of a method that there is not it is told."""
+    if method in large.CHOICES:
+        return method
+    host.tell(p, f"pictures larger than native are drawn by one of {', '.join(large.CHOICES)}, not {method}")
+    return large.OFF
+
+
 def _own_tag(p: Any, in_one_step: bool) -> str:
     """The tag of the panel's LoRaD for a pass.
 
@@ -185,7 +198,8 @@ def _tell_of(p: Any, found: list[tags.Found], passes: Passes) -> None:
             f"{name} is made for one step and, named in the prompt, is at work in the hires pass too: choose it in the "
             "panel, which leaves it out there, or write a hires prompt without it",
         )
-    note = check.size_note(one_step[0].lorad, p.width, p.height) if passes.first else None
+    asked = passes.first and p.wadi_large == large.OFF
+    note = check.size_note(one_step[0].lorad, p.width, p.height) if asked else None
     if note:
         host.tell(p, note)
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from wadi_core.schedule import OneStep
 from wadi_core.settings import SAMPLER as NAME
 
-from . import host, schedule
+from . import host, large, schedule
 
 ALIASES = ["wadi", "wadi_one_step"]
 OPTIONS = {"no_sdxl": True}
@@ -190,6 +190,7 @@ class OneStepSampler(FromNoise, CompVisSampler):
         def run() -> Tensor:
             return self.func(self.model_wrap_cfg, z, one_step, self.sampler_extra_args, self.callback_state)
 
-        samples = self.launch_sampling(1, run)
+        with large.enlarged(p, x):
+            samples = self.launch_sampling(1, run)
         self.add_infotext(p)
         return samples

@@ -244,11 +244,25 @@ def test_the_panel_draws_what_the_tag_draws_and_writes_it_down(webui: WebUI, bas
     assert name in made.fields["Lora hashes"]
 
 
+@pytest.mark.parametrize("method", ["shrink", "redilate"])
+def test_larger_pictures_are_the_cores(webui: WebUI, base: Base, method: str) -> None:
+    side, prompt = 2 * base.size, "a cat" + tag(base, "one-step")
+    panel = {"WaDi": {"args": [False, "None", 1.0, method]}}
+    made = webui.draw(prompt, width=side, height=side, alwayson_scripts=panel)
+    assert close(made, base.pictures("a cat", [3], base.adapters["one-step"], side, hires=method))
+    assert made.fields["WaDi high resolution"] == method and webui.comments() == []
+    pasted = webui.post("/probe/paste", {"infotext": made.infotexts[0]})
+    assert pasted["Larger than native in one piece"] == method
+    plain = webui.draw(prompt, width=side, height=side)
+    assert close(plain, base.pictures("a cat", [3], base.adapters["one-step"], side))
+    assert not close(plain, made.pictures) and "WaDi high resolution" not in plain.fields
+
+
 def test_an_infotext_goes_round(webui: WebUI, base: Base) -> None:
     name = base.adapters["one-step"].stem
     made = webui.draw("a frog", seed=11, alwayson_scripts={"WaDi": {"args": [True, name, -0.25]}})
     pasted = webui.post("/probe/paste", {"infotext": made.infotexts[0]})
-    assert pasted == {"Use this LoRaD": True, "LoRaD": name, "Strength": "-0.25"}
+    assert pasted == {"Use this LoRaD": True, "LoRaD": name, "Strength": "-0.25", "Larger than native in one piece": "off"}
     if webui.kind == "a1111":  # the API of Forge takes no infotext, with or without extensions
         again = webui.post("/sdapi/v1/txt2img", {"infotext": made.infotexts[0]})
         assert json.loads(again["info"])["infotexts"] == made.infotexts

@@ -73,10 +73,13 @@ class Base:
         shares = torch.tensor(list(prompts.values())).reshape(-1, 1, 1, 1)
         return [np.asarray(image).astype(int) for image in self.pipe.decode((made * shares).sum(0, keepdim=True))]
 
-    def pictures(self, prompt: str, seeds: list[int], lorad: Any = None, size: int | None = None) -> list[np.ndarray]:
+    def pictures(
+        self, prompt: str, seeds: list[int], lorad: Any = None, size: int | None = None, hires: str | bool = False
+    ) -> list[np.ndarray]:
         """What the core draws, as (h, w, 3) numbers from 0 to 255."""
         self.pipe.set_lorad(lorad)
-        made = self.pipe(prompt, seeds=seeds, width=size or self.size, height=size or self.size, batch=len(seeds))
+        side = size or self.size
+        made = self.pipe(prompt, seeds=seeds, width=side, height=side, batch=len(seeds), hires=hires)
         return [np.asarray(image).astype(int) for image in made.images]
 
 

@@ -127,6 +127,8 @@ class WebUI(HostServer):
 
     def choose(self, checkpoint: str) -> None:
         """Load another checkpoint."""
+        if self.kind == "a1111":  # it would not take note of the choice before it has loaded the first one
+            self.post("/probe/loaded")
         self.post("/sdapi/v1/options", {"sd_model_checkpoint": f"{checkpoint}.safetensors"})
 
 

@@ -101,6 +101,11 @@ def routes(demo: Any, app: Any) -> None:
         grid = next(data.module for data in scripts.scripts_data if data.module.__name__ == "xyz_grid.py")
         return next(axis.choices() for axis in grid.axis_options if axis.label == body["label"] and axis.choices)
 
+    @app.post("/probe/loaded")
+    def loaded() -> str:
+        """The checkpoint of the network in memory, which A1111 loads behind its page when it starts."""
+        return shared.sd_model.sd_checkpoint_info.name
+
     @app.post("/probe/imported")
     def imported() -> list[str]:
         return sorted({name.split(".")[0] for name in sys.modules})
