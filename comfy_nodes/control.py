@@ -18,6 +18,11 @@ from . import embedded
 from .schema import MAXIMUM_SEED, schema
 
 MODELS = "preprocessors"  # folder among ComfyUI's models
+KINDS_TOOLTIP = (
+    "What the ControlNet was trained on. canny: edges. invert: light and dark exchanged, for drawings. shuffle: colours "
+    "without shapes. lineart: lines. scribble: bold strokes. softedge: soft edges. openpose: people. depth, normal: surfaces. "
+    "mlsd: straight lines."
+)
 
 
 class ControlPreprocessor(io.ComfyNode):
@@ -39,7 +44,7 @@ class ControlPreprocessor(io.ComfyNode):
             search_aliases=["wadi", "controlnet", "preprocessor", "canny", "openpose", "depth", "scribble", "annotator"],
             inputs=[
                 io.Image.Input("image", tooltip="Any picture; each of a batch gets a map of its own."),
-                io.Combo.Input("kind", options=list(preprocess.KINDS), default="canny", tooltip=_kinds_in_words()),
+                io.Combo.Input("kind", options=list(preprocess.KINDS), default="canny", tooltip=KINDS_TOOLTIP),
                 threshold("low", 100, "that touches one above 'high' continues"),
                 threshold("high", 200, "begins"),
                 io.Int.Input("shuffle_seed", default=0, min=0, max=MAXIMUM_SEED, tooltip="Of shuffle."),
@@ -81,7 +86,3 @@ class EmbeddedControlNet(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         return io.NodeOutput(embedded.load_controlnet())
-
-
-def _kinds_in_words() -> str:
-    return "; ".join(f"{name}: {kind.help}" for name, kind in preprocess.KINDS.items())

@@ -33,10 +33,11 @@ FILES = {
     "diffusion_models": ("rotated_unet-sdv1-5.safetensors", "rotated_transformer.safetensors"),
     "text_encoders": "t5xxl_fp16.safetensors",
     "vae": "vae-ft-mse-840000-ema-pruned.safetensors",
+    "controlnet": "control_v11p_sd15_canny_fp16.safetensors",
 }
 ONE_STEP = "wadi-sd15-one-step.safetensors"
 SHOWN = "lighthouse.safetensors"
-STYLE = "style.safetensors"
+STYLE, PERSONAL = "style.safetensors", "personal.safetensors"
 TITLE = "A lighthouse in one step"
 MODERN_SINCE = (1, 33)
 PATIENCE = 600_000  # ms; the machine may have other work
@@ -77,8 +78,10 @@ def files(comfy_base: Path) -> None:
     save_file(load_file(embedded), folder / SHOWN, metadata)
     ordinary = {key: value for key, value in metadata.items() if key not in ("wadi.alpha_T_squared", "wadi.timestep")}
     save_file(load_file(embedded), folder / STYLE, ordinary)
-    if not (folder / ONE_STEP).exists():
-        shutil.copyfile(folder / SHOWN, folder / ONE_STEP)
+    for name, source in ((ONE_STEP, SHOWN), (PERSONAL, STYLE)):
+        if not (folder / name).exists():
+            shutil.copyfile(folder / source, folder / name)
+    Image.linear_gradient("L").convert("RGB").save(comfy_base / "input" / "example.png")
 
 
 @pytest.fixture(scope="module")
