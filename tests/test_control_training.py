@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import glyphs
 import networks
 import pytest
 import torch
@@ -41,12 +42,8 @@ SHARD = 24
 
 
 @pytest.fixture
-def font() -> None:
-    pytest.importorskip("cv2")
-    try:
-        scenes.glyph(scenes.things()[0].character)
-    except OSError as error:
-        pytest.skip(str(error))
+def font(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scenes, "glyph", glyphs.disc)
 
 
 @pytest.fixture(scope="module")

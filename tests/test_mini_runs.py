@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import glyphs
 import pytest
 import torch
-from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from trainer.mini import export, latents, scenes, teacher, vae
@@ -17,14 +17,7 @@ from wadi_core import configs, mini
 @pytest.fixture(autouse=True)
 def drawn_glyphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Discs in place of the emoji: the font is not on every machine."""
-
-    def disc(character: str) -> Image.Image:
-        stamp = Image.new("RGBA", (40, 40))
-        hue = sum(map(ord, character)) % 360
-        ImageDraw.Draw(stamp).ellipse((0, 0, 39, 39), fill=f"hsl({hue}, 90%, 50%)")
-        return stamp
-
-    monkeypatch.setattr(scenes, "glyph", disc)
+    monkeypatch.setattr(scenes, "glyph", glyphs.disc)
 
 
 def vae_settings(output: Path, **changes: object) -> vae.VaeConfig:
