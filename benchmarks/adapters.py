@@ -15,8 +15,6 @@ import importlib.util
 import json
 import logging
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import time
@@ -30,8 +28,8 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor, nn
 
+from benchmarks.rounds import Target, peak_memory, place, ratio_table, summary, this_machine, use_all_cores, write
 from wadi_core import LoRaD, __version__, configs
-from wadi_core.files import atomic_write
 from wadi_core.lorad.adapter import fuse
 from wadi_core.lorad.extract import extract
 from wadi_core.lorad.merge import merge
@@ -45,12 +43,13 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 RANKS = {"sd15": 256, "small": 8}
 RMS = 0.1  # of the angles, in radians
+FUSE, COPY = "fuse against peft's merge of a LoRA of the same rank, time", "merge file to file against a copy, time"
 TARGETS = (
-    ("fuse", "peft-merge", "seconds", 0.65, "fuse against peft's merge of a LoRA of the same rank, time"),
-    ("merge", "copy", "seconds", 2.0, "merge file to file against a copy through safetensors, time"),
-    ("merge", "output", "peak_bytes", 1.3, "merge file to file, peak memory against the size of the output"),
-    ("extract", "limits", "seconds", 1.0, "extraction, time against 180 s"),
-    ("extract", "limits", "peak_bytes", 1.0, "extraction, peak memory against 8 GB"),
+    Target(FUSE, ("fuse", "seconds"), ("peft-merge", "seconds"), 0.65),
+    Target(COPY, ("merge", "seconds"), ("copy", "seconds"), 2.0),
+    Target("merge, peak memory against the size of the output", ("merge", "peak_bytes"), ("output", "peak_bytes"), 1.3),
+    Target("extraction, time against 180 s", ("extract", "seconds"), ("limits", "seconds"), 1.0),
+    Target("extraction, peak memory against 8 GB", ("extract", "peak_bytes"), ("limits", "peak_bytes"), 1.0),
 )
 LIMITS = {"seconds": 180.0, "peak_bytes": 8e9}
 
@@ -177,59 +176,23 @@ def measure(name: str, files: Files, size: str) -> dict[str, float]:
     return {"seconds": seconds, "peak_bytes": peak_memory()}
 
 
-def peak_memory() -> float:
-    """The most memory that this process has had, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():  # unlike getrusage's this does not count the process that started this one
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return float(line.split()[1]) * 1024
-    import resource
-
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # macOS counts bytes
-
-
 def run_apart(name: str, options: argparse.Namespace) -> dict[str, float]:
     command = [sys.executable, __file__, "--measure", name, "--size", options.size, "--work", str(options.work)]
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(ended.stdout.splitlines()[-1])
 
 
-def summary(rounds: dict[str, list[dict[str, float]]], output_bytes: int) -> dict[str, Any]:
-    """Medians of all measurements, and the ratios that have a target."""
-    medians: dict[str, dict[str, float]] = {
-        name: {what: statistics.median(one[what] for one in found) for what in ("seconds", "peak_bytes")}
-        for name, found in rounds.items()
-    }
-    against = {**medians, "output": {"peak_bytes": float(output_bytes)}, "limits": LIMITS}
-    ratios = [
-        {"what": what, "ratio": medians[name][unit] / against[other][unit], "target": target}
-        for name, other, unit, target, what in TARGETS
-        if name in medians and other in against
-    ]
-    return {"medians": medians, "ratios": ratios}
-
-
 def as_markdown(report: dict[str, Any]) -> str:
-    machine = report["machine"]
     lines = [
-        f"{report['size']}, rank {report['rank']}, medians of {report['repeats']}; {machine['cores']} cores, "
-        f"{machine['memory_gb']:.0f} GB of memory, torch {machine['torch']}.",
+        f"{report['size']}, rank {report['rank']}, medians of {report['repeats']}; {place(report['machine'])}.",
         "",
         "| | seconds | peak memory, GB |",
         "|---|---|---|",
         *(f"| {name} | {m['seconds']:.2f} | {m['peak_bytes'] / 1e9:.2f} |" for name, m in report["medians"].items()),
         "",
-        "| | ratio | target |",
-        "|---|---|---|",
-        *(f"| {r['what']} | {r['ratio']:.2f} | {r['target']} |" for r in report["ratios"]),
+        *ratio_table(report["ratios"]),
     ]
     return "\n".join(lines) + "\n"
-
-
-def machine() -> dict[str, Any]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return {"cores": cores, "memory_gb": memory, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -242,7 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     files = Files(options.work / options.size)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or machine()["cores"]))
+    use_all_cores()
     if options.measure:
         sys.stdout.write(json.dumps(measure(options.measure, files, options.size)) + "\n")
         return 0
@@ -261,14 +224,12 @@ def main(arguments: list[str] | None = None) -> int:
         "size": options.size,
         "rank": RANKS[options.size],
         "repeats": options.repeats,
-        "machine": machine(),
-        **summary(rounds, files.base.stat().st_size),
+        "machine": this_machine(),
+        **summary(rounds, TARGETS, limits={"limits": LIMITS, "output": {"peak_bytes": float(files.base.stat().st_size)}}),
         "rounds": rounds,
     }
     files.output.unlink(missing_ok=True)
-    for name, text in (("adapters.json", json.dumps(report, indent=2) + "\n"), ("adapters.md", as_markdown(report))):
-        with atomic_write(options.work / name) as file:
-            file.write(text.encode())
+    write(options.work, "adapters", report, as_markdown(report))
     sys.stdout.write(as_markdown(report))
     return 0
 

@@ -32,9 +32,9 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor
 
-from benchmarks.adapters import machine, network_of, peak_memory, random_lorad
+from benchmarks.adapters import network_of, random_lorad
+from benchmarks.rounds import Target, peak_memory, place, ratio_table, summary, this_machine, use_all_cores, write
 from wadi_core import __version__
-from wadi_core.files import atomic_write
 from wadi_core.lorad.checkpoint import read_header, read_tensors, write_safetensors
 from wadi_core.lorad.layers import adapter_key, linear_shapes, student_layers
 from wadi_core.lorad.weights import write_stream
@@ -47,13 +47,13 @@ RANKS = {"sd15": 256, "small": 8}
 SAMPLINGS = {"sd15": 20, "small": 4}  # of each kind in a process; the first of each warms up and is left out
 PIXELS = {"sd15": 256, "small": 64}
 PATCH, SAMPLE = "Load LoRaD against Load LoRA, time to patch", "One-Step Sampler against KSampler with one step, time"
-TARGETS = (  # what, and the two medians that are divided
-    (PATCH, ("lorad", "seconds"), ("lora", "seconds"), 1.3),
-    (f"{PATCH} (of the processor)", ("lorad", "cpu_seconds"), ("lora", "cpu_seconds"), 1.3),
-    ("Load LoRaD against Load LoRA, peak memory", ("lorad", "peak_bytes"), ("lora", "peak_bytes"), 1.1),
-    (SAMPLE, ("sample", "seconds"), ("sample", "stock_seconds"), 1.02),
-    (f"{SAMPLE} (of the processor)", ("sample", "cpu_seconds"), ("sample", "stock_cpu_seconds"), 1.02),
-    ("what the pack adds to ComfyUI's start, against 0.3 s", ("start", "seconds"), ("limits", "start"), 1.0),
+TARGETS = (
+    Target(PATCH, ("lorad", "seconds"), ("lora", "seconds"), 1.3),
+    Target(f"{PATCH} (of the processor)", ("lorad", "cpu_seconds"), ("lora", "cpu_seconds"), 1.3),
+    Target("Load LoRaD against Load LoRA, peak memory", ("lorad", "peak_bytes"), ("lora", "peak_bytes"), 1.1),
+    Target(SAMPLE, ("sample", "seconds"), ("sample", "stock_seconds"), 1.02),
+    Target(f"{SAMPLE} (of the processor)", ("sample", "cpu_seconds"), ("sample", "stock_cpu_seconds"), 1.02),
+    Target("what the pack adds to ComfyUI's start, against 0.3 s", ("start", "seconds"), ("limits", "start"), 1.0),
 )
 LIMITS = {"limits": {"start": 0.3}}
 # ComfyUI knows Stable Diffusion 1.5 by its widths 320 and 768, and counts the rest.
@@ -252,25 +252,10 @@ def run_apart(name: str, options: argparse.Namespace) -> dict[str, float]:
     return json.loads(ended.stdout.splitlines()[-1])
 
 
-def summary(rounds: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """Medians of all measurements, and the ratios that have a target."""
-    medians = {
-        name: {what: statistics.median(one[what] for one in found) for what in found[0]} for name, found in rounds.items()
-    }
-    known = {**medians, **LIMITS}
-    ratios = [
-        {"what": what, "ratio": known[over[0]][over[1]] / known[under[0]][under[1]], "target": target}
-        for what, over, under, target in TARGETS
-        if over[0] in known and under[0] in known
-    ]
-    return {"medians": medians, "ratios": ratios}
-
-
 def as_markdown(report: dict[str, Any]) -> str:
-    found = report["machine"]
     lines = [
         f"ComfyUI {report['comfyui']}, {report['size']}, rank {report['rank']}, medians of {report['repeats']} rounds; "
-        f"{found['cores']} cores, {found['memory_gb']:.0f} GB of memory, torch {found['torch']}.",
+        f"{place(report['machine'])}.",
         "",
         "| | |",
         "|---|---|",
@@ -279,9 +264,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         said = [f"{what} {value:.3g}" for what, value in values.items() if what != "peak_bytes"]
         said += [f"peak memory {values['peak_bytes'] / 1e9:.2f} GB"] if "peak_bytes" in values else []
         lines.append(f"| {name} | {', '.join(said)} |")
-    lines += ["", "| | ratio | target |", "|---|---|---|"]
-    lines += [f"| {one['what']} | {one['ratio']:.2f} | {one['target']} |" for one in report["ratios"]]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *ratio_table(report["ratios"])]) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -300,7 +283,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     files = Files(options.work / options.size)
     if options.measure:
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or machine()["cores"]))
+        use_all_cores()
         host(str(options.comfyui))
         found = MEASURES[options.measure](files, options.size)
         sys.stdout.write("\n" + json.dumps(found) + "\n")
@@ -323,13 +306,11 @@ def main(arguments: list[str] | None = None) -> int:
         "size": options.size,
         "rank": RANKS[options.size],
         "repeats": options.repeats,
-        "machine": {**machine(), "torch": torch_of_host},
-        **summary(rounds),
+        "machine": {**this_machine(), "torch": torch_of_host},
+        **summary(rounds, TARGETS, limits=LIMITS),
         "rounds": rounds,
     }
-    for name, text in (("comfyui.json", json.dumps(report, indent=2) + "\n"), ("comfyui.md", as_markdown(report))):
-        with atomic_write(options.work / name) as file:
-            file.write(text.encode())
+    write(options.work, "comfyui", report, as_markdown(report))
     sys.stdout.write(as_markdown(report))
     return 0
 

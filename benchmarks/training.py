@@ -29,7 +29,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
 import shutil
 import statistics
 import subprocess
@@ -43,7 +42,7 @@ if __name__ == "__main__":
 
 import torch
 
-from benchmarks.adapters import machine, peak_memory
+from benchmarks.rounds import Target, peak_memory, place, ratio_table, summary, this_machine, use_all_cores, write
 from trainer import config as settings
 from trainer.schema import TrainConfig
 from wadi_core import __version__, base, configs
@@ -66,14 +65,16 @@ SIZES: dict[str, dict[str, Any]] = {
 MEASURED = ("seconds", "processor_seconds", "peak_bytes")
 REPORTED = ("student_rank", "fake_rank", "batch", "resolution", "precision", "base_weights", "gradient_checkpointing")
 TARGETS = (
-    ("trainer", "naive", "peak_bytes", 0.45, "peak memory against naive"),
-    ("trainer", "naive", "seconds", 0.7, "step time against naive"),
-    ("trainer", "naive", "processor_seconds", None, "processor time against naive"),
-    ("trainer", "lora", "seconds", 1.3, "step time against peft's LoRA of the same rank"),
-    ("trainer", "lora", "processor_seconds", None, "processor time against peft's LoRA of the same rank"),
-    ("trainer", "hooks", "peak_bytes", None, "peak memory against hooks"),
-    ("trainer", "hooks", "seconds", None, "step time against hooks"),
-    ("trainer", "lora", "peak_bytes", None, "peak memory against peft's LoRA of the same rank"),
+    Target("peak memory against naive", ("trainer", "peak_bytes"), ("naive", "peak_bytes"), 0.45),
+    Target("step time against naive", ("trainer", "seconds"), ("naive", "seconds"), 0.7),
+    Target("processor time against naive", ("trainer", "processor_seconds"), ("naive", "processor_seconds")),
+    Target("step time against peft's LoRA of the same rank", ("trainer", "seconds"), ("lora", "seconds"), 1.3),
+    Target(
+        "processor time against peft's LoRA of the same rank", ("trainer", "processor_seconds"), ("lora", "processor_seconds")
+    ),
+    Target("peak memory against hooks", ("trainer", "peak_bytes"), ("hooks", "peak_bytes")),
+    Target("step time against hooks", ("trainer", "seconds"), ("hooks", "seconds")),
+    Target("peak memory against peft's LoRA of the same rank", ("trainer", "peak_bytes"), ("lora", "peak_bytes")),
 )
 
 
@@ -220,7 +221,7 @@ def measured(way: str, turn: int, words: list[str], options: argparse.Namespace,
     Raises:
         OSError: as for :func:`run_apart`.
     """
-    recipe = [dataclasses.asdict(make_config(way, options, folder)), options.steps, torch.get_num_threads(), machine()]
+    recipe = [dataclasses.asdict(make_config(way, options, folder)), options.steps, torch.get_num_threads(), this_machine()]
     mark = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
     kept = options.work / "measured" / f"{way}-{turn + 1}-{mark}.json"
     if kept.is_file():
@@ -232,28 +233,13 @@ def measured(way: str, turn: int, words: list[str], options: argparse.Namespace,
     return found
 
 
-def summary(rounds: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Medians of all measurements, and their ratios."""
-    medians = {
-        way: {what: statistics.median(one[what] for one in found) for what in MEASURED}
-        for way, found in rounds.items()
-        if found
-    }
-    ratios = [
-        {"what": what, "ratio": medians[way][unit] / medians[other][unit], "target": target}
-        for way, other, unit, target, what in TARGETS
-        if way in medians and other in medians
-    ]
-    return {"medians": medians, "ratios": ratios}
-
-
 def as_markdown(report: dict[str, Any]) -> str:
-    place, run = report["machine"], report["settings"]
+    run = report["settings"]
     lines = [
         f"{report['size']}, ranks {run['student_rank']} and {run['fake_rank']}, batch {run['batch']} at {run['resolution']} "
         f"pixels, {run['precision']}, weights in {run['base_weights']}, medians of {report['repeats']} processes of "
-        f"{report['steps']} steps; {report['device']}, {report['threads']} of {place['cores']} cores, "
-        f"{place['memory_gb']:.0f} GB of memory, torch {place['torch']}.",
+        f"{report['steps']} steps; {report['device']}, {report['threads']} threads on "
+        f"{place(report['machine'])}.",
         "",
         "| | seconds a step | of the processor, all cores | peak memory, GB | kept for backward by the widest layer, MB |",
         "|---|---|---|---|---|",
@@ -263,9 +249,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         shown = "" if kept_bytes is None else f"{kept_bytes / 1e6:.1f}"
         cells = (f"{value:.2f}" for value in (median["seconds"], median["processor_seconds"], median["peak_bytes"] / 1e9))
         lines.append(f"| {way} | {' | '.join(cells)} | {shown} |")
-    lines += ["", "| | ratio | target |", "|---|---|---|"]
-    lines += [f"| {r['what']} | {r['ratio']:.2f} | {'' if r['target'] is None else r['target']} |" for r in report["ratios"]]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *ratio_table(report["ratios"])]) + "\n"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -290,7 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     options = make_parser().parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or machine()["cores"]))
+    use_all_cores()
     folder = options.work / options.size
     if options.measure:
         sys.stdout.write(json.dumps(measure(options.measure, options, folder)) + "\n")
@@ -314,13 +298,11 @@ def main(arguments: list[str] | None = None) -> int:
         "steps": options.steps,
         "repeats": options.repeats,
         "threads": torch.get_num_threads(),
-        "machine": machine(),
-        **summary(rounds),
+        "machine": this_machine(),
+        **summary(rounds, TARGETS, MEASURED),
         "rounds": rounds,
     }
-    for name, text in (("training.json", json.dumps(report, indent=2) + "\n"), ("training.md", as_markdown(report))):
-        with atomic_write(options.work / name) as file:
-            file.write(text.encode())
+    write(options.work, "training", report, as_markdown(report))
     sys.stdout.write(as_markdown(report))
     return 0
 

@@ -14,13 +14,18 @@ import atexit
 import logging
 import random
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from pipeline_kit import Kit
 
 # What the trainer keeps for its next start goes with the tests.
 os.environ["WADI_CACHE"] = tempfile.mkdtemp(prefix="wadi-tests-")
@@ -52,3 +57,29 @@ def same_logger() -> Iterator[None]:
     kept = logger.handlers[:], logger.propagate, logger.level
     yield
     logger.handlers, logger.propagate, logger.level = kept
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever opens a connection fails."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(scope="module", params=["sd15", "sd21"])
+def kit(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kit:
+    """A small Stable Diffusion of either kind."""
+    from pipeline_kit import make_kit
+
+    return make_kit(tmp_path_factory.mktemp("kit"), request.param)
+
+
+@pytest.fixture(scope="module")
+def sd15(tmp_path_factory: pytest.TempPathFactory) -> Kit:
+    """A small Stable Diffusion 1.5."""
+    from pipeline_kit import make_kit
+
+    return make_kit(tmp_path_factory.mktemp("sd15"), "sd15")

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from wadi_core.lorad import LoRaD, Metadata
+
 SD15: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
 SD21: dict[str, Any] = {
     "sample_size": 64,
@@ -77,3 +79,13 @@ def weights(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+STUDENT = Metadata("unet-custom", alpha_T_squared=0.0047, timestep=999)
+
+
+def random_adapter(network: nn.Module, rank: int = 2, metadata: Metadata | None = None, seed: int = 0) -> LoRaD:
+    generator = torch.Generator().manual_seed(seed)
+    lorad = LoRaD.create(network, rank, generator=generator)
+    factors = {key: (torch.randn(a.shape, generator=generator) * 0.3, b) for key, (a, b) in lorad.factors.items()}
+    return LoRaD(factors, metadata or lorad.metadata)

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from benchmarks import adapters
+from benchmarks.rounds import summary, this_machine
 from wadi_core.lorad.weights import Weights
 
 
@@ -42,8 +43,8 @@ def test_medians_and_ratios_are_reported() -> None:
         "peft-merge": [{"seconds": 4.0, "peak_bytes": 1e9}],
         "merge": [{"seconds": 3.0, "peak_bytes": 5e9}],
     }
-    found = adapters.summary(rounds, output_bytes=int(2e9))
+    found = summary(rounds, adapters.TARGETS, limits={"output": {"peak_bytes": 2e9}})
     assert found["medians"]["fuse"]["seconds"] == 2.0
     assert [one["ratio"] for one in found["ratios"]] == [0.5, 2.5]
-    report = {**found, "size": "sd15", "rank": 256, "repeats": 3, "machine": adapters.machine()}
+    report = {**found, "size": "sd15", "rank": 256, "repeats": 3, "machine": this_machine()}
     assert "| fuse | 2.00 | 1.00 |" in adapters.as_markdown(json.loads(json.dumps(report)))

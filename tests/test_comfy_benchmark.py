@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import comfyui
-from benchmarks.adapters import machine
+from benchmarks.rounds import summary, this_machine
 from wadi_core import LoRaD
 from wadi_core.lorad.checkpoint import read_header
 from wadi_core.lorad.weights import Weights
@@ -35,9 +35,9 @@ def test_medians_and_ratios_are_reported() -> None:
         "lorad": [patched(seconds, 1e9) for seconds in (1.0, 9.0, 2.0)],
         "start": [{"seconds": 0.15, "cpu_seconds": 0.15}],
     }
-    found = comfyui.summary(rounds)
+    found = summary(rounds, comfyui.TARGETS, limits=comfyui.LIMITS)
     assert [one["ratio"] for one in found["ratios"]] == [0.5, 0.5, 0.5, pytest.approx(0.5)]
-    report = {**found, "comfyui": "1.2.3", "size": "sd15", "rank": 256, "repeats": 3, "machine": machine()}
+    report = {**found, "comfyui": "1.2.3", "size": "sd15", "rank": 256, "repeats": 3, "machine": this_machine()}
     text = comfyui.as_markdown(json.loads(json.dumps(report)))
     assert "peak memory 2.00 GB" in text and "| Load LoRaD against Load LoRA, time to patch | 0.50 | 1.3 |" in text
 

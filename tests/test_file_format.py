@@ -2,62 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import struct
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from adapter_files import KEY, Tensors, entry, loads_or_is_refused, mutated, raw, refused, tensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from wadi_core.files import atomic_write, one_line
-from wadi_core.lorad import LoRaD, Metadata
-from wadi_core.lorad.adapter import ANGLE_LIMIT
+from wadi_core.lorad import LoRaD
 from wadi_core.lorad.checkpoint import read_header, read_tensors, write_safetensors
-
-KEY = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
-Tensors = dict[str, Tensor]
-
-
-def adapter(rank: int = 2) -> LoRaD:
-    generator = torch.Generator().manual_seed(0)
-    factors = {
-        KEY.replace("to_q", name): (torch.randn(6, rank, generator=generator), torch.randn(rank, 4, generator=generator))
-        for name in ("to_q", "to_k", "to_v")
-    }
-    return LoRaD(factors, Metadata("unet-custom", 0.0047, 999, title="A test", extra={"note": "ü"}))
-
-
-def tensors() -> Tensors:
-    return {f"{key}.lorad_{part}": t for key, pair in adapter().factors.items() for part, t in zip("ab", pair, strict=True)}
-
-
-def raw(header: object, data: bytes = b"") -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
-
-
-def entry(shape: list[Any], begin: Any, end: Any, dtype: Any = "F32") -> dict[str, Any]:
-    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-
-
-def refused(path: Path) -> str:
-    """Loading must end in one line that names the file; returns it."""
-    with pytest.raises((ValueError, OSError)) as caught:
-        LoRaD.load(path)
-    message = str(caught.value)
-    assert message.splitlines() == [message] and message.isprintable(), message
-    assert path.name in message and len(message) < 600
-    return message
-
 
 # What FILE_FORMAT calls "Refused", and its neighbours
 
@@ -261,133 +222,6 @@ def test_paths_that_are_no_files(tmp_path):
     for path in (tmp_path / "missing.safetensors", tmp_path / "folder.safetensors"):
         with pytest.raises(OSError):
             LoRaD.load(path)
-
-
-# Mutations
-
-
-def mutated(data: st.DataObject, content: bytes) -> bytes:
-    """Some bytes of a file changed, taken out or put in, or its end cut off; often in the header."""
-    changed = bytearray(content)
-    header_end = min(len(content), 8 + int.from_bytes(content[:8], "little"))
-    for _ in range(data.draw(st.integers(1, 4))):
-        if not changed:
-            break
-        last = data.draw(st.sampled_from([min(8, len(changed)), min(header_end, len(changed)), len(changed)])) - 1
-        place = data.draw(st.integers(0, last))
-        match data.draw(st.sampled_from(["set", "set", "flip", "flip", "insert", "delete", "cut", "copy"])):
-            case "set":
-                changed[place] = data.draw(st.integers(0, 255))
-            case "flip":
-                changed[place] ^= 1 << data.draw(st.integers(0, 7))
-            case "insert":
-                changed[place:place] = data.draw(st.binary(min_size=1, max_size=8))
-            case "delete":
-                del changed[place : place + data.draw(st.integers(1, 8))]
-            case "cut":
-                del changed[place:]
-            case "copy":
-                other = data.draw(st.integers(0, last))
-                changed[place : place + 8] = changed[other : other + 8]
-    return bytes(changed)
-
-
-def loads_or_is_refused(path: Path) -> LoRaD | None:
-    """What was loaded, sound and finite; None if the file was refused as it should be."""
-    try:
-        lorad = LoRaD.load(path)
-    except (ValueError, OSError) as error:
-        message = str(error)
-        assert message.splitlines() == [message] and message.isprintable() and path.name in message
-        return None
-    for a, b in lorad.factors.values():
-        assert a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0]
-        theta = a.float() @ b.float()
-        assert theta.isfinite().all() and theta.abs().max() <= ANGLE_LIMIT
-        assert torch.cos(theta).isfinite().all()
-    assert lorad.one_step is None or 0 < lorad.one_step.alpha_T_squared < 1
-    return lorad
-
-
-def says_the_same(lorad: LoRaD, original: LoRaD) -> bool:
-    """The same network and the same sampling. Titles and the like are not under the checksum."""
-    fields = ("architecture", "alpha_T_squared", "timestep", "prediction_type", "base_sha256")
-    return (
-        lorad.factors.keys() == original.factors.keys()
-        and all(
-            one.dtype == other.dtype and torch.equal(one, other)
-            for key in original.factors
-            for one, other in zip(lorad.factors[key], original.factors[key], strict=True)
-        )
-        and all(getattr(lorad.metadata, field) == getattr(original.metadata, field) for field in fields)
-    )
-
-
-@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_a_mutated_file_with_its_checksum_loads_equal_or_is_refused(tmp_path, data):
-    path = tmp_path / "a.safetensors"
-    adapter().save(path, data.draw(st.sampled_from([torch.float16, torch.bfloat16, torch.float32])))
-    original, content = LoRaD.load(path), path.read_bytes()
-    path.write_bytes(mutated(data, content))
-    lorad = loads_or_is_refused(path)
-    if lorad is not None and "wadi.sha256" in read_header(path).metadata:
-        assert says_the_same(lorad, original)
-
-
-@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_a_mutated_file_without_checksum_is_sound_or_refused(tmp_path, data):
-    path = tmp_path / "a.safetensors"
-    dtype = data.draw(st.sampled_from([torch.float16, torch.bfloat16, torch.float32]))
-    strings = adapter().metadata.to_strings(2, "a")
-    write_safetensors(path, {name: t.to(dtype) for name, t in tensors().items()}, strings)
-    path.write_bytes(mutated(data, path.read_bytes()))
-    loads_or_is_refused(path)
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
-    max_leaves=8,
-)
-
-
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_headers_of_valid_json_that_say_something_else(tmp_path, data):
-    """One value anywhere in the header exchanged for another, the JSON around it left well-formed."""
-    path = tmp_path / "a.safetensors"
-    adapter().save(path)
-    original, content = LoRaD.load(path), path.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    table = json.loads(content[8 : 8 + length])
-    name = data.draw(st.sampled_from(sorted(table)))
-    spot = data.draw(st.sampled_from(["entry", "value", "item", "rename", "remove"]))
-    value = data.draw(json_values | st.integers(-2, 200) | st.sampled_from(["F32", "F16", "BF16", "I16", "F8_E4M3", "1e309"]))
-    key = data.draw(st.sampled_from(sorted(table[name])))
-    if spot == "entry":
-        table[name] = value
-    elif spot == "value" or (spot == "item" and isinstance(table[name][key], str)):
-        table[name][key] = value
-    elif spot == "item":
-        table[name][key][data.draw(st.integers(0, 1))] = value
-    elif spot == "rename":
-        table[data.draw(st.text(max_size=8))] = table.pop(name)
-    else:
-        del table[name][key]
-    path.write_bytes(raw(table, content[8 + length :]))
-    lorad = loads_or_is_refused(path)
-    if lorad is not None and "wadi.sha256" in read_header(path).metadata:
-        assert says_the_same(lorad, original)
-
-
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.binary(max_size=300))
-def test_any_bytes(tmp_path, content):
-    for name in ("x.safetensors", "x.pth"):
-        (tmp_path / name).write_bytes(content)
-        assert loads_or_is_refused(tmp_path / name) is None
 
 
 # Reading and writing files of tensors
