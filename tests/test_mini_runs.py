@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import glyphs
@@ -53,6 +54,14 @@ def test_from_scenes_to_the_files_of_the_package(tmp_path: Path, monkeypatch: py
     )  # fmt: skip
     teacher.run(settings)
     assert (tmp_path / "teacher" / "sheet-000002.png").is_file()
+
+    # Another run goes on from what was written.
+    on = dataclasses.replace(settings, output=str(tmp_path / "on"), steps=0, start_from=str(tmp_path / "teacher"))
+    teacher.run(on)
+    for part, name in (("unet", "diffusion_pytorch_model.safetensors"), ("text_encoder", "model.safetensors")):
+        assert same(load_file(tmp_path / "on" / part / name), load_file(tmp_path / "teacher" / part / name))
+    with pytest.raises(ValueError, match="text_encoder: its shape is another"):
+        teacher.run(dataclasses.replace(on, text_layers=2))
 
     target = tmp_path / "package"
     monkeypatch.setattr("sys.argv", ["export", "--vae", str(tmp_path / "vae/vae"), "--teacher", str(tmp_path / "teacher")]
