@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -35,6 +36,7 @@ def test_scenes_come_from_their_seed() -> None:
         for item in plan.placed:
             assert item.size / 2 <= item.x <= scenes.SIZE - item.size / 2
             assert item.size / 2 <= item.y <= scenes.SIZE - item.size / 2
+            assert item.x % scenes.GRID == item.y % scenes.GRID == 0
             assert item.thing.name in plan.caption
         assert "left" not in plan.caption.split()
         assert "right" not in plan.caption.split()
@@ -45,6 +47,14 @@ def test_objects_of_a_pair_do_not_cover_each_other() -> None:
         first, second = scenes.scene(seed, pair=True).placed
         reach = (first.size + second.size) / 2 - 1e-6
         assert abs(first.x - second.x) >= reach or abs(first.y - second.y) >= reach
+
+
+def test_pairs_stand_in_every_order_and_distance() -> None:
+    plans = [scenes.scene(seed, pair=True).placed for seed in range(300)]
+    assert {tuple(item.size for item in placed) for placed in plans} == set(itertools.product(scenes.PAIR_SIZES, repeat=2))
+    assert any(a.x + 40 < b.x for a, b in plans) and any(b.x + 40 < a.x for a, b in plans)
+    assert any(a.y + 40 < b.y for a, b in plans)
+    assert len({(item.x, item.y) for placed in plans for item in placed}) > 60
 
 
 def test_a_tenth_of_the_pairs_is_held_out() -> None:

@@ -3,12 +3,17 @@
 Scenes are drawn at random from a seed, so there are as many as one wants and each can be made again. A caption
 names the objects and only partly the rest (place, size, mirror and background vary unsaid), so that one caption
 has many pictures. Left and right are never named: they are kept for learning a new relation later.
+
+Centres lie on the grid of the autoencoder, eight pixels apart, and sizes are a few: the same object at two places
+is then the same latent, shifted, where places to the pixel would be sixty-four different ones for a small network
+to learn of every object.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import os
 import random
 from collections.abc import Callable
@@ -18,6 +23,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 SIZE = 128  # pixels of a scene's side
+GRID = 8  # pixels between the places of centres: one latent
+SINGLE_SIZES = (80, 96, 112)  # pixels of an object's longer side; the first is called small, the last big
+PAIR_SIZES = (48, 56)
 GLYPH_SIZE = 109  # the one size at which the bitmaps of Noto Color Emoji are stored
 FONT_PLACES = (
     "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",
@@ -69,9 +77,9 @@ class Placed:
     """An object in a scene: centre and longer side in pixels."""
 
     thing: Thing
-    x: float
-    y: float
-    size: float
+    x: int
+    y: int
+    size: int
     mirrored: bool
 
 
@@ -126,24 +134,21 @@ def _pick_pair(rng: random.Random, held: bool) -> tuple[Thing, Thing]:
             return first, second
 
 
-def _place_pair(rng: random.Random, above: bool) -> list[tuple[float, float, float]]:
+def _centres(size: int) -> range:
+    """The places on the grid at which an object of this size lies within the picture."""
+    half = size / 2
+    return range(GRID * math.ceil(half / GRID), int(SIZE - half) + 1, GRID)
+
+
+def _place_pair(rng: random.Random, above: bool) -> list[tuple[int, int, int]]:
     """Centres and sizes of two objects that at most touch: one over the other, or anyhow side by side."""
-    first, second = rng.uniform(50, 61), rng.uniform(50, 61)
-    margin = 3.0
-    spare = SIZE - 2 * margin - first - second
-    start = margin + rng.uniform(0, spare)
-    along = (
-        start + first / 2,
-        min(start + first + rng.uniform(0, spare - start + margin), SIZE - margin - second) + second / 2,
-    )
-    middle = rng.uniform(0.3, 0.7) * SIZE
-    across = []
-    for size in (first, second):
-        half = size / 2 + margin
-        across.append(min(max(middle + rng.uniform(-12, 12), half), SIZE - half))
+    first, second = sizes = rng.choice(PAIR_SIZES), rng.choice(PAIR_SIZES)
+    along = rng.choice([(a, b) for a in _centres(first) for b in _centres(second) if b - a >= (first + second) / 2])
+    middle = rng.randrange(40, 89, GRID)
+    across = [rng.choice([place for place in _centres(size) if abs(place - middle) <= 12]) for size in sizes]
     if above:
-        return [(across[0], along[0], first), (across[1], along[1], second)]
-    places = [(along[0], across[0], first), (along[1], across[1], second)]
+        return list(zip(across, along, sizes, strict=True))
+    places = list(zip(along, across, sizes, strict=True))
     if rng.random() < 0.5:
         places = [(SIZE - x, y, size) for x, y, size in places]
     return places
@@ -171,15 +176,14 @@ def draw_plan(rng: random.Random, pair: bool | None = None, held: bool = False, 
         chosen = (first, second)
     else:
         thing = only or rng.choice(things())
-        size = rng.uniform(76, 120)
-        half = size / 2 + 2
-        spots = [(rng.uniform(half, SIZE - half), rng.uniform(half, SIZE - half), size)]
+        size = rng.choice(SINGLE_SIZES)
+        spots = [(rng.choice(_centres(size)), rng.choice(_centres(size)), size)]
         word = rng.random()
         phrase = rng.choice(SINGLE_PHRASES)
         caption = phrase.format(a=thing.phrase, n=thing.name)
-        if size > 105 and word < 0.3:
+        if size == SINGLE_SIZES[-1] and word < 0.3:
             caption = f"a big {thing.name}"
-        elif size < 89 and word < 0.3:
+        elif size == SINGLE_SIZES[0] and word < 0.3:
             caption = f"a small {thing.name}"
         chosen = (thing,)
     if rng.random() < 0.5:
