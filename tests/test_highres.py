@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import copy
-import resource
-import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from control_networks import random_controlnet
 from hypothesis import given
 from hypothesis import settings as examples
@@ -21,7 +17,7 @@ from lorad_networks import MINI, SD15, SD21, SMALL, pixart, same_bits, unet, wei
 from lorad_networks import SMALL_PIXART as PIXART
 from torch import Tensor, nn
 
-from wadi_core import decoding, highres, settings
+from wadi_core import highres, settings
 
 # Three levels, an attention only where it is cheap.
 THREE: dict[str, Any] = {**SMALL, "block_out_channels": (32, 32, 64), "sample_size": 8, "layers_per_block": 1} | {
@@ -389,82 +385,3 @@ def test_residuals_that_fit_are_left_alone() -> None:
     found = highres.fit_residuals({"a": (*large, None), "b": large[-1]}, full, small, 2)
     assert [tensor.shape[-1] for tensor in found["a"][:-1]] == [32, 32, 8, 8, 4, 4]
     assert found["a"][-1] is None and found["b"].shape[-1] == 4
-
-
-# --- decoding in tiles -----------------------------------------------------------------------------------------------
-
-
-def local_decoder(latents: Tensor) -> Tensor:
-    """A decoder whose pixels depend on a few cells around them."""
-    weight = torch.randn(3, latents.shape[1], 3, 3, generator=torch.Generator().manual_seed(0))
-    return F.interpolate(F.conv2d(latents, weight, padding=1), scale_factor=8, mode="bilinear")
-
-
-@pytest.mark.parametrize("size", [(40, 40), (17, 64), (24, 33)])
-def test_tiles_leave_no_trace_where_a_decoder_is_local(size: tuple[int, int]) -> None:
-    z = latent(*size)
-    whole = local_decoder(z)
-    found = decoding.decode_tiled(local_decoder, z, tile=16, overlap=8)
-    assert found.shape == whole.shape and found.dtype == torch.float32
-    assert (found - whole).abs().mean() < 0.02 * whole.abs().mean()
-    inner = (found - whole).abs()[..., 0:8, 0:8]
-    assert inner.max() < 1e-4  # far from every seam
-
-
-def test_small_latents_are_decoded_at_once() -> None:
-    z = latent(16, 12)
-    calls: list[torch.Size] = []
-
-    def decoder(part: Tensor) -> Tensor:
-        calls.append(part.shape)
-        return local_decoder(part)
-
-    assert torch.equal(decoding.decode_tiled(decoder, z, tile=16, overlap=4), local_decoder(z))
-    assert calls == [z.shape]
-    decoding.decode_tiled(decoder, latent(40, 12), tile=16, overlap=4)
-    assert [shape[-2:] for shape in calls[1:]] == [(16, 12)] * 3
-    with pytest.raises(ValueError, match="at most half of a tile"):
-        decoding.decode_tiled(decoder, z, tile=16, overlap=9)
-
-
-# --- full size -------------------------------------------------------------------------------------------------------
-
-
-def peak_memory() -> float:
-    """Gigabytes, since the last call of :func:`forget_peak`."""
-    with open("/proc/self/status", encoding="utf-8") as file:
-        line = next(line for line in file if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024 / 1e9
-
-
-def forget_peak() -> None:
-    with open("/proc/self/clear_refs", "w", encoding="utf-8") as file:
-        file.write("5")
-
-
-@pytest.mark.full
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read as Linux tells it")
-@pytest.mark.parametrize("size", [(128, 128), (224, 128)], ids=["1024x1024", "1024x1792"])
-@pytest.mark.parametrize("name", ["sd15", "sd21"])
-def test_full_size(name: str, size: tuple[int, int], capsys: pytest.CaptureFixture[str]) -> None:
-    """Shapes; and printed, peak memory and time against the same without (target: 1.05 and 1.15 times)."""
-    config = {"sd15": SD15, "sd21": SD21}[name]
-    torch.manual_seed(0)
-    network = unet(config)
-    z = torch.randn(1, 4, *size)
-    told = torch.randn(1, 77, config["cross_attention_dim"])
-    factors = highres.factors(size[1], size[0], (64, 64))
-    native, lines = None, [""]
-    for method in (None, *highres.METHODS):
-        forget_peak()
-        start = resource.getrusage(resource.RUSAGE_SELF).ru_utime, time.perf_counter()
-        with torch.no_grad(), highres.attach(network, factors, method) if method else torch.no_grad():
-            found = network(z, 999, encoder_hidden_states=told).sample
-        spent = resource.getrusage(resource.RUSAGE_SELF).ru_utime - start[0], time.perf_counter() - start[1]
-        assert found.shape == z.shape and torch.isfinite(found).all()
-        peak = peak_memory()
-        native = native or (peak, *spent)
-        ratios = f"{peak / native[0]:.3f} memory, {spent[0] / native[1]:.3f} processor time"
-        lines.append(f"{name} {size[1] * 8}x{size[0] * 8} {method or 'direct':9} {peak:6.2f} GB {spent[1]:7.1f} s  {ratios}")
-    with capsys.disabled():
-        sys.stdout.write("\n".join(lines) + "\n")
