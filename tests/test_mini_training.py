@@ -137,17 +137,6 @@ def test_muon_takes_matrices_and_adam_the_rest() -> None:
     assert all(p.grad is None for p in network.parameters())
 
 
-def test_embeddings_have_a_rate_of_their_own() -> None:
-    network = torch.nn.Sequential(torch.nn.Embedding(5, 8), torch.nn.Linear(8, 8))
-    optimizer = MuonWithAdamW(network, 1e-3, 1e-3, embedding_rate=1e-2)
-    table, bias = network[0].weight.detach().clone(), network[1].bias.detach().clone()
-    network(torch.tensor([1, 3])).square().mean().backward()
-    optimizer.step()
-    moved = (network[0].weight.detach() - table).abs().amax(dim=1)
-    assert moved[[1, 3]] == pytest.approx([1e-2, 1e-2], rel=0.1) and not moved[[0, 2, 4]].any()
-    assert (network[1].bias.detach() - bias).abs().max().item() == pytest.approx(1e-3, rel=0.1)
-
-
 def test_timesteps_favour_the_noisy_end() -> None:
     t = draw_timesteps(20000, TeacherConfig())
     assert t.min() >= 0

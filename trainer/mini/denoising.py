@@ -41,7 +41,6 @@ class DenoisingConfig:
     batch: int = 64
     learning_rate: float = 1e-3  # of Muon
     adam_rate: float = 5e-4
-    embedding_rate: float | None = None  # of the tables of words and places; adam_rate if not given
     warmup: int = 300
     decay_steps: int = 4000  # the learning rate falls to a twentieth over this many last steps
     noisy_share: float = 0.3  # of the timesteps: drawn from 900 to 999
@@ -87,7 +86,7 @@ class Denoising:
         self.model = model
         self._centred = CentredSteps(unet)
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
-        self._optimizer = MuonWithAdamW(model, config.learning_rate, config.adam_rate, ends, config.embedding_rate)
+        self._optimizer = MuonWithAdamW(model, config.learning_rate, config.adam_rate, ends)
         self._checkpoints = Checkpoints(self.output)
         self.step = 0
         if state := self._checkpoints.latest():

@@ -69,55 +69,35 @@ class Muon(torch.optim.Optimizer):
 class MuonWithAdamW:
     """Muon for the inner matrices of a network; AdamW for vectors, embeddings and the layers at its ends.
 
-    Rows of an embedding are seen one time in many and each is all that a network knows of its word, so they want a
-    larger rate than what every sample moves.
-
     Args:
         network: its parameters that require gradients are taken.
         muon_rate, adam_rate: peak learning rates.
         ends: parts of the names of layers that are AdamW's.
-        embedding_rate: peak learning rate of embeddings; ``adam_rate`` if not given.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        muon_rate: float,
-        adam_rate: float,
-        ends: tuple[str, ...] = ENDS,
-        embedding_rate: float | None = None,
-    ) -> None:
+    def __init__(self, network: nn.Module, muon_rate: float, adam_rate: float, ends: tuple[str, ...] = ENDS) -> None:
         named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-        tables = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
         self.parameters = [p for _, p in named]
-        embeddings = [p for p in self.parameters if id(p) in tables]
-        inner = [p for name, p in named if p.ndim >= 2 and id(p) not in tables and not any(end in name for end in ends)]
-        chosen = {id(p) for p in (*inner, *embeddings)}
-        groups = [
-            {"params": [p for p in self.parameters if id(p) not in chosen], "peak": adam_rate},
-            {"params": embeddings, "peak": adam_rate if embedding_rate is None else embedding_rate},
-        ]
-        groups = [group for group in groups if group["params"]]
-        self._parts = [
-            Muon([{"params": inner, "peak": muon_rate}], muon_rate),
-            torch.optim.AdamW(groups, lr=adam_rate, betas=(0.9, 0.99), weight_decay=0.0),
-        ]
-        self._peaks = [[group["peak"] for group in optimizer.param_groups] for optimizer in self._parts]
+        inner = [p for name, p in named if p.ndim >= 2 and not any(end in name for end in ends)]
+        chosen = {id(p) for p in inner}
+        rest = [p for p in self.parameters if id(p) not in chosen]
+        adam = torch.optim.AdamW(rest, lr=adam_rate, betas=(0.9, 0.99), weight_decay=0.0)
+        self._parts = [(Muon(inner, muon_rate), muon_rate), (adam, adam_rate)]
 
     def step(self, share: float = 1.0) -> None:
         """Clip the gradients at norm 1, update with this share of the peak rates, and drop the gradients."""
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        for optimizer, peaks in zip(self._parts, self._peaks, strict=True):
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+        for optimizer, peak in self._parts:
+            for group in optimizer.param_groups:
                 group["lr"] = peak * share
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> list[dict[str, Any]]:
         """The state of both."""
-        return [optimizer.state_dict() for optimizer in self._parts]
+        return [optimizer.state_dict() for optimizer, _ in self._parts]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
         """Put back what :meth:`state_dict` returned."""
-        for optimizer, state in zip(self._parts, states, strict=True):
+        for (optimizer, _), state in zip(self._parts, states, strict=True):
             optimizer.load_state_dict(state)
