@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainer.mini import export, latents, scenes, teacher, vae
+from trainer.mini import export, latents, scenes, teacher, vae, words
 from trainer.state import Checkpoints
 from wadi_core import configs, mini
 
@@ -48,12 +48,23 @@ def test_from_scenes_to_the_files_of_the_package(tmp_path: Path, monkeypatch: py
     assert captions == [scenes.scene(seed).caption for seed in range(64)]
     assert 0.5 < encoded.float().std() < 2  # scaled to about 1
 
+    lessons = words.WordsConfig(
+        vae=str(tmp_path / "vae" / "vae"), tokenizer=str(configs.TOKENIZER), output=str(tmp_path / "words"),
+        steps=20, batch=16, text_layers=1, components=8,
+    )  # fmt: skip
+    words.run(lessons)
+    (table,) = (tmp_path / "words").glob("losses.csv")
+    assert table.read_text().startswith("step,names,looks,right")
+
     settings = teacher.TeacherConfig(
         vae=str(tmp_path / "vae" / "vae"), latents=str(tmp_path / "latents"), tokenizer=str(configs.TOKENIZER),
         output=str(tmp_path / "teacher"), steps=2, batch=4, save_every=1, sheet_every=2, text_layers=1,
+        words_from=str(tmp_path / "words"),
     )  # fmt: skip
     teacher.run(settings)
     assert (tmp_path / "teacher" / "sheet-000002.png").is_file()
+    begun, gone_on = (load_file(tmp_path / run / "text_encoder" / "model.safetensors") for run in ("words", "teacher"))
+    assert all(torch.allclose(tensor, gone_on[name], atol=0.02) for name, tensor in begun.items())
 
     # Another run goes on from what was written.
     on = dataclasses.replace(settings, output=str(tmp_path / "on"), steps=0, start_from=str(tmp_path / "teacher"))

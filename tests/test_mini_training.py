@@ -11,13 +11,14 @@ import torch.nn.functional as F
 
 from trainer.mini import scenes
 from trainer.mini.denoising import draw_timesteps
-from trainer.mini.init import CentredSteps, freeze_samplers, start_as_block_means
+from trainer.mini.init import CentredSteps, freeze_samplers, skip_copying, start_as_block_means
 from trainer.mini.latents import read_shards
 from trainer.mini.muon import MuonWithAdamW, orthogonalize
 from trainer.mini.perception import Perception
 from trainer.mini.teacher import TeacherConfig, make_unet
 from trainer.mini.vae import make_vae, reconstruction_loss
 from trainer.mini.widen import widen
+from trainer.mini.words import WORDS, facts
 
 
 def test_there_are_enough_different_things() -> None:
@@ -54,7 +55,7 @@ def test_pairs_stand_in_every_order_and_distance() -> None:
     assert {tuple(item.size for item in placed) for placed in plans} == set(itertools.product(scenes.PAIR_SIZES, repeat=2))
     assert any(a.x + 40 < b.x for a, b in plans) and any(b.x + 40 < a.x for a, b in plans)
     assert any(a.y + 40 < b.y for a, b in plans)
-    assert len({(item.x, item.y) for placed in plans for item in placed}) > 60
+    assert len({(item.x, item.y) for placed in plans for item in placed}) > 50
 
 
 def test_a_tenth_of_the_pairs_is_held_out() -> None:
@@ -87,6 +88,41 @@ def test_the_teacher_begins_as_the_identity() -> None:
     z, text = torch.randn(2, 4, 16, 16), torch.randn(2, 77, 128)
     with torch.no_grad():
         assert F.mse_loss(unet(z, 999, text).sample, z) < 5e-3
+
+
+def test_a_start_that_only_copies_where_it_enlarges_may_leave_that_out() -> None:
+    unet = make_unet(TeacherConfig()).eval()
+    z, text = torch.randn(2, 4, 16, 16), torch.randn(2, 77, 128)
+    enlarging = [layer for name, layer in unet.named_modules() if name.endswith("upsamplers.0")]
+    with torch.no_grad():
+        whole = unet(z, 500, text).sample
+        skip_copying(unet)
+        assert [layer.use_conv for layer in enlarging] == [False, False]
+        assert torch.allclose(unet(z, 500, text).sample, whole, atol=1e-5)
+        enlarging[0].conv.weight[0, 1, 0, 0] = 0.1
+    skip_copying(unet)
+    assert [layer.use_conv for layer in enlarging] == [True, False]
+
+
+def test_a_picture_that_is_halved_in_the_teacher_is_the_mean_of_its_squares() -> None:
+    (halving, *_) = (layer for name, layer in make_unet(TeacherConfig()).named_modules() if name.endswith("downsamplers.0"))
+    x = torch.randn(1, 96, 16, 16)
+    bias = halving.conv.bias[None, :, None, None]
+    assert torch.allclose(halving(x) - bias, F.avg_pool2d(x, 2), atol=1e-5)
+
+
+def test_captions_tell_objects_in_order_colour_and_word() -> None:
+    plans = [scenes.scene(seed) for seed in range(400)]
+    for plan, (first, second, colour, word) in zip(plans, facts(plans).tolist(), strict=True):
+        shown = [item.thing.index for item in plan.placed]
+        assert [first, second] == (shown + [len(scenes.things())])[:2]
+        if colour:
+            assert f" {list(scenes.COLOURS)[colour - 1]} background" in plan.caption
+        else:
+            assert not plan.caption.endswith("background")
+        if word:
+            assert f" {WORDS[word - 1]} " in f" {plan.caption}"
+    assert {row[3] for row in facts(plans).tolist()} == set(range(len(WORDS) + 1))
 
 
 def test_shortcuts_learn_as_if_there_were_no_offset() -> None:

@@ -41,6 +41,16 @@ def freeze_samplers(network: nn.Module) -> None:
             layer.requires_grad_(False)
 
 
+@torch.no_grad()
+def skip_copying(unet: nn.Module) -> None:
+    """Leave out the convolutions behind enlarging wherever they only copy: the same numbers, a tenth sooner."""
+    for name, layer in unet.named_modules():
+        if name.rpartition(".")[0].endswith("upsamplers"):
+            copying = torch.zeros_like(layer.conv.weight)
+            copying[:, :, 1, 1] = torch.eye(layer.channels)
+            layer.use_conv = bool((layer.conv.weight != copying).any() or layer.conv.bias.any())
+
+
 class CentredSteps:
     """Optimizer steps on 1x1 convolutions that see the offset, taken in the parameters of ``W (x - offset) + b``.
 
@@ -120,9 +130,11 @@ def _copy(conv: nn.Conv2d, source: int, count: int) -> None:
 
 def _average(conv: nn.Conv2d) -> None:
     """A strided 3x3 convolution that halves: each channel is the mean of the 2x2 pixels it stands for."""
+    # Diffusers' autoencoder pads on the far sides only, before the convolution, and its U-Net on all sides, in it.
+    first = conv.padding[0]
     for k in range(min(conv.in_channels, conv.out_channels)):
         conv.weight[k].zero_()
-        conv.weight[k, k, :2, :2] = 0.25
+        conv.weight[k, k, first : first + 2, first : first + 2] = 0.25
 
 
 @torch.no_grad()
@@ -160,6 +172,10 @@ def start_as_identity(unet: nn.Module) -> None:
         if name.endswith(("conv2", "proj_out")):
             layer.weight.mul_(0.1)
             layer.bias.zero_()
+        elif isinstance(layer, nn.Conv2d) and "downsamplers" in name:
+            _average(layer)
+        elif isinstance(layer, nn.Conv2d) and "upsamplers" in name:
+            _copy(layer, 0, layer.out_channels)
     outermost = unet.up_blocks[-1].resnets[-1]
     width = unet.conv_in.out_channels
     _copy(outermost.conv_shortcut, outermost.conv_shortcut.in_channels - width, 6 * unet.conv_in.in_channels)

@@ -24,8 +24,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 SIZE = 128  # pixels of a scene's side
 GRID = 8  # pixels between the places of centres: one latent
-SINGLE_SIZES = (80, 96, 112)  # pixels of an object's longer side; the first is called small, the last big
-PAIR_SIZES = (48, 56)
+SINGLE_SIZES = (88, 112)  # pixels of an object's longer side; the first is called small, the last big
+PAIR_SIZES = (56,)  # half of a big one
 GLYPH_SIZE = 109  # the one size at which the bitmaps of Noto Color Emoji are stored
 FONT_PLACES = (
     "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",
