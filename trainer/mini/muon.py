@@ -20,23 +20,15 @@ ENDS = ("conv_in", "conv_out", "embedding", "quant_conv")  # in the names of lay
 
 
 def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """About U V^T of each of ``matrices`` = U S V^T (..., rows, columns), singular values between 0.7 and 1.2.
-
-    The iteration multiplies x from its short side only, by polynomials of the Gram matrix of x. So it runs on Gram
-    matrices alone and the product of the polynomials is applied once: a wide matrix is touched twice, not ten times.
-    """
-    wide = matrices.shape[-2] <= matrices.shape[-1]
-    x = matrices if wide else matrices.mT
+    """About U V^T of each of ``matrices`` = U S V^T (..., rows, columns), singular values between 0.7 and 1.2."""
+    x = matrices.bfloat16()
+    wide = x.shape[-2] <= x.shape[-1]
+    x = x if wide else x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    gram = x @ x.mT
-    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    product = identity
     for _ in range(iterations):
-        factor = _A * identity + _B * gram + _C * gram @ gram
-        product = factor @ product
-        gram = factor @ gram @ factor
-    x = product @ x
-    return x if wide else x.mT
+        gram = x @ x.mT
+        x = _A * x + (_B * gram + _C * gram @ gram) @ x
+    return (x if wide else x.mT).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):

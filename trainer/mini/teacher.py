@@ -158,7 +158,6 @@ def run(config: TeacherConfig) -> None:
         teacher.load(Path(config.words_from), ["text_encoder"])
     if config.start_from:
         teacher.load(Path(config.start_from))
-    teacher.unet.to(memory_format=torch.channels_last)
     # At 16x16 latents plain attention trains a third faster on a CPU than the fused kernel.
     teacher.unet.set_attn_processor(AttnProcessor())
     freeze_samplers(teacher.unet)
