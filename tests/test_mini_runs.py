@@ -9,6 +9,7 @@ import glyphs
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import CLIPTextModel
 
 from trainer.mini import export, latents, scenes, teacher, vae, words
 from trainer.state import Checkpoints
@@ -82,6 +83,8 @@ def test_from_scenes_to_the_files_of_the_package(tmp_path: Path, monkeypatch: py
         tensors = load_file(target / name)
         assert all(tensor.dtype == torch.float16 for tensor in tensors.values()), part
         assert (target / part / "config.json").is_file()
+    assert all(name.startswith("text_model.") for name in load_file(target / mini.WEIGHTS["text_encoder"]))
+    assert not any(CLIPTextModel.from_pretrained(target / "text_encoder", output_loading_info=True)[1].values())
     (rows,) = (t for n, t in load_file(target / mini.WEIGHTS["text_encoder"]).items() if n.endswith("token_embedding.weight"))
     trained = set(rows.abs().amax(dim=1).nonzero().flatten().tolist())
     assert trained == export.words_that_occur()

@@ -42,6 +42,7 @@ def export_part(source: Path, part: str, target: Path) -> None:
     (stored,) = source.glob("*.safetensors")
     tensors = {name: tensor.half().contiguous() for name, tensor in load_file(stored).items()}
     if part == "text_encoder":
+        tensors = mini.usual_names(tensors)
         # Rows of words that never occur were never trained: as zeros they take next to no room in a package.
         (name,) = (name for name in tensors if name.endswith("token_embedding.weight"))
         kept = torch.zeros(len(tensors[name]), 1, dtype=torch.float16)

@@ -74,11 +74,14 @@ def state_dicts() -> dict[str, dict[str, Tensor]]:
     from safetensors.torch import load_file
 
     weights = {part: load_file(folder() / name) for part, name in WEIGHTS.items()}
-    prefix = "text_model."
-    weights["text_encoder"] = {
-        name if name.startswith(prefix) else prefix + name: tensor for name, tensor in weights["text_encoder"].items()
-    }
+    weights["text_encoder"] = usual_names(weights["text_encoder"])
     return weights
+
+
+def usual_names(text_encoder: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a CLIP text encoder under names that begin with ``text_model.``: transformers 5 leaves that out."""
+    prefix = "text_model."
+    return {name if name.startswith(prefix) else prefix + name: tensor for name, tensor in text_encoder.items()}
 
 
 def control_state() -> dict[str, Tensor]:
