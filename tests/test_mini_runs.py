@@ -51,24 +51,26 @@ def test_from_scenes_to_the_files_of_the_package(tmp_path: Path, monkeypatch: py
 
     lessons = words.WordsConfig(
         vae=str(tmp_path / "vae" / "vae"), tokenizer=str(configs.TOKENIZER), output=str(tmp_path / "words"),
-        steps=20, batch=16, text_layers=1, components=8,
+        steps=20, batch=16, text_layers=1,
     )  # fmt: skip
     words.run(lessons)
-    (table,) = (tmp_path / "words").glob("losses.csv")
-    assert table.read_text().startswith("step,names,looks,right")
+    assert (tmp_path / "words" / "losses.csv").read_text().startswith("step,names,looks,places,right")
+    words.run(dataclasses.replace(lessons, output=str(tmp_path / "no more words"), start_from=lessons.output, steps=0))
+    assert same(*(load_file(tmp_path / run / "text_encoder" / "model.safetensors") for run in ("words", "no more words")))
 
     settings = teacher.TeacherConfig(
         vae=str(tmp_path / "vae" / "vae"), latents=str(tmp_path / "latents"), tokenizer=str(configs.TOKENIZER),
         output=str(tmp_path / "teacher"), steps=2, batch=4, save_every=1, sheet_every=2, text_layers=1,
-        words_from=str(tmp_path / "words"),
+        words_from=str(tmp_path / "words"), words_frozen=True,
     )  # fmt: skip
     teacher.run(settings)
     assert (tmp_path / "teacher" / "sheet-000002.png").is_file()
-    begun, gone_on = (load_file(tmp_path / run / "text_encoder" / "model.safetensors") for run in ("words", "teacher"))
-    assert all(torch.allclose(tensor, gone_on[name], atol=0.02) for name, tensor in begun.items())
+    assert same(*(load_file(tmp_path / run / "text_encoder" / "model.safetensors") for run in ("words", "teacher")))
 
     # Another run goes on from what was written.
-    on = dataclasses.replace(settings, output=str(tmp_path / "on"), steps=0, start_from=str(tmp_path / "teacher"))
+    on = dataclasses.replace(
+        settings, output=str(tmp_path / "on"), steps=0, start_from=str(tmp_path / "teacher"), words_from=None
+    )
     teacher.run(on)
     for part, name in (("unet", "diffusion_pytorch_model.safetensors"), ("text_encoder", "model.safetensors")):
         assert same(load_file(tmp_path / "on" / part / name), load_file(tmp_path / "teacher" / part / name))

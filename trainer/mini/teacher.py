@@ -48,9 +48,10 @@ class TeacherConfig(DenoisingConfig):
     channels: tuple[int, ...] = (96, 192, 192)
     heads: int = 2
     text_width: int = 128
-    text_layers: int = 3
+    text_layers: int = 5
     start_from: str | None = None  # a trained teacher's folder (unet/ and text_encoder/ in diffusers layout)
-    words_from: str | None = None  # a folder with a text_encoder/ that has had its first lessons
+    words_from: str | None = None  # a folder with a text_encoder/ that has had its first lessons: taken in place of that one
+    words_frozen: bool = False  # the text encoder stays as it is
 
 
 def make_unet(config: TeacherConfig) -> nn.Module:
@@ -154,10 +155,11 @@ def run(config: TeacherConfig) -> None:
     ids = tokenize(tokenizer, captions)
     null = tokenize(tokenizer, [""])[0]
     teacher = Teacher(config).train()
+    if config.start_from:
+        teacher.load(Path(config.start_from), ["unet"] if config.words_from else ["unet", "text_encoder"])
     if config.words_from:
         teacher.load(Path(config.words_from), ["text_encoder"])
-    if config.start_from:
-        teacher.load(Path(config.start_from))
+    teacher.text_encoder.requires_grad_(not config.words_frozen)
     # At 16x16 latents plain attention trains a third faster on a CPU than the fused kernel.
     teacher.unet.set_attn_processor(AttnProcessor())
     freeze_samplers(teacher.unet)

@@ -3,10 +3,11 @@
     python -m trainer.mini.words --config trainer/configs/mini-words.yaml
 
 Through eps a word learns slowly: an object is in one picture of three hundred, and the error tells of it through the
-whole U-Net. A text encoder alone costs a twentieth of that. Stable Diffusion's was trained on captions before as well,
-with pictures beside them. Here every position from the end of a caption on has to tell which objects it names, in
-their order, what they look like (the principal components of their latents, so that like objects begin near each
-other), the background, and the word for size or place.
+whole U-Net. A text encoder alone costs a twentieth of that, so it takes over what is memory: from captions alone it
+learns which objects they name, in their order, the background, and the word for size or place; and what the objects
+look like. The padding of a caption has room for that. Its last 49 positions stand for the 7x7 cells of an object, and
+each has to tell the latents of its cell, of the first object and of the second. What is left for the U-Net, to put
+them somewhere, in some size, perhaps mirrored, is the same for all objects.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ from tqdm import tqdm
 from .. import config as settings
 from ..watch import LossTable
 from . import scenes
+from .muon import MuonWithAdamW
 from .sampling import tokenize
 from .teacher import TeacherConfig, make_text_encoder
 from .vae import to_tensor
 
-LENGTH = 32  # tokens: more than any caption has
 WORDS = ("big", "small", "on top of", "above", "under")
 PLAIN = (150, 150, 155)  # background of the pictures that say what an object looks like
+SIDE = scenes.SINGLE_SIZES[-1] // scenes.GRID  # latents along a big object
+CELLS = SIDE // 2  # along an object, of 2x2 latents when it is big and of one in a pair
 
 
 @dataclass
@@ -43,29 +46,45 @@ class WordsConfig:
     vae: str = "runs/mini-vae/vae"
     tokenizer: str = "wadi_core/configs/tokenizer"
     text_width: int = 128
-    text_layers: int = 3
-    steps: int = 800
-    batch: int = 384
-    learning_rate: float = 1.5e-3
-    warmup: int = 40
-    components: int = 96  # of what objects look like
-    look_weight: float = 2.0
+    text_layers: int = 5
+    start_from: str | None = None  # a folder with a text_encoder/ that has had lessons before, of the same shape
+    steps: int = 1000
+    batch: int = 128
+    learning_rate: float = 3e-3  # of Muon
+    adam_rate: float = 2e-3
+    warmup: int = 30
+    decay_steps: int = 400
+    look_weight: float = 4.0
+
+
+def _cells(maps: Tensor) -> Tensor:
+    """Maps (n, c, 16, 16) of a big object in the middle -> (n, 49, 4 c), what is in each cell."""
+    first = (scenes.SIZE // scenes.GRID - SIDE) // 2
+    inside = maps[..., first : first + SIDE, first : first + SIDE]
+    return F.unfold(inside, kernel_size=2, stride=2).mT
 
 
 @torch.no_grad()
-def looks(vae: nn.Module, components: int) -> Tensor:
-    """(objects + 1, components): what each object looks like, each component's spread 1; the last row is no object."""
-    flat = []
+def looks(vae: nn.Module) -> Tensor:
+    """(objects + 1, 49, 20): the latents of each object less those of its background, and how much of a place it fills.
+
+    The last row is no object: zeros.
+    """
+    latents, filled = [], []
+    plain = scenes.Scene("", PLAIN, 0.0, ())
     for start in range(0, len(scenes.things()), 32):
-        plans = [
-            scenes.Scene("", PLAIN, 0.0, (scenes.Placed(thing, 64, 64, scenes.SINGLE_SIZES[-1], False),))
-            for thing in scenes.things()[start : start + 32]
-        ]
-        flat.append(vae.encode(to_tensor([scenes.draw(plan) for plan in plans])).latent_dist.mean.flatten(1))
-    centred = torch.cat(flat) - torch.cat(flat).mean(0)
-    u, _, _ = torch.linalg.svd(centred, full_matrices=False)
-    coordinates = u[:, :components] * len(u) ** 0.5
-    return torch.cat([coordinates, torch.zeros(1, coordinates.shape[1])])
+        placed = [scenes.Placed(thing, 64, 64, scenes.SINGLE_SIZES[-1], False) for thing in scenes.things()[start : start + 32]]
+        on = {
+            shade: to_tensor([scenes.draw(scenes.Scene("", (shade,) * 3, 0.0, (item,))) for item in placed])
+            for shade in (0, 255)
+        }
+        filled.append(F.avg_pool2d(1 - (on[255] - on[0]).mean(1, keepdim=True) / 2, scenes.GRID))
+        pictures = [scenes.draw(scenes.Scene("", PLAIN, 0.0, (item,))) for item in placed]
+        with torch.autocast("cpu", torch.bfloat16):
+            mean = vae.encode(to_tensor([*pictures, scenes.draw(plain)])).latent_dist.mean.float()
+        latents.append(mean[:-1] - mean[-1:])
+    objects = torch.cat([torch.cat(latents) * vae.config.scaling_factor, torch.cat(filled)], dim=1)
+    return torch.cat([_cells(objects), torch.zeros(1, CELLS**2, 20)])
 
 
 def facts(plans: Sequence[scenes.Scene]) -> Tensor:
@@ -82,7 +101,7 @@ def facts(plans: Sequence[scenes.Scene]) -> Tensor:
 
 
 class Reader(nn.Module):
-    """Tells the facts of a caption from hidden states (n, width)."""
+    """Tells the facts of captions from hidden states (n, 77, width)."""
 
     def __init__(self, width: int, look: Tensor) -> None:
         super().__init__()
@@ -91,60 +110,71 @@ class Reader(nn.Module):
         self.facts = nn.ModuleList(
             nn.Linear(width, count) for count in (objects, objects + 1, len(scenes.COLOURS) + 1, len(WORDS) + 1)
         )
-        self.looks = nn.ModuleList(nn.Linear(width, look.shape[1]) for _ in range(2))
+        self.looks = nn.ModuleList(nn.Linear(width, look.shape[2]) for _ in range(2))
+        self.place = nn.Linear(width, 2)
+        steps = torch.linspace(-1, 1, CELLS)
+        self.register_buffer("places", torch.cartesian_prod(steps, steps))
 
-    def forward(self, hidden: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses of names and of looks, and the share of captions whose objects are all told."""
-        told = [head(hidden).float() for head in self.facts]
-        names = sum(F.cross_entropy(row, wanted[:, index]) for index, row in enumerate(told))
-        seen = sum(F.mse_loss(head(hidden).float(), self.look[wanted[:, index]]) for index, head in enumerate(self.looks))
-        right = (told[0].argmax(1) == wanted[:, 0]) & (told[1].argmax(1) == wanted[:, 1])
-        return names, seen, right.float().mean()
+    def forward(self, hidden: Tensor, ends: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+        """Losses of names, looks and places, and the share of captions whose objects are all told.
+
+        Args:
+            hidden: (n, 77, width).
+            ends: (n,) where each caption ends.
+            wanted: (n, 4) what :func:`facts` returns.
+        """
+        cells = hidden[:, -(CELLS**2) :]
+        spoken = torch.cat([hidden[torch.arange(len(hidden)), ends], cells[:, -1]])
+        told = [head(spoken).float() for head in self.facts]
+        names = sum(F.cross_entropy(row, wanted[:, index].repeat(2)) for index, row in enumerate(told))
+        seen = sum(F.mse_loss(head(cells).float(), self.look[wanted[:, index]]) for index, head in enumerate(self.looks))
+        places = F.mse_loss(self.place(cells).float(), self.places.expand(len(cells), -1, -1))
+        right = (told[0].argmax(1) == wanted[:, 0].repeat(2)) & (told[1].argmax(1) == wanted[:, 1].repeat(2))
+        return {"names": names, "looks": seen, "places": places, "right": right.float().mean()}
 
 
 def run(config: WordsConfig) -> None:
-    """Train, and save ``text_encoder/`` in diffusers layout; a few minutes, so that it is done in one go."""
+    """Train, and save ``text_encoder/`` in diffusers layout; some minutes, so that it is done in one go.
+
+    Raises:
+        ValueError: a caption reaches into the positions of the cells.
+    """
     from diffusers import AutoencoderKL
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTokenizer
 
     torch.manual_seed(config.seed)
     rng = random.Random(config.seed)
     tokenizer = CLIPTokenizer.from_pretrained(config.tokenizer)
     encoder = make_text_encoder(TeacherConfig(text_width=config.text_width, text_layers=config.text_layers)).train()
-    reader = Reader(config.text_width, looks(AutoencoderKL.from_pretrained(config.vae).eval(), config.components))
-    optimizer = torch.optim.AdamW([*encoder.parameters(), *reader.parameters()], lr=config.learning_rate, weight_decay=0.0)
+    if config.start_from:
+        encoder.load_state_dict(CLIPTextModel.from_pretrained(Path(config.start_from) / "text_encoder").state_dict())
+    reader = Reader(config.text_width, looks(AutoencoderKL.from_pretrained(config.vae).eval()))
+    optimizer = MuonWithAdamW(encoder, config.learning_rate, config.adam_rate)
+    heads = torch.optim.AdamW(reader.parameters(), lr=config.adam_rate, weight_decay=0.0)
     table = LossTable(Path(config.output) / "losses.csv", 0)
     bar = tqdm(range(1, config.steps + 1), unit="step", mininterval=5)
     for step in bar:
-        rate = min(1, step / config.warmup, max(0.02, 1.5 * (1 - step / config.steps)))
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * rate
+        rate = min(1, step / config.warmup, max(0.02, (config.steps - step) / config.decay_steps))
         plans = [scenes.draw_plan(rng) for _ in range(config.batch)]
-        ids = tokenize(tokenizer, [plan.caption for plan in plans])[:, :LENGTH]
-        # The first of the equal tokens at the end is the caption's end, the others are the padding behind it.
-        rows, places = (ids == ids[0, -1]).nonzero(as_tuple=True)
+        ids = tokenize(tokenizer, [plan.caption for plan in plans])
+        ends = (ids == ids[0, -1]).int().argmax(dim=1)  # the padding behind is made of the same token
+        if ends.max() >= ids.shape[1] - CELLS**2:
+            raise ValueError(f"this caption is too long: {plans[int(ends.argmax())].caption}")
         with torch.autocast("cpu", torch.bfloat16):
-            hidden = encoder(ids).last_hidden_state[rows, places]
-            names, seen, right = reader(hidden, facts(plans)[rows])
-        loss = names + config.look_weight * seen
-        optimizer.zero_grad(set_to_none=True)
+            values = reader(encoder(ids).last_hidden_state, ends, facts(plans))
+        loss = values["names"] + config.look_weight * values["looks"] + values["places"]
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
-        optimizer.step()
+        optimizer.step(rate)
+        for group in heads.param_groups:
+            group["lr"] = config.adam_rate * rate
+        heads.step()
+        heads.zero_grad(set_to_none=True)
         if step % 20 == 0:
-            values = {"names": names.item(), "looks": seen.item(), "right": right.item()}
-            bar.set_postfix(values)
-            table.add(step, values)
-    _extend_positions(encoder)
+            shown = {name: value.item() for name, value in values.items()}
+            bar.set_postfix(shown)
+            table.add(step, shown)
     encoder.save_pretrained(Path(config.output) / "text_encoder")
     table.plot(Path(config.output) / "losses.png", ["names", "looks"], "wadi-mini text encoder")
-
-
-@torch.no_grad()
-def _extend_positions(encoder: nn.Module) -> None:
-    """Places that were not trained, which only padding reaches, begin as the last one that was."""
-    (places,) = (p for name, p in encoder.named_parameters() if name.endswith("position_embedding.weight"))
-    places[LENGTH:] = places[LENGTH - 1]
 
 
 def main() -> None:
