@@ -56,7 +56,10 @@ def test_pairs_stand_in_every_order_and_distance() -> None:
     assert {tuple(item.size for item in placed) for placed in plans} == set(itertools.product(scenes.PAIR_SIZES, repeat=2))
     assert any(a.x + 40 < b.x for a, b in plans) and any(b.x + 40 < a.x for a, b in plans)
     assert any(a.y + 40 < b.y for a, b in plans)
-    assert len({(item.x, item.y) for placed in plans for item in placed}) > 50
+    # Every place there is: near one of two sides along the pair, and anywhere across it.
+    along, across = (32, 40, 88, 96), range(32, 97, scenes.GRID)
+    every = set(itertools.product(along, across)) | set(itertools.product(across, along))
+    assert {(item.x, item.y) for placed in plans for item in placed} == every
 
 
 def test_a_tenth_of_the_pairs_is_held_out() -> None:

@@ -6,7 +6,6 @@ python -m trainer.mini.teacher --config trainer/configs/mini-teacher.yaml
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +94,23 @@ def make_text_encoder(config: TeacherConfig) -> nn.Module:
     )
 
 
+def take_weights(network: nn.Module, folder: Path, part: str) -> None:
+    """Give a network the weights of the trained one of the same shape in ``folder``: ``unet`` or ``text_encoder``.
+
+    Raises:
+        OSError: weights are missing.
+        ValueError: its shape is another.
+    """
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    kind = {"unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}[part]
+    try:
+        network.load_state_dict(kind.from_pretrained(folder / part).state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"{folder / part}: its shape is another than that of these settings") from error
+
+
 class Teacher(nn.Module):
     """Text encoder and U-Net as one module: token ids to eps."""
 
@@ -102,23 +118,6 @@ class Teacher(nn.Module):
         super().__init__()
         self.text_encoder = make_text_encoder(config)
         self.unet = make_unet(config)
-
-    def load(self, folder: Path, parts: Sequence[str] = ("unet", "text_encoder")) -> None:
-        """Take the weights of trained parts of the same shape.
-
-        Raises:
-            OSError: weights are missing.
-            ValueError: its shape is another.
-        """
-        from diffusers import UNet2DConditionModel
-        from transformers import CLIPTextModel
-
-        trained = {"unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}
-        for part in parts:
-            try:
-                getattr(self, part).load_state_dict(trained[part].from_pretrained(folder / part).state_dict())
-            except RuntimeError as error:
-                raise ValueError(f"{folder / part}: its shape is another than that of these settings") from error
 
     def forward(self, x: Tensor, t: Tensor, ids: Tensor) -> Tensor:
         # Rows repeat (the empty caption above all): each different caption is encoded once.
@@ -156,9 +155,9 @@ def run(config: TeacherConfig) -> None:
     null = tokenize(tokenizer, [""])[0]
     teacher = Teacher(config).train()
     if config.start_from:
-        teacher.load(Path(config.start_from), ["unet"] if config.words_from else ["unet", "text_encoder"])
-    if config.words_from:
-        teacher.load(Path(config.words_from), ["text_encoder"])
+        take_weights(teacher.unet, Path(config.start_from), "unet")
+    if words := config.words_from or config.start_from:
+        take_weights(teacher.text_encoder, Path(words), "text_encoder")
     teacher.text_encoder.requires_grad_(not config.words_frozen)
     # At 16x16 latents plain attention trains a third faster on a CPU than the fused kernel.
     teacher.unet.set_attn_processor(AttnProcessor())

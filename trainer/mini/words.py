@@ -28,11 +28,11 @@ from ..watch import LossTable
 from . import scenes
 from .muon import MuonWithAdamW
 from .sampling import tokenize
-from .teacher import TeacherConfig, make_text_encoder
+from .teacher import TeacherConfig, make_text_encoder, take_weights
 from .vae import to_tensor
 
 WORDS = ("big", "small", "on top of", "above", "under")
-PLAIN = (150, 150, 155)  # background of the pictures that say what an object looks like
+PLAIN = scenes.COLOURS["grey"]  # background of the pictures that say what an object looks like
 SIDE = scenes.SINGLE_SIZES[-1] // scenes.GRID  # latents along a big object
 CELLS = SIDE // 2  # along an object, of 2x2 latents when it is big and of one in a pair
 
@@ -137,17 +137,18 @@ def run(config: WordsConfig) -> None:
     """Train, and save ``text_encoder/`` in diffusers layout; some minutes, so that it is done in one go.
 
     Raises:
-        ValueError: a caption reaches into the positions of the cells.
+        OSError: a file is missing.
+        ValueError: a caption reaches into the positions of the cells, or the encoder to go on from has another shape.
     """
     from diffusers import AutoencoderKL
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTokenizer
 
     torch.manual_seed(config.seed)
     rng = random.Random(config.seed)
     tokenizer = CLIPTokenizer.from_pretrained(config.tokenizer)
     encoder = make_text_encoder(TeacherConfig(text_width=config.text_width, text_layers=config.text_layers)).train()
     if config.start_from:
-        encoder.load_state_dict(CLIPTextModel.from_pretrained(Path(config.start_from) / "text_encoder").state_dict())
+        take_weights(encoder, Path(config.start_from), "text_encoder")
     reader = Reader(config.text_width, looks(AutoencoderKL.from_pretrained(config.vae).eval()))
     optimizer = MuonWithAdamW(encoder, config.learning_rate, config.adam_rate)
     heads = torch.optim.AdamW(reader.parameters(), lr=config.adam_rate, weight_decay=0.0)
