@@ -61,10 +61,11 @@ def test_from_scenes_to_the_files_of_the_package(tmp_path: Path, monkeypatch: py
     settings = teacher.TeacherConfig(
         vae=str(tmp_path / "vae" / "vae"), latents=str(tmp_path / "latents"), tokenizer=str(configs.TOKENIZER),
         output=str(tmp_path / "teacher"), steps=2, batch=4, save_every=1, sheet_every=2, text_layers=1,
-        words_from=str(tmp_path / "words"), words_frozen=True,
+        words_from=str(tmp_path / "words"), words_frozen=True, pointing=0.1,
     )  # fmt: skip
     teacher.run(settings)
     assert (tmp_path / "teacher" / "sheet-000002.png").is_file()
+    assert "lesson" in (tmp_path / "teacher" / "losses.csv").read_text()
     assert same(*(load_file(tmp_path / run / "text_encoder" / "model.safetensors") for run in ("words", "teacher")))
 
     # Another run goes on from what was written.

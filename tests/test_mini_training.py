@@ -19,7 +19,7 @@ from trainer.mini.perception import Perception
 from trainer.mini.teacher import TeacherConfig, make_unet
 from trainer.mini.vae import make_vae, reconstruction_loss
 from trainer.mini.widen import widen
-from trainer.mini.words import CELLS, WORDS, facts, looks
+from trainer.mini.words import WORDS, facts, looks
 
 
 def test_there_are_enough_different_things() -> None:
@@ -132,9 +132,9 @@ def test_captions_tell_objects_in_order_colour_and_word() -> None:
 def test_what_objects_look_like_is_told_cell_by_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenes, "glyph", glyphs.disc)
     told = looks(make_vae((96, 96, 96, 96)).eval())
-    assert told.shape == (len(scenes.things()) + 1, CELLS**2, 20)
+    assert told.shape == (len(scenes.things()) + 1, scenes.CELLS**2, 20)
     assert not told[-1].any()
-    filled = told[:-1, :, 16:].reshape(-1, CELLS, CELLS, 2, 2)
+    filled = told[:-1, :, 16:].reshape(-1, scenes.CELLS, scenes.CELLS, 2, 2)
     assert filled[:, 3, 3].min() > 0.99  # a disc fills its middle
     assert filled[:, 0, 0, 0, 0].max() < 0.01  # and not its corner
     assert torch.allclose(filled, filled.flip(1, 3), atol=0.1)  # rows of cells, and rows of places inside each

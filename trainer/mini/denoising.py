@@ -114,6 +114,7 @@ class Denoising:
         predict: Callable[[Tensor, Tensor, Told], Tensor],
         sheet: Callable[[], tuple[Image.Image, dict[str, float]]],
         title: str,
+        lesson: Callable[[Told], Tensor] | None = None,
     ) -> None:
         """Train to the last step, or until SIGTERM or Ctrl-C; a checkpoint is there in any case.
 
@@ -122,12 +123,13 @@ class Denoising:
             predict: eps from x_t, t and that.
             sheet: pictures of the average, and figures on them.
             title: of the plot of losses.
+            lesson: another loss, asked for after each prediction with what the network was told; it is added.
         """
         config = self.config
         table = LossTable(self.output / "losses.csv", self.step)
         alpha_bar = make_scheduler().alphas_cumprod
         weights = (1 / alpha_bar).clamp(max=config.weight_cap)
-        sums: dict[str, list[float]] = {name: [] for name in FIGURES}
+        sums: dict[str, list[float]] = {name: [] for name in (*FIGURES, *(["lesson"] if lesson else []))}
         bar = tqdm(total=config.steps, initial=self.step, unit="step", mininterval=10)
         with stop_signals() as stop, bar:
             while self.step < config.steps and not stop:
@@ -139,10 +141,14 @@ class Denoising:
                     predicted = predict(a.sqrt() * x0 + (1 - a).sqrt() * eps, t, told)
                 errors = (predicted.float() - eps).square().mean(dim=(1, 2, 3))
                 loss = (weights[t] * errors).mean()
+                sums["weighted"].append(loss.item())
+                if lesson:
+                    besides = lesson(told)
+                    sums["lesson"].append(besides.item())
+                    loss = loss + besides
                 loss.backward()
                 self._update()
                 bar.update()
-                sums["weighted"].append(loss.item())
                 sums["eps_loss"].append(errors.mean().item())
                 sums["eps_loss_999"] += errors[t == 999].tolist()
                 values: dict[str, Any] = {}

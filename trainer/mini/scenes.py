@@ -26,6 +26,7 @@ SIZE = 128  # pixels of a scene's side
 GRID = 8  # pixels between the places of centres: one latent
 SINGLE_SIZES = (88, 112)  # pixels of an object's longer side; the first is called small, the last big
 PAIR_SIZES = (56,)  # half of a big one
+CELLS = SINGLE_SIZES[-1] // GRID // 2  # along an object, of 2x2 latents when it is big and of one in a pair
 GLYPH_SIZE = 109  # the one size at which the bitmaps of Noto Color Emoji are stored
 FONT_PLACES = (
     "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",

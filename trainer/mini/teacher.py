@@ -20,6 +20,7 @@ from . import scenes
 from .denoising import Denoising, DenoisingConfig
 from .init import freeze_samplers, skip_copying, start_as_identity
 from .latents import read_shards
+from .pointing import Pointing, all_places_to_look
 from .sampling import decode, make_scheduler, many_steps, tokenize
 
 SHEET_CAPTIONS = (
@@ -51,6 +52,16 @@ class TeacherConfig(DenoisingConfig):
     start_from: str | None = None  # a trained teacher's folder (unet/ and text_encoder/ in diffusers layout)
     words_from: str | None = None  # a folder with a text_encoder/ that has had its first lessons: taken in place of that one
     words_frozen: bool = False  # the text encoder stays as it is
+    pointing: float = 0.0  # weight of the loss of where the finest attention looks; 0 for none
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the teacher is told of a batch: captions, and for its attention where to look and whether it can know."""
+
+    ids: Tensor
+    look: Tensor
+    spoken: Tensor
 
 
 def make_unet(config: TeacherConfig) -> nn.Module:
@@ -165,14 +176,26 @@ def run(config: TeacherConfig) -> None:
     skip_copying(teacher.unet)
     training = Denoising(teacher, teacher.unet, config)
 
-    def draw() -> tuple[Tensor, Tensor]:
-        chosen = torch.randint(0, len(latents), (config.batch,))
-        x0 = latents[chosen].float()
-        if config.mirror:
-            x0 = torch.where((torch.rand(config.batch) < 0.5).view(-1, 1, 1, 1), x0.flip(3), x0)
-        return x0, torch.where((torch.rand(config.batch) < config.null_share)[:, None], null, ids[chosen])
+    # Made after the average, which is a copy of the network and must not be heard.
+    pointing = Pointing(teacher.unet) if config.pointing else None
+    looks = all_places_to_look(captions) if config.pointing else torch.zeros(len(latents), 1, 1, 1)
 
-    training.run(draw, teacher, lambda: (sheet(training.average, vae, tokenizer, 3.0), {}), "wadi-mini teacher")
+    def draw() -> tuple[Tensor, Told]:
+        chosen = torch.randint(0, len(latents), (config.batch,))
+        x0, look = latents[chosen].float(), looks[chosen]
+        if config.mirror:
+            flipped = (torch.rand(config.batch) < 0.5).view(-1, 1, 1, 1)
+            x0, look = torch.where(flipped, x0.flip(3), x0), torch.where(flipped, look.flip(3), look)
+        silent = torch.rand(config.batch) < config.null_share
+        return x0, Told(torch.where(silent[:, None], null, ids[chosen]), look, ~silent)
+
+    training.run(
+        draw,
+        lambda x, t, told: teacher(x, t, told.ids),
+        lambda: (sheet(training.average, vae, tokenizer, 3.0), {}),
+        "wadi-mini teacher",
+        (lambda told: config.pointing * pointing.loss(told.look, told.spoken)) if pointing else None,
+    )
     training.average.unet.save_pretrained(training.output / "unet")
     training.average.text_encoder.save_pretrained(training.output / "text_encoder")
 

@@ -34,7 +34,6 @@ from .vae import to_tensor
 WORDS = ("big", "small", "on top of", "above", "under")
 PLAIN = scenes.COLOURS["grey"]  # background of the pictures that say what an object looks like
 SIDE = scenes.SINGLE_SIZES[-1] // scenes.GRID  # latents along a big object
-CELLS = SIDE // 2  # along an object, of 2x2 latents when it is big and of one in a pair
 
 
 @dataclass
@@ -84,7 +83,7 @@ def looks(vae: nn.Module) -> Tensor:
             mean = vae.encode(to_tensor([*pictures, scenes.draw(plain)])).latent_dist.mean.float()
         latents.append(mean[:-1] - mean[-1:])
     objects = torch.cat([torch.cat(latents) * vae.config.scaling_factor, torch.cat(filled)], dim=1)
-    return torch.cat([_cells(objects), torch.zeros(1, CELLS**2, 20)])
+    return torch.cat([_cells(objects), torch.zeros(1, scenes.CELLS**2, 20)])
 
 
 def facts(plans: Sequence[scenes.Scene]) -> Tensor:
@@ -112,7 +111,7 @@ class Reader(nn.Module):
         )
         self.looks = nn.ModuleList(nn.Linear(width, look.shape[2]) for _ in range(2))
         self.place = nn.Linear(width, 2)
-        steps = torch.linspace(-1, 1, CELLS)
+        steps = torch.linspace(-1, 1, scenes.CELLS)
         self.register_buffer("places", torch.cartesian_prod(steps, steps))
 
     def forward(self, hidden: Tensor, ends: Tensor, wanted: Tensor) -> dict[str, Tensor]:
@@ -123,7 +122,7 @@ class Reader(nn.Module):
             ends: (n,) where each caption ends.
             wanted: (n, 4) what :func:`facts` returns.
         """
-        cells = hidden[:, -(CELLS**2) :]
+        cells = hidden[:, -(scenes.CELLS**2) :]
         spoken = torch.cat([hidden[torch.arange(len(hidden)), ends], cells[:, -1]])
         told = [head(spoken).float() for head in self.facts]
         names = sum(F.cross_entropy(row, wanted[:, index].repeat(2)) for index, row in enumerate(told))
@@ -159,7 +158,7 @@ def run(config: WordsConfig) -> None:
         plans = [scenes.draw_plan(rng) for _ in range(config.batch)]
         ids = tokenize(tokenizer, [plan.caption for plan in plans])
         ends = (ids == ids[0, -1]).int().argmax(dim=1)  # the padding behind is made of the same token
-        if ends.max() >= ids.shape[1] - CELLS**2:
+        if ends.max() >= ids.shape[1] - scenes.CELLS**2:
             raise ValueError(f"this caption is too long: {plans[int(ends.argmax())].caption}")
         with torch.autocast("cpu", torch.bfloat16):
             values = reader(encoder(ids).last_hidden_state, ends, facts(plans))

@@ -1,0 +1,98 @@
+"""Teach the U-Net of wadi-mini where to look: each place of a picture has one cell of an object that belongs there.
+
+The text encoder tells what is in the 7x7 cells of an object, each at a position of its own (:mod:`.words`). What is
+left for the U-Net is to find out which cell belongs where, and through eps alone it learns this slowly, as nothing
+is gained before many of them are right. The scenes know: so the attention of the finest level, which has two heads,
+is asked to look at the cell of the first object with one and of the second with the other, and at the caption's first
+position where there is no object. Cross-entropy asks for the honest answer: while noise hides the place, a share
+for every cell that may belong here, which is also what the best guess at the picture is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import scenes
+
+CELLS = scenes.CELLS
+PLACES = 2 * scenes.SIZE // scenes.GRID  # along a picture, two a latent
+HEADS = 2  # one for each object
+NOTHING = 0  # the position to look at where there is no object
+FIRST_CELL = 77 - CELLS**2
+
+
+def places_to_look(plan: scenes.Scene) -> Tensor:
+    """(2, 32, 32): for each object the position, among the caption's 77, of the cell that belongs at a place.
+
+    Places are quarters of latents, as a cell may end in the middle of one: it then has a share of several cells.
+    """
+    wanted = torch.full((HEADS, PLACES, PLACES), NOTHING, dtype=torch.uint8)
+    middles = (torch.arange(PLACES) + 0.5) * scenes.GRID / 2
+    for head, item in enumerate(plan.placed):
+        rows, columns = (((middles - centre) / item.size + 0.5) * CELLS for centre in (item.y, item.x))
+        columns = CELLS - columns if item.mirrored else columns
+        inside = ((rows > 0) & (rows < CELLS))[:, None] & ((columns > 0) & (columns < CELLS))
+        cells = FIRST_CELL + rows.floor()[:, None] * CELLS + columns.floor()
+        wanted[head][inside] = cells[inside].to(torch.uint8)
+    return wanted
+
+
+class Pointing:
+    """Hears the cross-attention of a U-Net's finest level while it computes, and says how wrongly it looks.
+
+    Args:
+        unet: a ``UNet2DConditionModel`` with two heads, and with attention processors that ask for the scores.
+
+    Raises:
+        ValueError: it has another number of heads.
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        self._heard: list[Tensor] = []
+        for place in unet.up_blocks[-1].attentions:
+            attention = place.transformer_blocks[0].attn2
+            if attention.heads != HEADS:
+                raise ValueError(f"the U-Net has {attention.heads} heads; pointing needs {HEADS}, one for each object")
+            attention.get_attention_scores = self._hearing(attention.get_attention_scores)
+
+    def _hearing(self, scores: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def heard(*args: Any, **options: Any) -> Tensor:
+            self._heard.append(scores(*args, **options))
+            return self._heard[-1]
+
+        return heard
+
+    def loss(self, wanted: Tensor, told: Tensor) -> Tensor:
+        """Cross-entropy of what was heard since the last call, in nats for each latent and head.
+
+        Args:
+            wanted: (n, 2, 32, 32) from :func:`places_to_look`.
+            told: (n,) bool, False where the caption was empty: nothing is asked there.
+        """
+        quarters = wanted[told].long().unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).transpose(3, 4)
+        wanted = quarters.flatten(4).flatten(2, 3)  # (n, heads, latents, 4)
+        losses = []
+        for shares in self._heard:  # (n * heads, latents, positions)
+            shares = shares.unflatten(0, (-1, HEADS))[told].float().clamp(min=1e-6)
+            losses.append(-shares.log().gather(3, wanted).mean())
+        self._heard.clear()
+        return torch.stack(losses).mean()
+
+
+def all_places_to_look(captions: Sequence[str]) -> Tensor:
+    """(n, 2, 32, 32) for the scenes of the seeds 0 to n - 1, as the latents' shards hold them.
+
+    Raises:
+        ValueError: a caption is not that of its seed, so that the latents are of other scenes.
+    """
+    found = []
+    for seed, caption in enumerate(captions):
+        plan = scenes.scene(seed)
+        if plan.caption != caption:
+            raise ValueError(f"latent {seed} shows '{caption}', its seed '{plan.caption}': make the latents anew")
+        found.append(places_to_look(plan))
+    return torch.stack(found)
