@@ -6,7 +6,7 @@
 
 All three go on where they were stopped: a run is a folder of the trainer, which goes on by itself, and what has been
 measured is kept beside it. Settings of the trainer can be added to `screen` and `run` as ``key=value``; those of
-``trainer/configs/mini.yaml`` hold otherwise. The fake score is the same LoRaD in every arm, so that what differs is the
+``trainer/configs/mini.yaml`` hold otherwise. The fake score is the same in every arm, so that what differs is the
 student alone.
 """
 
