@@ -63,9 +63,14 @@ def test_from_scenes_to_the_files_of_the_package(tmp_path: Path, monkeypatch: py
         output=str(tmp_path / "teacher"), steps=2, batch=4, save_every=1, sheet_every=2, text_layers=1,
         words_from=str(tmp_path / "words"), words_frozen=True, pointing=0.1,
     )  # fmt: skip
+    asked: list[tuple[int, ...]] = []
+    answer = teacher.Pointing.loss
+    monkeypatch.setattr(
+        teacher.Pointing, "loss", lambda self, look, *told: asked.append(look.shape) or answer(self, look, *told)
+    )
     teacher.run(settings)
     assert (tmp_path / "teacher" / "sheet-000002.png").is_file()
-    assert "lesson" in (tmp_path / "teacher" / "losses.csv").read_text()
+    assert asked == [(4, 2, 32, 32)] * 2  # where its attention should look, at both steps
     assert same(*(load_file(tmp_path / run / "text_encoder" / "model.safetensors") for run in ("words", "teacher")))
 
     # Another run goes on from what was written.
