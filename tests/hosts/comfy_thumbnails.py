@@ -4,9 +4,6 @@
 
 The first workflow needs nothing but the pack's own weights; the others find their files in a folder that is laid out as
 ComfyUI's ``models``. Up to four pictures of the last node that shows any become ``workflows/<name>.jpg``.
-
-With ``--screenshots DIR`` the thumbnails show the graphs instead, for who has no such files: DIR holds what the browser
-tests left there (``WADI_SCREENSHOTS=DIR pytest tests/hosts/test_comfyui_browser.py -k opens_whole``).
 """
 
 from __future__ import annotations
@@ -25,7 +22,6 @@ from comfy_server import ROOT, ComfyServer, host_python, lay_out
 from PIL import Image
 
 SIDE = 512  # pixels of a thumbnail
-FRAME = (70, 90, 20, 60)  # of a screenshot, left, top, right, bottom: what is not the graph
 
 
 def sheet(pictures: list[Image.Image]) -> Image.Image:
@@ -40,17 +36,6 @@ def sheet(pictures: list[Image.Image]) -> Image.Image:
     return made
 
 
-def graph(screenshot: Image.Image) -> Image.Image:
-    """The part of the front end with the graph in it, between its bars, on a square."""
-    left, top, right, bottom = FRAME
-    width, height = screenshot.size
-    seen = screenshot.convert("RGB").crop((left, top, width - right, height - bottom))
-    seen.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    made = Image.new("RGB", (SIDE, SIDE), seen.getpixel((0, seen.height - 1)))
-    made.paste(seen, ((SIDE - seen.width) // 2, (SIDE - seen.height) // 2))
-    return made
-
-
 def pictures_of(server: ComfyServer, name: str) -> list[Image.Image]:
     """What the last node of a workflow that shows pictures shows."""
     workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
@@ -62,21 +47,11 @@ def pictures_of(server: ComfyServer, name: str) -> list[Image.Image]:
     return [Image.open(io.BytesIO(server.bytes_of(f"/view?{query}"))) for query in queries]
 
 
-def keep(thumbnail: Image.Image, name: str) -> None:
-    """Write it beside its workflow."""
-    thumbnail.save(ROOT / "workflows" / f"{name}.jpg", quality=88)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="+")
     parser.add_argument("--models", type=Path, help="a folder laid out as ComfyUI's models")
-    parser.add_argument("--screenshots", type=Path, help="a folder of screenshots of the graphs, to be shown instead")
     arguments = parser.parse_args()
-    if arguments.screenshots:
-        for name in arguments.names:
-            keep(graph(Image.open(arguments.screenshots / f"{name}.png")), name)
-        return
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "comfyui"
         lay_out(base)
@@ -87,7 +62,7 @@ def main() -> None:
         server.start()
         try:
             for name in arguments.names:
-                keep(sheet(pictures_of(server, name)), name)
+                sheet(pictures_of(server, name)).save(ROOT / "workflows" / f"{name}.jpg", quality=88)
         finally:
             server.stop()
 
