@@ -32,6 +32,7 @@ import torch
 
 from benchmarks import ablation_page, ruler
 from benchmarks.mini_quality import DIVERSITY, GROUPS
+from benchmarks.rough import Rough
 from benchmarks.sets import Generated, Real, feature_set
 from trainer import config as settings
 from trainer.efficientnet import load_lite
@@ -137,13 +138,17 @@ class Scales:
         self.work, self.count, self.base = work, count, base
         self.eye = Eye(load_lite())
         self.gauge = ruler.Ruler.learn(work, self.eye, study)
+        self.judge = ruler.Judge.learn(work, self.eye, study, Rough(self._pipeline()))
         self.real = feature_set(work, self.eye, Real(), GROUPS[0].real, count)
         self.floor = self.gauge.distances(feature_set(work, self.eye, Real(), GROUPS[0].other, count), self.real)["fd"]
 
+    def _pipeline(self) -> OneStepPipeline:
+        device = torch.device("cpu")
+        return OneStepPipeline(bases.load(self.base, device, torch.float32), device, torch.float32)
+
     def weigh(self, student: Path) -> dict[str, float]:
         """The figures of one student's file."""
-        device = torch.device("cpu")
-        pipe = OneStepPipeline(bases.load(self.base, device, torch.float32), device, torch.float32)
+        pipe = self._pipeline()
         header = read_header(student)
         if any(name.endswith(".lorad_a") for name in header.places):
             pipe.set_lorad(LoRaD.load(student))
@@ -153,7 +158,7 @@ class Scales:
         made = feature_set(self.work, self.eye, source, GROUPS[0].captions, self.count)
         found = self.gauge.distances(made, self.real)
         found["fd_above_floor"] = found["fd"] - self.floor
-        found |= self.gauge.retrieval(made, GROUPS[0].captions.shown(range(self.count)))
+        found |= self.judge.retrieval(made, GROUPS[0].captions.shown(range(self.count)))
         spread = feature_set(self.work, self.eye, source, DIVERSITY, 64 * DIVERSITY.noises)
         return found | {"diversity": self.gauge.diversity(spread, DIVERSITY.noises)}
 

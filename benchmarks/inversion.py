@@ -29,6 +29,7 @@ from torch import Tensor
 
 from benchmarks import report, ruler
 from benchmarks.places import STARTS, WINDOW, columns
+from benchmarks.rough import Rough
 from benchmarks.sets import Generated, Real, Source, grain_seeds, images_of, measured
 from benchmarks.streams import Stream
 from trainer.efficientnet import load_lite
@@ -125,23 +126,23 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     work, count = Path(options.work), options.count
     word = Embedding.load(options.embedding or mini.embedding_paths()[0])
     eye = Eye(load_lite().to(options.device), options.grain)
-    gauge = ruler.Ruler.learn(work, eye, options.study)
+    device = torch.device(options.device)
+    pipe = OneStepPipeline.from_pretrained(options.model, device=device, dtype="fp32", lorad=[], embeddings=word)
+    judge = ruler.Judge.learn(work, eye, options.study, Rough(pipe, bfloat16=not options.float32))
 
     def looked_at(source: Source, stream: Related) -> dict[str, float]:
         def look(images: Tensor, rows: range) -> Tensor:
             shown, seeds = stream.shown(rows), grain_seeds(stream, rows)
-            hits = gauge.pair.hits(eye(images, seeds).numpy(), shown)
-            place = columns(eye, gauge.single, images, seeds, shown)
+            hits = judge.pair.hits(eye(images, seeds).numpy(), shown)
+            place = columns(eye, judge.single, images, seeds, shown)
             return torch.from_numpy(np.concatenate([hits[:, None], place], axis=1).astype(np.float32))
 
-        return figures(measured(work, source, stream, count, f"places-{options.study}-grain-{eye.grain:g}", look))
+        return figures(measured(work, source, stream, count, f"places-rough-{options.study}-grain-{eye.grain:g}", look))
 
     sets = {
         "real": looked_at(Real(), Related("inversion-real", FIRST)),
         "real, reversed": looked_at(Real(), Related("inversion-reversed", FIRST, reverse=True)),
     }
-    device = torch.device(options.device)
-    pipe = OneStepPipeline.from_pretrained(options.model, device=device, dtype="fp32", lorad=[], embeddings=word)
     one = {"pipe": pipe, "batch": options.batch, "bfloat16": not options.float32}
     many = {"steps": options.steps, "guidance": options.guidance, "sampler": options.sampler}
     shown: dict[str, list[Any]] = {}

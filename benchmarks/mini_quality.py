@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks import report, ruler
+from benchmarks.rough import Rough
 from benchmarks.sets import Generated, Real, Reconstructed, Source, feature_set, images_of
 from benchmarks.streams import Stream
 from trainer.efficientnet import load_lite
@@ -33,7 +34,7 @@ from wadi_core import OneStepPipeline, mini
 from wadi_core import base as bases
 from wadi_core.pictures import to_pictures
 
-SOURCES = ("autoencoder", "teacher", "teacher-one-step", "student")
+SOURCES = ("rough", "autoencoder", "teacher", "teacher-one-step", "student")
 DIVERSITY = Stream("diversity", 500_000_000, noises=8)
 SHEET = (
     Stream("sheet-single", 600_000_000, pair=False, noises=2),
@@ -47,10 +48,13 @@ METHOD = {
     "fd": "Frechet distance after a PCA to 64 dimensions fitted on other real scenes, in float64",
     "fd_above_floor": "fd less the fd of two real sets of the same size",
     "kid": "unbiased, kernel (x.y/1280 + 1)^3 on all 1280 numbers, mean and standard error over disjoint blocks of 500",
+    "prototypes": "of clean real scenes, and of as many that were smeared, bent and had noise on their latents",
     "retrieval_single": "pictures of one object whose nearest prototype of all objects is the one in the caption",
+    "retrieval_single_strict": "the same with prototypes of clean real scenes alone",
     "retrieval_pair": "pictures of two objects whose two nearest prototypes are the two in the caption",
     "retrieval_pair_each": "objects in pictures of two that are among the two nearest prototypes",
     "diversity": "mean distance between pictures of one caption and other noise, in the 64 dimensions",
+    "rough": "real scenes as the prototypes know them beside the clean ones: says how well the judge names such",
     "captions": "of generated pictures: from other scenes of the same distribution as the real ones",
 }
 
@@ -83,6 +87,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     work, count = Path(options.work), options.count
     eye = Eye(load_lite().to(options.device), options.grain)
     gauge = ruler.Ruler.learn(work, eye, options.study)
+    pipe = _pipeline(options)
+    judge = ruler.Judge.learn(work, eye, options.study, Rough(pipe, bfloat16=not options.float32))
 
     def features(source: Source, stream: Stream, pictures: int = count) -> np.ndarray:
         return feature_set(work, eye, source, stream, pictures)
@@ -94,17 +100,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for group in GROUPS:
         references[group.name] = features(Real(), group.real)
         floor = gauge.distances(features(Real(), group.other), references[group.name])
-        ceiling = gauge.retrieval(references[group.name], group.real.shown(range(count)))
+        ceiling = judge.retrieval(references[group.name], group.real.shown(range(count)))
         groups[group.name] = {"real against real": floor, "real": ceiling, "sets": {}}
     groups["main"]["real"]["diversity"] = diversity(Real())
-    for key, source in _sources(options):
-        for group in GROUPS[:1] if isinstance(source, Reconstructed) else GROUPS:
-            # The autoencoder's pictures are those of the other real set, so that the floor is their own.
-            stream = group.other if isinstance(source, Reconstructed) else group.captions
+    for key, source in _sources(options, pipe):
+        for group in GROUPS if isinstance(source, Generated) else GROUPS[:1]:
+            # Rough pictures and the autoencoder's are those of the other real set, so that the floor is their own.
+            stream = group.captions if isinstance(source, Generated) else group.other
             made = features(source, stream)
             found = gauge.distances(made, references[group.name])
             found["fd_above_floor"] = found["fd"] - groups[group.name]["real against real"]["fd"]
-            groups[group.name]["sets"][key] = found | gauge.retrieval(made, stream.shown(range(count)))
+            groups[group.name]["sets"][key] = found | judge.retrieval(made, stream.shown(range(count)))
         if isinstance(source, Generated):
             groups["main"]["sets"][key]["diversity"] = diversity(source)
             columns[key] = [_pictures(work, source, stream) for stream in SHEET]
@@ -124,12 +130,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _sources(options: argparse.Namespace) -> Iterator[tuple[str, Source]]:
-    """What is measured, one after the other: all share one pipeline, whose LoRaD is changed between them."""
+def _pipeline(options: argparse.Namespace) -> OneStepPipeline:
     device = torch.device(options.device)
-    pipe = OneStepPipeline(bases.load(options.model, device, torch.float32), device, torch.float32)
+    return OneStepPipeline(bases.load(options.model, device, torch.float32), device, torch.float32)
+
+
+def _sources(options: argparse.Namespace, pipe: OneStepPipeline) -> Iterator[tuple[str, Source]]:
+    """What is measured, one after the other: all share one pipeline, whose LoRaD is changed between them."""
     one = {"pipe": pipe, "batch": options.batch, "bfloat16": not options.float32}
     many = {"guidance": options.guidance, "sampler": options.sampler}
+    if "rough" in options.only:
+        yield "rough", Rough(pipe, bfloat16=not options.float32)
     if "autoencoder" in options.only:
         yield "autoencoder", Reconstructed(pipe, bfloat16=not options.float32)
     if "teacher" in options.only:

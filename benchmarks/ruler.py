@@ -1,4 +1,4 @@
-"""What pictures of scenes are measured with: a projection and prototypes, learned from real scenes."""
+"""What pictures of scenes are measured with: a projection and prototypes, learned from real scenes in no other set."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from trainer.metrics import Projection, frechet, kid, spread
 from trainer.mini import scenes
 
 from .retrieval import Prototypes
+from .rough import Rough
 from .sets import Real, feature_set
 from .streams import Stream
 
@@ -25,27 +26,19 @@ PAIR = Stream("study-pair", 110_000_000, pair=True)
 
 @dataclass(frozen=True)
 class Ruler:
-    """What pictures are measured with, learned from real scenes that are in no other set."""
+    """Measures how far sets of pictures are from each other.
+
+    Attributes:
+        projection: to the dimensions of the Frechet distance and of diversity.
+    """
 
     projection: Projection
-    single: Prototypes
-    pair: Prototypes
 
     @classmethod
     def learn(cls, work: Path, eye: Eye, count: int) -> Ruler:
-        """From ``count`` pictures of single objects and as many of two.
-
-        Raises:
-            ValueError: ``count`` is so small that an object is in none of them.
-        """
-        single = feature_set(work, eye, Real(), SINGLE, count)
-        pair = feature_set(work, eye, Real(), PAIR, count)
-        objects = len(scenes.things())
-        return cls(
-            Projection.fit(np.concatenate([single, pair]), COMPONENTS),
-            Prototypes.fit(single, SINGLE.shown(range(count)), objects),
-            Prototypes.fit(pair, PAIR.shown(range(count)), objects),
-        )
+        """From ``count`` pictures of single objects and as many of two."""
+        features = [feature_set(work, eye, Real(), stream, count) for stream in (SINGLE, PAIR)]
+        return cls(Projection.fit(np.concatenate(features), COMPONENTS))
 
     def distances(self, features: np.ndarray, reference: np.ndarray) -> dict[str, float]:
         """Frechet and kernel distance of two sets of features (n, 1280)."""
@@ -56,20 +49,53 @@ class Ruler:
             "kid_standard_error": error,
         }
 
-    def retrieval(self, features: np.ndarray, shown: Sequence[Sequence[int]]) -> dict[str, float]:
-        """Shares of right guesses among the features (n, 1280) of pictures that should show the objects ``shown``."""
-        found = {}
-        sizes = np.array([len(indices) for indices in shown])
-        for size, prototypes, name in ((1, self.single, "retrieval_single"), (2, self.pair, "retrieval_pair")):
-            rows = np.flatnonzero(sizes == size)
-            if len(rows):
-                hits = prototypes.hits(features[rows], [shown[row] for row in rows])
-                found[name] = float((hits == size).mean())
-                if size == 2:
-                    found["retrieval_pair_each"] = float(hits.mean() / 2)
-        return found
-
     def diversity(self, features: np.ndarray, noises: int) -> float:
         """Mean distance between pictures of one caption; ``noises`` rows in a row of features (n, 1280) share one."""
         projected = self.projection(features)
         return spread(projected.reshape(-1, noises, projected.shape[1]))
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Says which objects pictures show.
+
+    Attributes:
+        single, pair: prototypes of clean and rough scenes of one object, and of two.
+        strict: prototypes of clean scenes of one object alone.
+    """
+
+    single: Prototypes
+    pair: Prototypes
+    strict: Prototypes
+
+    @classmethod
+    def learn(cls, work: Path, eye: Eye, count: int, rough: Rough) -> Judge:
+        """From ``count`` pictures of single objects and as many of two, clean, and all of them again, rough.
+
+        Raises:
+            ValueError: ``count`` is so small that an object is in none of them.
+        """
+
+        def prototypes(stream: Stream, *kinds: Real | Rough) -> Prototypes:
+            features = [feature_set(work, eye, kind, stream, count) for kind in kinds]
+            shown = stream.shown(range(count)) * len(kinds)
+            return Prototypes.fit(np.concatenate(features), shown, len(scenes.things()))
+
+        return cls(prototypes(SINGLE, Real(), rough), prototypes(PAIR, Real(), rough), prototypes(SINGLE, Real()))
+
+    def retrieval(self, features: np.ndarray, shown: Sequence[Sequence[int]]) -> dict[str, float]:
+        """Shares of right guesses among the features (n, 1280) of pictures that should show the objects ``shown``."""
+        rows = {size: [row for row, indices in enumerate(shown) if len(indices) == size] for size in (1, 2)}
+
+        def hits(prototypes: Prototypes, size: int) -> np.ndarray:
+            return prototypes.hits(features[rows[size]], [shown[row] for row in rows[size]])
+
+        found = {}
+        if rows[1]:
+            found["retrieval_single"] = float(hits(self.single, 1).mean())
+            found["retrieval_single_strict"] = float(hits(self.strict, 1).mean())
+        if rows[2]:
+            both = hits(self.pair, 2)
+            found["retrieval_pair"] = float((both == 2).mean())
+            found["retrieval_pair_each"] = float(both.mean() / 2)
+        return found

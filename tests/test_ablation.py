@@ -138,10 +138,12 @@ def test_students_of_both_kinds_of_files_are_measured(tmp_path: Path, monkeypatc
 
     class Gauge:
         distances = staticmethod(lambda made, real: {"fd": 3.0, "kid": 0.1})
-        retrieval = staticmethod(lambda made, shown: {"retrieval_single": 0.5, "retrieval_pair": 0.25})
         diversity = staticmethod(lambda made, noises: 2.0)
 
-    scales.gauge = Gauge()
+    class Judge:
+        retrieval = staticmethod(lambda made, shown: {"retrieval_single": 0.5, "retrieval_pair": 0.25})
+
+    scales.gauge, scales.judge = Gauge(), Judge()
     monkeypatch.setattr(ablation, "feature_set", look)
     figures = [scales.weigh(tmp_path / f"{name}.safetensors") for name in ("lorad", "whole")]
     assert figures[0] == figures[1] and figures[0]["fd_above_floor"] == 2.0 and figures[0]["diversity"] == 2.0

