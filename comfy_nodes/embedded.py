@@ -6,6 +6,8 @@ Text encoder and autoencoder are ComfyUI's classes with the settings of wadi-min
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import comfy.controlnet
@@ -94,6 +96,20 @@ def load_model(**options: Any) -> ModelPatcher:
     return model
 
 
+class WordFolders:
+    """Where learned words are looked for: in the user's folders, and in the pack's unless the user has one of its words too.
+
+    ComfyUI looks in no certain order, and a user's own word must not be mistaken for the pack's of the same name.
+    """
+
+    def __iter__(self) -> Iterator[str]:
+        yield from folder_paths.get_folder_paths("embeddings")
+        own = {Path(name).stem for name in folder_paths.get_filename_list("embeddings")}
+        folder = mini.FOLDER / mini.EMBEDDINGS
+        if own.isdisjoint(path.stem for path in folder.glob("*.safetensors")):
+            yield str(folder)
+
+
 def load_clip(**options: Any) -> CLIP:
     """The text encoder.
 
@@ -103,8 +119,7 @@ def load_clip(**options: Any) -> CLIP:
     settings = _settings("text_encoder")
     clip = comfy.sd.load_text_encoder_state_dicts(
         [mini.state_dicts()["text_encoder"]],
-        # A user's own words first, then those that come with the pack.
-        embedding_directory=[*folder_paths.get_folder_paths("embeddings"), str(mini.FOLDER / mini.EMBEDDINGS)],
+        embedding_directory=WordFolders(),
         model_options={"model_config": {name: settings[name] for name in _TEXT_SETTINGS}},
         **options,
     )

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from control_networks import random_controlnet
 from layout_networks import ldm_state
-from networks import make_networks, random_lorad, states, write_folder, write_settings
+from networks import random_lorad
 from torch import Tensor, nn
 
 from wadi_core import LoRaD, mini
+from wadi_core import base as bases
 from wadi_core.embeddings import Embedding
 from wadi_core.lorad import Metadata
 from wadi_core.lorad.checkpoint import write_safetensors
@@ -68,17 +69,14 @@ def pixart(seed: int = 0) -> nn.Module:
     return PixArtTransformer2DModel(**PIXART).eval().requires_grad_(False)
 
 
-def random_mini(folder: Path) -> Path:
-    """wadi-mini's files with random weights, to be laid over the pack's."""
-    write_settings(folder, "wadi-mini")
-    made = make_networks(folder)
-    write_folder(folder, {part: {k: t.half() for k, t in state.items()} for part, state in states(made).items()})
-    random_lorad(made["unet"]).save(folder / mini.LORAD)
-    random_controlnet(made["unet"]).half().save_pretrained(folder / mini.CONTROL)
+def missing_of_mini(folder: Path) -> Path:
+    """Random files of what wadi-mini has not learned yet: a ControlNet, a word and a style, to be laid over the pack's."""
+    base = bases.load(mini.FOLDER, torch.device("cpu"), torch.float32)
     for name in (mini.EMBEDDINGS, mini.ADAPTERS):
-        (folder / name).mkdir()
-    random_word("<left-of>", made["text_encoder"].config.hidden_size).save(folder / mini.EMBEDDINGS / "left-of.safetensors")
-    style = random_lorad(made["unet"], rank=2, seed=4, one_step=False)
+        (folder / name).mkdir(parents=True)
+    random_controlnet(base.unet).half().save_pretrained(folder / mini.CONTROL)
+    random_word("<left-of>", base.text_encoder.config.hidden_size).save(folder / mini.EMBEDDINGS / "left-of.safetensors")
+    style = random_lorad(base.unet, rank=2, seed=4, one_step=False)
     style.save(folder / mini.ADAPTERS / "wadi-mini-flat.safetensors")
     return folder
 
