@@ -19,19 +19,16 @@ from torch import Tensor, nn
 from . import scenes
 
 CELLS = scenes.CELLS
-PLACES = 2 * scenes.SIZE // scenes.GRID  # along a picture, two a latent
+PLACES = scenes.SIZE // scenes.GRID  # latents along a picture
 HEADS = 2  # one for each object
 NOTHING = 0  # the position to look at where there is no object
 FIRST_CELL = 77 - CELLS**2
 
 
 def places_to_look(plan: scenes.Scene) -> Tensor:
-    """(2, 32, 32): for each object the position, among the caption's 77, of the cell that belongs at a place.
-
-    Places are quarters of latents, as a cell may end in the middle of one: it then has a share of several cells.
-    """
+    """(2, 16, 16): for each object the position, among the caption's 77, of the cell that belongs at a latent."""
     wanted = torch.full((HEADS, PLACES, PLACES), NOTHING, dtype=torch.uint8)
-    middles = (torch.arange(PLACES) + 0.5) * scenes.GRID / 2
+    middles = (torch.arange(PLACES) + 0.5) * scenes.GRID
     for head, item in enumerate(plan.placed):
         rows, columns = (((middles - centre) / item.size + 0.5) * CELLS for centre in (item.y, item.x))
         columns = CELLS - columns if item.mirrored else columns
@@ -70,11 +67,10 @@ class Pointing:
         """Cross-entropy of what was heard since the last call, in nats for each latent and head.
 
         Args:
-            wanted: (n, 2, 32, 32) from :func:`places_to_look`.
+            wanted: (n, 2, 16, 16) from :func:`places_to_look`.
             told: (n,) bool, False where the caption was empty: nothing is asked there.
         """
-        quarters = wanted[told].long().unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).transpose(3, 4)
-        wanted = quarters.flatten(4).flatten(2, 3)  # (n, heads, latents, 4)
+        wanted = wanted[told].long().flatten(2).unsqueeze(3)  # (n, heads, latents, 1)
         losses = []
         for shares in self._heard:  # (n * heads, latents, positions)
             shares = shares.unflatten(0, (-1, HEADS))[told].float().clamp(min=1e-6)
@@ -84,7 +80,7 @@ class Pointing:
 
 
 def all_places_to_look(captions: Sequence[str]) -> Tensor:
-    """(n, 2, 32, 32) for the scenes of the seeds 0 to n - 1, as the latents' shards hold them.
+    """(n, 2, 16, 16) for the scenes of the seeds 0 to n - 1, as the latents' shards hold them.
 
     Raises:
         ValueError: a caption is not that of its seed, so that the latents are of other scenes.

@@ -4,16 +4,15 @@ Scenes are drawn at random from a seed, so there are as many as one wants and ea
 names the objects and only partly the rest (place, size, mirror and background vary unsaid), so that one caption
 has many pictures. Left and right are never named: they are kept for learning a new relation later.
 
-Centres lie on the grid of the autoencoder, eight pixels apart, and sizes are a few: the same object at two places
-is then the same latent, shifted, where places to the pixel would be sixty-four different ones for a small network
-to learn of every object.
+Edges lie on the grid of the autoencoder, eight pixels apart, and an object has one of two sizes, of which one is half
+the other: at two places it is then the same latents, shifted, where places to the pixel and sizes in between would
+be hundreds of different ones for a small network to learn of every object.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import math
 import os
 import random
 from collections.abc import Callable
@@ -23,10 +22,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 SIZE = 128  # pixels of a scene's side
-GRID = 8  # pixels between the places of centres: one latent
-SINGLE_SIZES = (88, 112)  # pixels of an object's longer side; the first is called small, the last big
-PAIR_SIZES = (56,)  # half of a big one
-CELLS = SINGLE_SIZES[-1] // GRID // 2  # along an object, of 2x2 latents when it is big and of one in a pair
+GRID = 8  # pixels between places: one latent
+SMALL, BIG = 56, 112  # pixels of an object's longer side: latents of 7x7 or 14x14
+SINGLE_SIZES = (SMALL, BIG, BIG)  # two of three are big
+PAIR_SIZES = (SMALL,)
+CELLS = SMALL // GRID  # along an object, of one latent when it is small and of 2x2 when it is big
 GLYPH_SIZE = 109  # the one size at which the bitmaps of Noto Color Emoji are stored
 FONT_PLACES = (
     "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",
@@ -136,9 +136,8 @@ def _pick_pair(rng: random.Random, held: bool) -> tuple[Thing, Thing]:
 
 
 def _centres(size: int) -> range:
-    """The places on the grid at which an object of this size lies within the picture."""
-    half = size / 2
-    return range(GRID * math.ceil(half / GRID), int(SIZE - half) + 1, GRID)
+    """The centres at which an object of this size lies within the picture with its edges on the grid."""
+    return range(size // 2, SIZE - size // 2 + 1, GRID)
 
 
 def _place_pair(rng: random.Random, above: bool) -> list[tuple[int, int, int]]:
@@ -182,9 +181,9 @@ def draw_plan(rng: random.Random, pair: bool | None = None, held: bool = False, 
         word = rng.random()
         phrase = rng.choice(SINGLE_PHRASES)
         caption = phrase.format(a=thing.phrase, n=thing.name)
-        if size == SINGLE_SIZES[-1] and word < 0.3:
+        if size == BIG and word < 0.3:
             caption = f"a big {thing.name}"
-        elif size == SINGLE_SIZES[0] and word < 0.3:
+        elif size == SMALL and word < 0.3:
             caption = f"a small {thing.name}"
         chosen = (thing,)
     if rng.random() < 0.5:

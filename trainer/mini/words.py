@@ -6,8 +6,9 @@ Through eps a word learns slowly: an object is in one picture of three hundred, 
 whole U-Net. A text encoder alone costs a twentieth of that, so it takes over what is memory: from captions alone it
 learns which objects they name, in their order, the background, and the word for size or place; and what the objects
 look like. The padding of a caption has room for that. Its last 49 positions stand for the 7x7 cells of an object, and
-each has to tell the latents of its cell, of the first object and of the second. What is left for the U-Net, to put
-them somewhere, in some size, perhaps mirrored, is the same for all objects.
+each has to tell the latents of its cell: one of the small object, first and second, and the 2x2 of a big one where
+the caption names one object alone. What is left for the U-Net, to put them somewhere, perhaps mirrored, is the same
+for all objects.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from .vae import to_tensor
 
 WORDS = ("big", "small", "on top of", "above", "under")
 PLAIN = scenes.COLOURS["grey"]  # background of the pictures that say what an object looks like
-SIDE = scenes.SINGLE_SIZES[-1] // scenes.GRID  # latents along a big object
+NUMBERS = 5  # of a latent: its four channels, and how much of it the object fills
 
 
 @dataclass
@@ -56,34 +57,41 @@ class WordsConfig:
     look_weight: float = 4.0
 
 
-def _cells(maps: Tensor) -> Tensor:
-    """Maps (n, c, 16, 16) of a big object in the middle -> (n, 49, 4 c), what is in each cell."""
-    first = (scenes.SIZE // scenes.GRID - SIDE) // 2
-    inside = maps[..., first : first + SIDE, first : first + SIDE]
-    return F.unfold(inside, kernel_size=2, stride=2).mT
+def _cells(maps: Tensor, size: int) -> Tensor:
+    """Maps (n, c, 16, 16) of an object in the middle -> (n, 49, c or 4 c), what is in each cell."""
+    side = size // scenes.GRID
+    first = (scenes.SIZE // scenes.GRID - side) // 2
+    inside = maps[..., first : first + side, first : first + side]
+    return F.unfold(inside, kernel_size=side // scenes.CELLS, stride=side // scenes.CELLS).mT
 
 
 @torch.no_grad()
-def looks(vae: nn.Module) -> Tensor:
-    """(objects + 1, 49, 20): the latents of each object less those of its background, and how much of a place it fills.
-
-    The last row is no object: zeros.
-    """
-    latents, filled = [], []
-    plain = scenes.Scene("", PLAIN, 0.0, ())
+def _maps(vae: nn.Module, size: int) -> Tensor:
+    """(objects, 5, 16, 16): latents of each object in the middle less those of its background, and what it fills."""
+    middle = scenes.SIZE // 2 - size // 2 % scenes.GRID  # as near as its edges on the grid allow
+    maps = []
+    plain = scenes.draw(scenes.Scene("", PLAIN, 0.0, ()))
     for start in range(0, len(scenes.things()), 32):
-        placed = [scenes.Placed(thing, 64, 64, scenes.SINGLE_SIZES[-1], False) for thing in scenes.things()[start : start + 32]]
+        placed = [scenes.Placed(thing, middle, middle, size, False) for thing in scenes.things()[start : start + 32]]
         on = {
             shade: to_tensor([scenes.draw(scenes.Scene("", (shade,) * 3, 0.0, (item,))) for item in placed])
             for shade in (0, 255)
         }
-        filled.append(F.avg_pool2d(1 - (on[255] - on[0]).mean(1, keepdim=True) / 2, scenes.GRID))
+        filled = F.avg_pool2d(1 - (on[255] - on[0]).mean(1, keepdim=True) / 2, scenes.GRID)
         pictures = [scenes.draw(scenes.Scene("", PLAIN, 0.0, (item,))) for item in placed]
         with torch.autocast("cpu", torch.bfloat16):
-            mean = vae.encode(to_tensor([*pictures, scenes.draw(plain)])).latent_dist.mean.float()
-        latents.append(mean[:-1] - mean[-1:])
-    objects = torch.cat([torch.cat(latents) * vae.config.scaling_factor, torch.cat(filled)], dim=1)
-    return torch.cat([_cells(objects), torch.zeros(1, scenes.CELLS**2, 20)])
+            mean = vae.encode(to_tensor([*pictures, plain])).latent_dist.mean.float()
+        maps.append(torch.cat([(mean[:-1] - mean[-1:]) * vae.config.scaling_factor, filled], dim=1))
+    return torch.cat(maps)
+
+
+def looks(vae: nn.Module) -> Tensor:
+    """(objects + 1, 49, 25): the five numbers of each cell's latent of the small object, then of its 2x2 of the big one.
+
+    The last row is no object: zeros.
+    """
+    told = torch.cat([_cells(_maps(vae, size), size) for size in (scenes.SMALL, scenes.BIG)], dim=2)
+    return torch.cat([told, torch.zeros(1, *told.shape[1:])])
 
 
 def facts(plans: Sequence[scenes.Scene]) -> Tensor:
@@ -109,7 +117,8 @@ class Reader(nn.Module):
         self.facts = nn.ModuleList(
             nn.Linear(width, count) for count in (objects, objects + 1, len(scenes.COLOURS) + 1, len(WORDS) + 1)
         )
-        self.looks = nn.ModuleList(nn.Linear(width, look.shape[2]) for _ in range(2))
+        # No second object is ever big.
+        self.looks = nn.ModuleList(nn.Linear(width, numbers) for numbers in (look.shape[2], NUMBERS))
         self.place = nn.Linear(width, 2)
         steps = torch.linspace(-1, 1, scenes.CELLS)
         self.register_buffer("places", torch.cartesian_prod(steps, steps))
@@ -126,7 +135,11 @@ class Reader(nn.Module):
         spoken = torch.cat([hidden[torch.arange(len(hidden)), ends], cells[:, -1]])
         told = [head(spoken).float() for head in self.facts]
         names = sum(F.cross_entropy(row, wanted[:, index].repeat(2)) for index, row in enumerate(told))
-        seen = sum(F.mse_loss(head(cells).float(), self.look[wanted[:, index]]) for index, head in enumerate(self.looks))
+        first, second = (self.look[wanted[:, index]] for index in range(2))
+        errors = (self.looks[0](cells).float() - first).square()
+        alone = wanted[:, 1] == len(self.look) - 1
+        seen = errors[..., :NUMBERS].mean() + F.mse_loss(self.looks[1](cells).float(), second[..., :NUMBERS])
+        seen = seen + (errors[..., NUMBERS:].mean((1, 2)) * alone).mean()
         places = F.mse_loss(self.place(cells).float(), self.places.expand(len(cells), -1, -1))
         right = (told[0].argmax(1) == wanted[:, 0].repeat(2)) & (told[1].argmax(1) == wanted[:, 1].repeat(2))
         return {"names": names, "looks": seen, "places": places, "right": right.float().mean()}
