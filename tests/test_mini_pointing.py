@@ -56,7 +56,7 @@ def test_latents_of_other_scenes_are_refused() -> None:
 
 
 def hears(unet: torch.nn.Module, logits: torch.Tensor) -> None:
-    """Let the first attention look as the softmax of ``logits`` (pictures * heads, latents, 77) says."""
+    """Let an attention look as the softmax of ``logits`` (pictures * heads, places, 77) says."""
     attention = unet.up_blocks[-1].attentions[0].transformer_blocks[0].attn2
     attention.get_attention_scores(logits / attention.scale, torch.eye(77).expand(len(logits), 77, 77))
 
@@ -81,6 +81,19 @@ def test_looking_at_the_right_cell_costs_nothing_and_not_knowing_the_logarithm_o
     assert pointing.loss(wanted, torch.tensor([True, False])) < 1e-3
 
 
+def test_a_place_of_several_latents_looks_at_the_cells_of_all(unet: torch.nn.Module) -> None:
+    pointing = Pointing(unet)
+    wanted = places_to_look(one(36, 60, 56))[None]
+    assert len(set(wanted[0, 0, 8:10, 6:8].flatten().tolist())) == 4
+    shares = (
+        torch.stack([F.one_hot(wanted[0, :, y::2, x::2].flatten(1).long(), 77) for y in (0, 1) for x in (0, 1)]).float().mean(0)
+    )
+    hears(unet, shares.clamp(min=1e-9).log())
+    honest = pointing.loss(wanted, torch.tensor([True]))
+    entropy = -(shares * shares.clamp(min=1e-9).log()).sum(2).mean()
+    assert math.isclose(honest.item(), entropy.item(), rel_tol=1e-3)
+
+
 def test_the_lesson_reaches_what_looks_and_pictures_stay_the_same(unet: torch.nn.Module) -> None:
     x, text = torch.randn(2, 4, 16, 16), torch.randn(2, 77, 128)
     before = unet(x, 500, text).sample
@@ -88,9 +101,11 @@ def test_the_lesson_reaches_what_looks_and_pictures_stay_the_same(unet: torch.nn
     assert torch.equal(before, unet(x, 500, text).sample)
     wanted = torch.stack([places_to_look(scenes.scene(seed)) for seed in range(2)])
     pointing.loss(wanted, torch.tensor([True, True])).backward()
-    for place in unet.up_blocks[-1].attentions:
-        assert place.transformer_blocks[0].attn2.to_q.weight.grad.abs().max() > 0
-        assert place.transformer_blocks[0].attn2.to_k.weight.grad.abs().max() > 0
+    taught = {name for name, weight in unet.named_parameters() if "attn2.to_q" in name and weight.grad is not None}
+    assert {name.partition(".attentions")[0] for name in taught} == {"down_blocks.0", "up_blocks.1", "up_blocks.2"}
+    for name in taught:
+        assert unet.get_parameter(name).grad.abs().max() > 0
+        assert unet.get_parameter(name.replace("to_q", "to_k")).grad.abs().max() > 0
     assert unet.mid_block.resnets[0].conv1.weight.grad.abs().max() > 0  # and what finds out where things are
 
 

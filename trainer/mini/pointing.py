@@ -2,14 +2,15 @@
 
 The text encoder tells what is in the 7x7 cells of an object, each at a position of its own (:mod:`.words`). What is
 left for the U-Net is to find out which cell belongs where, and through eps alone it learns this slowly, as nothing
-is gained before many of them are right. The scenes know: so the attention of the finest level, which has two heads,
-is asked to look at the cell of the first object with one and of the second with the other, and at the caption's first
-position where there is no object. Cross-entropy asks for the honest answer: while noise hides the place, a share
+is gained before many of them are right. The scenes know: so the cross-attentions of the finest level, and on the way up
+of the next, which have two heads, are asked to look at the cell of the first object with one and of the second with
+the other, and at the caption's first position where there is no object. The others are left to read what they like. Cross-entropy asks for the honest answer: while noise hides the place, a share
 for every cell that may belong here, which is also what the best guess at the picture is made of.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def places_to_look(plan: scenes.Scene) -> Tensor:
 
 
 class Pointing:
-    """Hears the cross-attention of a U-Net's finest level while it computes, and says how wrongly it looks.
+    """Hears some cross-attentions of a U-Net while it computes, and says how wrongly they look.
 
     Args:
         unet: a ``UNet2DConditionModel`` with two heads, and with attention processors that ask for the scores.
@@ -50,7 +51,7 @@ class Pointing:
 
     def __init__(self, unet: nn.Module) -> None:
         self._heard: list[Tensor] = []
-        for place in unet.up_blocks[-1].attentions:
+        for place in (*unet.down_blocks[0].attentions, *unet.up_blocks[-2].attentions, *unet.up_blocks[-1].attentions):
             attention = place.transformer_blocks[0].attn2
             if attention.heads != HEADS:
                 raise ValueError(f"the U-Net has {attention.heads} heads; pointing needs {HEADS}, one for each object")
@@ -64,17 +65,22 @@ class Pointing:
         return heard
 
     def loss(self, wanted: Tensor, told: Tensor) -> Tensor:
-        """Cross-entropy of what was heard since the last call, in nats for each latent and head.
+        """Cross-entropy of what was heard since the last call, in nats for each place and head.
+
+        Where a place of a level is several latents, it has a share of the cell of each.
 
         Args:
             wanted: (n, 2, 16, 16) from :func:`places_to_look`.
             told: (n,) bool, False where the caption was empty: nothing is asked there.
         """
-        wanted = wanted[told].long().flatten(2).unsqueeze(3)  # (n, heads, latents, 1)
+        wanted = wanted[told].long()
         losses = []
-        for shares in self._heard:  # (n * heads, latents, positions)
+        for shares in self._heard:  # (n * heads, places, positions)
             shares = shares.unflatten(0, (-1, HEADS))[told].float().clamp(min=1e-6)
-            losses.append(-shares.log().gather(3, wanted).mean())
+            side = PLACES // math.isqrt(shares.shape[2])  # latents along a place
+            cells = wanted.unflatten(3, (-1, side)).unflatten(2, (-1, side)).transpose(3, 4)
+            cells = cells.flatten(4).flatten(2, 3)  # (n, heads, places, latents)
+            losses.append(-shares.log().gather(3, cells).mean())
         self._heard.clear()
         return torch.stack(losses).mean()
 
