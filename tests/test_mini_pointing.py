@@ -101,9 +101,8 @@ def test_the_lesson_reaches_what_looks_and_pictures_stay_the_same(unet: torch.nn
     assert torch.equal(before, unet(x, 500, text).sample)
     wanted = torch.stack([places_to_look(scenes.scene(seed)) for seed in range(2)])
     pointing.loss(wanted, torch.tensor([True, True])).backward()
-    taught = {name for name, weight in unet.named_parameters() if "attn2.to_q" in name and weight.grad is not None}
-    assert {name.partition(".attentions")[0] for name in taught} == {"down_blocks.0", "up_blocks.1", "up_blocks.2"}
-    for name in taught:
+    asked = ("down_blocks.0.", "up_blocks.1.", "up_blocks.2.")
+    for name in (name for name, _ in unet.named_parameters() if "attn2.to_q" in name and name.startswith(asked)):
         assert unet.get_parameter(name).grad.abs().max() > 0
         assert unet.get_parameter(name.replace("to_q", "to_k")).grad.abs().max() > 0
     assert unet.mid_block.resnets[0].conv1.weight.grad.abs().max() > 0  # and what finds out where things are

@@ -16,6 +16,7 @@ from trainer.distillation import Distillation
 from trainer.models import StableDiffusion
 from trainer.quantise import LEVELS, QuantisedLinear
 from trainer.roles import FAKE, STUDENT, TEACHER
+from wadi_core.lorad import Metadata
 from wadi_core.lorad.linear import RotatedLinear, rotated_layers
 from wadi_core.lorad.rotation import rotate
 
@@ -283,6 +284,26 @@ def test_the_weights_of_a_lorad_are_those_it_computes_with(make: Callable[..., D
         torch.testing.assert_close(
             written(x, t, text.text).sample, run.roles.predict(STUDENT, x, t, text), rtol=1e-4, atol=1e-4
         )
+
+
+def test_a_student_begins_with_the_lorad_of_a_file(base: Path, tmp_path: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.txt")
+    first = Distillation(tiny(base, prompts, tmp_path / "first"))
+    stir(first)
+    metadata = Metadata(architecture=first.model.architecture)
+    first.student().lorad(metadata).save(tmp_path / "begun.safetensors", torch.float32)
+    again = Distillation(tiny(base, prompts, tmp_path / "again", start_from=str(tmp_path / "begun.safetensors")))
+    before, after = (run.roles.state(STUDENT) for run in (first, again))
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    x, t = torch.randn(2, *again.latent_shape), torch.tensor([999, 999])
+    condition = again.encode(["a cat", "a dog"])
+    assert torch.equal(first.roles.predict(STUDENT, x, t, condition), again.roles.predict(STUDENT, x, t, condition))
+    with pytest.raises(ValueError, match=r"start_from: .*begun.safetensors turns \d+ layers at rank \d+; the student"):
+        other = again.config.student_rank + 1
+        Distillation(tiny(base, prompts, tmp_path / "rank", start_from=str(tmp_path / "begun.safetensors"), student_rank=other))
+    with pytest.raises(ValueError, match="start_from: a LoRaD can only begin a student that is one, not adapter: full"):
+        tiny(base, prompts, tmp_path / "full", start_from="begun.safetensors", adapter="full")
 
 
 def test_peft_is_asked_for(make: Callable[..., Distillation], monkeypatch: pytest.MonkeyPatch) -> None:

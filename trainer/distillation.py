@@ -39,7 +39,19 @@ logger = logging.getLogger("wadi")
 # Settings with which a run cannot go on if they change.
 FIXED = ("adapter", "fake_adapter", "student_rank", "fake_rank", "seed", "resolution", "prediction_type")
 # Settings that change nothing of what is learned.
-HARMLESS = ("version", "output", "name", "license", "steps", "device", "save_every", "keep", "keep_every", "resume")
+HARMLESS = (
+    "version",
+    "output",
+    "name",
+    "license",
+    "steps",
+    "device",
+    "save_every",
+    "keep",
+    "keep_every",
+    "resume",
+    "start_from",
+)
 HARMLESS += ("max_skipped", "log_every", "sheet_every", "tensorboard", "embedding_cache", "offload", "base_config")
 
 
@@ -49,16 +61,37 @@ def layers_of_roles(network: nn.Module, architecture: str) -> dict[str, list[str
 
 
 def first_factors(network: nn.Module, architecture: str, config: TrainConfig) -> dict[str, Factors]:
-    """Initial factors of the roles that are LoRaDs; each has a generator of its own, so neither depends on the other."""
+    """Initial factors of the roles that are LoRaDs; each has a generator of its own, so neither depends on the other.
+
+    Raises:
+        OSError, ValueError: the LoRaD to start from cannot be read, or is none for these layers and this rank; one line.
+    """
     kinds = {STUDENT: (config.adapter, config.student_rank), FAKE: (config.fake_adapter, config.fake_rank)}
     factors: dict[str, Factors] = {}
     for index, (role, layers) in enumerate(layers_of_roles(network, architecture).items()):
         kind, rank = kinds[role]
-        if kind == "lorad":
+        if role == STUDENT and config.start_from:
+            factors[role] = factors_of_file(config.start_from, network, layers, rank)
+        elif kind == "lorad":
             start = torch.Generator().manual_seed((2 * config.seed + index) % 2**63)
             lorad = LoRaD.create(network, rank, architecture, layers, start)
             factors[role] = {path: lorad.factors[key] for key, path in lorad.matched(network).paths.items()}
     return factors
+
+
+def factors_of_file(path: str, network: nn.Module, layers: Sequence[str], rank: int) -> Factors:
+    """The factors of a LoRaD file for exactly these layers, in their order."""
+    lorad = LoRaD.load(path)
+    match = lorad.matched(network)
+    match.check()
+    found = {layer: lorad.factors[key] for key, layer in match.paths.items()}
+    ranks = sorted({a.shape[1] for a, _ in found.values()})
+    if set(found) != set(layers) or ranks != [rank]:
+        raise ValueError(
+            f"start_from: {path} turns {len(found)} layers at rank {', '.join(map(str, ranks))}; "
+            f"the student is to turn {len(layers)} at rank {rank} (student_rank)"
+        )
+    return {layer: found[layer] for layer in layers}
 
 
 @dataclasses.dataclass(frozen=True)

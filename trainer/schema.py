@@ -64,6 +64,7 @@ class TrainConfig:
     fake_adapter: str = setting("lorad", "what the fake score is", choices=ADAPTERS)
     student_rank: int = setting(64, "of the student's adapter", low=1)
     fake_rank: int = setting(16, "of the fake score's adapter", low=1)
+    start_from: str = setting("", "a LoRaD file that the student begins with, of its rank; empty begins with the base")
 
     # The recipe.
     student_rate: float = setting(1e-3, "learning rate of the student", low=0)
@@ -116,5 +117,7 @@ class TrainConfig:
             for kind, what in (("full", "training all weights (full)"), ("dora", "dora, which needs the weights' norms")):
                 if kind in (self.adapter, self.fake_adapter):
                     raise ValueError(f"base_weights: {self.base_weights} cannot be combined with {what}")
+        if self.start_from and self.adapter != "lorad":
+            raise ValueError(f"start_from: a LoRaD can only begin a student that is one, not adapter: {self.adapter}")
         if any(sign in self.name for sign in "/\\") or not self.name.strip(". "):
             raise ValueError(f"name: a file name without folders is expected, not {self.name!r}")

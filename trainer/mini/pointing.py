@@ -2,10 +2,11 @@
 
 The text encoder tells what is in the 7x7 cells of an object, each at a position of its own (:mod:`.words`). What is
 left for the U-Net is to find out which cell belongs where, and through eps alone it learns this slowly, as nothing
-is gained before many of them are right. The scenes know: so the cross-attentions of the finest level, and on the way up
-of the next, which have two heads, are asked to look at the cell of the first object with one and of the second with
-the other, and at the caption's first position where there is no object. The others are left to read what they like. Cross-entropy asks for the honest answer: while noise hides the place, a share
-for every cell that may belong here, which is also what the best guess at the picture is made of.
+is gained before many of them are right. The scenes know: so the cross-attentions of the finest level, and on the way
+up of the next, which have two heads, are asked to look at the cell of the first object with one and of the second
+with the other, and at the caption's first position where there is no object. The others are left to read what they
+like. Cross-entropy asks for the honest answer: while noise hides the place, a share for every cell that may belong
+here, which is also what the best guess at the picture is made of.
 """
 
 from __future__ import annotations
