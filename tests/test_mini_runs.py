@@ -70,7 +70,7 @@ def test_from_scenes_to_the_files_of_the_package(tmp_path: Path, monkeypatch: py
     )
     teacher.run(settings)
     assert (tmp_path / "teacher" / "sheet-000002.png").is_file()
-    assert asked == [(4, 2, 32, 32)] * 2  # where its attention should look, at both steps
+    assert asked == [(4, 2, 16, 16)] * 2  # where its attention should look, at both steps
     assert same(*(load_file(tmp_path / run / "text_encoder" / "model.safetensors") for run in ("words", "teacher")))
 
     # Another run goes on from what was written.

@@ -111,7 +111,7 @@ def test_scenes_of_one_caption_show_the_same_in_other_ways(pair: bool) -> None:
         assert first == stream.scene(index) == stream.scene(index + 2)
         assert first.caption == second.caption == third.caption
         assert [item.thing for item in first.placed] == [item.thing for item in second.placed]
-        assert first.placed != second.placed != third.placed
+        assert first != second != third
         assert stream.varied(index + 1) == second
         for colour, value in scenes.COLOURS.items():
             if first.caption.endswith(f"on a {colour} background"):
