@@ -302,6 +302,11 @@ def test_a_student_begins_with_the_lorad_of_a_file(base: Path, tmp_path: Path) -
     with pytest.raises(ValueError, match=r"start_from: .*begun.safetensors turns \d+ layers at rank \d+; the student"):
         other = again.config.student_rank + 1
         Distillation(tiny(base, prompts, tmp_path / "rank", start_from=str(tmp_path / "begun.safetensors"), student_rank=other))
+    first.student().lorad(Metadata(architecture="pixart-alpha")).save(tmp_path / "other.safetensors")
+    with pytest.raises(
+        ValueError, match=r"start_from: .*other.safetensors: the LoRaD does not fit this network: it is made for"
+    ):
+        Distillation(tiny(base, prompts, tmp_path / "other", start_from=str(tmp_path / "other.safetensors")))
     with pytest.raises(ValueError, match="start_from: a LoRaD can only begin a student that is one, not adapter: full"):
         tiny(base, prompts, tmp_path / "full", start_from="begun.safetensors", adapter="full")
 

@@ -83,7 +83,10 @@ def factors_of_file(path: str, network: nn.Module, layers: Sequence[str], rank: 
     """The factors of a LoRaD file for exactly these layers, in their order."""
     lorad = LoRaD.load(path)
     match = lorad.matched(network)
-    match.check()
+    try:
+        match.check()
+    except ValueError as error:
+        raise ValueError(f"start_from: {path}: {error}") from None
     found = {layer: lorad.factors[key] for key, layer in match.paths.items()}
     ranks = sorted({a.shape[1] for a, _ in found.values()})
     if set(found) != set(layers) or ranks != [rank]:
