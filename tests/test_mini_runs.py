@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
-from trainer.mini import export, latents, scenes, teacher, vae, words
+from trainer.mini import decoder, export, latents, scenes, teacher, vae, words
 from trainer.state import Checkpoints
 from wadi_core import configs, mini
 
@@ -33,12 +33,6 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_from_scenes_to_the_files_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vae.run(vae_settings(tmp_path / "vae", steps=4))
     assert {path.name for path in (tmp_path / "vae").iterdir()} >= {"sheet-000004.png", "losses.csv", "vae"}
-
-    # A decoder that learns on leaves the encoder, and so the teacher's latents, as they are.
-    vae.run(vae_settings(tmp_path / "decoder", steps=2, decoder_only=True, start_from=str(tmp_path / "vae" / "vae")))
-    before, after = (load_file(tmp_path / run / "vae" / "diffusion_pytorch_model.safetensors") for run in ("vae", "decoder"))
-    changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"decoder", "post_quant_conv"}
 
     monkeypatch.setattr(latents, "SHARD", 64)
     monkeypatch.setattr("sys.argv", ["latents", "--vae", str(tmp_path / "vae/vae"), "--output", str(tmp_path / "latents")]
@@ -82,6 +76,25 @@ def test_from_scenes_to_the_files_of_the_package(tmp_path: Path, monkeypatch: py
         assert same(load_file(tmp_path / "on" / part / name), load_file(tmp_path / "teacher" / part / name))
     with pytest.raises(ValueError, match="text_encoder: its shape is another"):
         teacher.run(dataclasses.replace(on, text_layers=2))
+
+    # A decoder that learns on leaves the encoder, and so the teacher's latents, as they are.
+    lesson = decoder.DecoderConfig(
+        vae=str(tmp_path / "vae" / "vae"), teacher=str(tmp_path / "teacher"), latents=str(tmp_path / "latents"),
+        tokenizer=str(configs.TOKENIZER), output=str(tmp_path / "decoder"), steps=2, batch=2, crop=32, save_every=1,
+    )  # fmt: skip
+    monkeypatch.setattr(decoder, "SHOWN", 2)
+    decoder.run(lesson)
+    before, after = (load_file(tmp_path / run / "vae" / "diffusion_pytorch_model.safetensors") for run in ("vae", "decoder"))
+    changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+    # Going on from the first step's checkpoint ends in the same weights.
+    (tmp_path / "decoder" / "step-00000002.pt").unlink()
+    (tmp_path / "decoder" / "vae").rename(tmp_path / "straight")
+    decoder.run(lesson)
+    assert same(after, load_file(tmp_path / "decoder" / "vae" / "diffusion_pytorch_model.safetensors"))
+    monkeypatch.setattr(decoder, "read_shards", lambda folder: (encoded, ["a red apple", *captions[1:]]))
+    with pytest.raises(ValueError, match="these latents are of other scenes"):
+        decoder.run(lesson)
 
     target = tmp_path / "package"
     monkeypatch.setattr("sys.argv", ["export", "--vae", str(tmp_path / "vae/vae"), "--teacher", str(tmp_path / "teacher")]

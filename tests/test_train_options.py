@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -309,6 +310,49 @@ def test_a_student_begins_with_the_lorad_of_a_file(base: Path, tmp_path: Path) -
         Distillation(tiny(base, prompts, tmp_path / "other", start_from=str(tmp_path / "other.safetensors")))
     with pytest.raises(ValueError, match="start_from: a LoRaD can only begin a student that is one, not adapter: full"):
         tiny(base, prompts, tmp_path / "full", start_from="begun.safetensors", adapter="full")
+
+
+def test_an_exact_student_among_rough_roles(base: Path, tmp_path: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.txt")
+    runs = {
+        name: Distillation(tiny(base, prompts, tmp_path / name, fake_adapter="lorad", **options))
+        for name, options in {
+            "fine": {"precision": "fp32"},
+            "rough": {"precision": "bf16"},
+            "mixed": {"precision": "bf16", "student_precision": "fp32"},
+        }.items()
+    }
+    for run in runs.values():
+        stir(run)
+    x, t = torch.randn(2, *runs["fine"].latent_shape), torch.tensor([999, 999])
+
+    def told(name: str, role: str) -> torch.Tensor:
+        with torch.no_grad():
+            return runs[name].roles.predict(role, x, t, runs[name].encode(["a cat", "a dog"]))
+
+    assert torch.equal(told("mixed", STUDENT), told("fine", STUDENT))
+    assert not torch.equal(told("rough", STUDENT), told("fine", STUDENT))
+    for role in (TEACHER, FAKE):
+        assert torch.equal(told("mixed", role), told("rough", role))
+    runs["mixed"].train_step()
+    with pytest.raises(ValueError, match="student_precision: fp32 needs base_weights=fp32, not bf16"):
+        tiny(base, prompts, tmp_path / "stored", precision="bf16", base_weights="bf16", student_precision="fp32")
+
+
+def test_muon_goes_on_bit_for_bit(make: Callable[..., Distillation]) -> None:
+    options = {"optimizer": "muon", "student_rank": 12, "fake_adapter": "full"}
+    one, other = make(**options), make(**options)
+    one.train_step()
+    other.load_state(copy.deepcopy(one.state()))
+    before = one.roles.state(STUDENT) | one.roles.state(FAKE)
+    assert set(one.updaters[STUDENT].state()["optimizer"]) == {"Muon"}
+    assert set(one.updaters[FAKE].state()["optimizer"]) == {"Muon", "AdamW"}  # biases, norms and what has four channels
+    for run in (one, other):
+        run.train_step()
+    for role in (STUDENT, FAKE):
+        found, again = one.roles.state(role), other.roles.state(role)
+        assert all(torch.equal(found[name], again[name]) for name in found)
+        assert not any(torch.equal(found[name], before[name]) for name in found if found[name].ndim == 2)
 
 
 def test_peft_is_asked_for(make: Callable[..., Distillation], monkeypatch: pytest.MonkeyPatch) -> None:

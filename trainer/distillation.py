@@ -177,7 +177,9 @@ class Distillation:
         for role, (kind, rank) in kinds.items():
             if kind in ("lora", "dora"):
                 adapters[role] = PeftAdapter(role, network, layers[role], rank, config.seed, dora=kind == "dora")
-        roles = Roles(network, adapters[STUDENT], adapters[FAKE], self.model.call, autocast_type(config))
+        roles = Roles(
+            network, adapters[STUDENT], adapters[FAKE], self.model.call, autocast_type(config), bool(config.student_precision)
+        )
         for role in kinds:
             roles.play(role)
             roles.parts[role] = self.processes.wrap(roles.parts[role])

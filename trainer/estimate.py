@@ -123,7 +123,9 @@ def trained_parameters(network: nn.Module, layers: list[str], kind: str, rank: i
 
 def kept_for_backward(network: nn.Module, config: TrainConfig, layers: list[str]) -> int:
     """Bytes that autograd keeps of one call of the student, its rotated weights among them."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.bfloat16, "fp64": torch.float64}.get(config.precision, torch.float32)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.bfloat16, "fp64": torch.float64}.get(
+        config.student_precision or config.precision, torch.float32
+    )
     network = network.to(dtype).requires_grad_(False).train()
     shapes = linear_shapes(network)
     rank = min(config.student_rank, 8)  # factors are counted elsewhere; their rank changes nothing here
@@ -209,8 +211,8 @@ def estimate(config: TrainConfig) -> Estimate:
     frozen = inside * stored + (size - inside) * (computed if quantised else stored)
     student = trained_parameters(network, layers["student"], config.adapter, config.student_rank)
     fake = trained_parameters(network, layers["fake"], config.fake_adapter, config.fake_rank)
-    # The parameter, its gradient and two moments; float32, or a byte for each moment.
-    each = 4 + 4 + (2 if config.optimizer == "adamw8bit" else 8)
+    # The parameter, its gradient and two moments; float32, or a byte for each moment. Muon has one.
+    each = 4 + 4 + {"adamw8bit": 2, "muon": 4}.get(config.optimizer, 8)
     trained = (student + fake) * each + (student * 4 if config.ema else 0)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     calls = config.batch // (config.micro_batch * processes) if config.micro_batch else 1

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .muon import MuonForMatrices
+
 logger = logging.getLogger("wadi")
 
 BETA2 = 0.999
@@ -17,8 +19,8 @@ NAMES = {"student": "student", "fake": "fake score"}  # of the roles, for people
 
 def make_optimizer(
     kind: str, parameters: Sequence[nn.Parameter], rate: float, beta1: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    """AdamW, or AdamW with its moments in 8 bits.
+) -> torch.optim.Optimizer | MuonForMatrices:
+    """AdamW, AdamW with its moments in 8 bits, or Muon.
 
     Raises:
         ValueError: bitsandbytes is needed and not there; one line.
@@ -27,6 +29,8 @@ def make_optimizer(
     kind_of_device = parameters[0].device.type
     if kind == "adamw":
         return torch.optim.AdamW(parameters, fused=kind_of_device in ("cpu", "cuda"), **options)
+    if kind == "muon":
+        return MuonForMatrices(parameters, rate, beta1, BETA2, weight_decay)
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
@@ -92,7 +96,11 @@ class Updater:
     """
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, clip: float, scaled: bool = False
+        self,
+        parameters: Sequence[nn.Parameter],
+        optimizer: torch.optim.Optimizer | MuonForMatrices,
+        clip: float,
+        scaled: bool = False,
     ) -> None:
         self.parameters, self.optimizer, self.clip = list(parameters), optimizer, clip
         self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=scaled)

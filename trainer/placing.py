@@ -41,7 +41,7 @@ def place(network: nn.Module, config: TrainConfig, device: torch.device, turned:
     else:
         rest = DTYPES[config.base_weights]
     network.to(device, rest)
-    if autocast is not None and not full:
+    if autocast is not None and not full and not config.student_precision:
         round_once(network, autocast, set(turned))
     if config.channels_last:
         network.to(memory_format=torch.channels_last)

@@ -39,6 +39,7 @@ class Roles:
         student, fake: the two adapters, or the initial factors of two LoRaDs, path -> (theta_a, theta_b).
         call: how the network is called.
         autocast: the type in which it computes; None for that of its weights.
+        exact_student: no autocast for the student, whose weights must be in the type of its input.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Roles:
         fake: Adapter | Factors,
         call: Call = call_unet,
         autocast: torch.dtype | None = None,
+        exact_student: bool = False,
     ) -> None:
         self.network = network
         if not isinstance(student, Adapter):
@@ -56,7 +58,7 @@ class Roles:
             name: given if isinstance(given, Adapter) else LoRaDAdapter(name, network, given)
             for name, given in ((STUDENT, student), (FAKE, fake))
         }
-        self.call, self.autocast = call, autocast
+        self.call, self.autocast, self.exact_student = call, autocast, exact_student
         self.parts: dict[str, nn.Module] = {name: Part(adapter, self._caller(name)) for name, adapter in self.adapters.items()}
 
     def _caller(self, role: str) -> Callable[..., Tensor]:
@@ -82,7 +84,10 @@ class Roles:
 
     def predict(self, role: str, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """What a role predicts (noise, or v for such a base), in the type of x: x (n, 4, h, w), t (n,)."""
-        with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
+        exact = role == STUDENT and self.exact_student
+        if exact:
+            condition = condition.to(x.dtype)
+        with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None and not exact):
             if role != TEACHER:
                 # The data-parallel wrapper is for calls whose gradients will be wanted.
                 part = self.parts[role]

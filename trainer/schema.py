@@ -71,8 +71,8 @@ class TrainConfig:
     fake_rate: float = setting(1e-2, "learning rate of the fake score", low=0)
     warmup: int = setting(20, "in which both rates rise to their values", "steps", 0)
     decay_steps: int = setting(0, "the student's rate falls to a tenth over this many last steps", "steps", 0)
-    student_beta1: float = setting(0.9, "of the student's AdamW", low=0, high=0.9999)
-    fake_beta1: float = setting(0.9, "of the fake score's AdamW", low=0, high=0.9999)
+    student_beta1: float = setting(0.9, "of the student's AdamW, or its momentum of Muon", low=0, high=0.9999)
+    fake_beta1: float = setting(0.9, "of the fake score's AdamW, or its momentum of Muon", low=0, high=0.9999)
     weight_decay: float = setting(0.0, "of both", low=0)
     clip: float = setting(1.0, "largest norm of a gradient", low=1e-12)
     teacher_guidance: float = setting(1.5, "classifier-free guidance on the teacher; 1 is none", low=0)
@@ -87,8 +87,11 @@ class TrainConfig:
     # Memory and speed.
     device: str = setting("", "such as cpu or cuda; empty takes a GPU if there is one")
     precision: str = setting("bf16", "of the network calls; angles are float32 in any case", choices=PRECISIONS)
+    student_precision: str = setting("", "fp32 keeps the student's own calls exact: one step multiplies rounding by 15, "
+                                     "which is a grain in bf16; empty is as precision", choices=("", "fp32"))  # fmt: skip
     base_weights: str = setting("fp32", "how the frozen weights are stored", choices=STORAGE)
-    optimizer: str = setting("adamw", "adamw8bit needs bitsandbytes and a GPU", choices=("adamw", "adamw8bit"))
+    optimizer: str = setting("adamw", "adamw8bit needs bitsandbytes and a GPU; muon moves all directions of a matrix alike",
+                             choices=("adamw", "adamw8bit", "muon"))  # fmt: skip
     gradient_checkpointing: bool = setting(False, "compute activations again in backward instead of keeping them")
     recompute_rotation: bool = setting(False, "rotate weights again in backward instead of keeping them")
     share_rotation: bool = setting(True, "keep a role's rotated weights for its further calls in the same step")
@@ -117,6 +120,8 @@ class TrainConfig:
             for kind, what in (("full", "training all weights (full)"), ("dora", "dora, which needs the weights' norms")):
                 if kind in (self.adapter, self.fake_adapter):
                     raise ValueError(f"base_weights: {self.base_weights} cannot be combined with {what}")
+        if self.student_precision and self.base_weights != "fp32":
+            raise ValueError(f"student_precision: fp32 needs base_weights=fp32, not {self.base_weights}")
         if self.start_from and self.adapter != "lorad":
             raise ValueError(f"start_from: a LoRaD can only begin a student that is one, not adapter: {self.adapter}")
         if any(sign in self.name for sign in "/\\") or not self.name.strip(". "):

@@ -28,13 +28,13 @@ from wadi_core.lorad.checkpoint import write_safetensors
 from wadi_core.pipeline import noise
 
 from .. import config as settings
+from ..muon import ENDS
 from ..watch import contact_sheet
 from . import scenes
 from .denoising import Denoising, DenoisingConfig
 from .edges import agreement, control_maps, edges, pack, unpack
 from .init import freeze_samplers
 from .latents import SHARD, read_shards
-from .muon import ENDS
 from .sampling import decode, make_scheduler, many_steps, tokenize
 from .vae import to_tensor
 

@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from wadi_core import pictures
 
+from ..muon import ENDS, MuonWithAdamW
 from ..state import Checkpoints, random_state, restore_random_state
 from ..stopping import stop_signals
 from ..watch import LossTable
 from .init import CentredSteps
-from .muon import ENDS, MuonWithAdamW
 from .sampling import make_scheduler
 
 Told = TypeVar("Told")  # what a network is told of a batch: captions, maps

