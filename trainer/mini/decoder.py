@@ -52,14 +52,15 @@ class DecoderConfig:
     steps: int = 2000
     batch: int = 8
     crop: int = 64  # pixels
+    whole_share: float = 0.5  # of the steps: on whole scenes, so many fewer that there are as many pixels
     learning_rate: float = 5e-4  # of Muon
     adam_rate: float = 1e-4
     warmup: int = 20
     painted_share: float = 0.75  # of the latents: painted over by the teacher
-    highest_timestep: int = 600  # to which these are noised at most
+    highest_timestep: int = 750  # to which these are noised at most
     noise: float = 0.3  # on all latents, standard deviation; how much of it a picture gets is random
     edge_weight: float = 1.0
-    perception_weight: float = 0.1  # 0: pixels only
+    perception_weight: float = 0.25  # 0: pixels only
     save_every: int = 200
 
 
@@ -163,9 +164,11 @@ def run(config: DecoderConfig) -> None:
             # All chance of a step follows from its number, so a run that goes on needs no state of it.
             torch.manual_seed(config.seed * 1_000_003 + step)
             rng = random.Random(config.seed * 1_000_003 + step)
-            chosen = torch.randint(0, len(latents), (config.batch,)).tolist()
+            # Crops are full of objects, but a GroupNorm sees the whole of what it is given: it must know scenes too.
+            side = scenes.SIZE if rng.random() < config.whole_share else config.crop
+            chosen = torch.randint(0, len(latents), (max(1, config.batch * config.crop**2 // side**2),)).tolist()
             plans = [scenes.scene(seed) for seed in chosen]
-            boxes = [crop_box(rng, plan, config.crop) for plan in plans]
+            boxes = [crop_box(rng, plan, side) for plan in plans]
             target = to_tensor([scenes.draw(plan).crop(box) for plan, box in zip(plans, boxes, strict=True)])
             x0 = spoil(config, painter, latents[chosen].float(), [captions[seed] for seed in chosen])
             latent = cropped(x0, boxes)
