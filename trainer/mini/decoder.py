@@ -33,7 +33,7 @@ from . import scenes
 from .latents import read_shards
 from .perception import Perception
 from .sampling import make_scheduler, tokenize
-from .vae import crop_box, keep_layout, reconstruction_loss, to_tensor
+from .vae import crop_box, keep_layout, picture_loss, to_tensor
 
 CELL = 8  # pixels of a latent's side
 SHOWN = 12  # scenes of the sheet
@@ -176,12 +176,7 @@ def run(config: DecoderConfig) -> None:
                 latent, target = latent.flip(3), target.flip(3)
             with torch.autocast("cpu", torch.bfloat16):
                 decoded = vae.decode(latent / scale).sample.float()
-            loss = reconstruction_loss(decoded, target, config.edge_weight)
-            values = {"reconstruction": loss.item()}
-            if perception:
-                seen = perception(decoded, target)
-                loss = loss + config.perception_weight * seen
-                values["perception"] = seen.item()
+            loss, values = picture_loss(decoded, target, config, perception)
             loss.backward()
             rate = min(1, (step + 1) / config.warmup) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
             optimizer.step(max(rate, 0.01))

@@ -14,6 +14,7 @@ import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -30,6 +31,13 @@ from ..watch import LossTable, contact_sheet
 from . import scenes
 from .init import freeze_samplers, start_as_block_means
 from .perception import Perception
+
+
+class Weighted(Protocol):
+    """Settings that weigh the parts of :func:`picture_loss`."""
+
+    edge_weight: float
+    perception_weight: float
 
 
 @dataclass
@@ -102,6 +110,19 @@ def reconstruction_loss(decoded: torch.Tensor, target: torch.Tensor, edge_weight
     return loss
 
 
+def picture_loss(
+    decoded: torch.Tensor, target: torch.Tensor, config: Weighted, perception: Perception | None
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """The loss of pixels and, if there is one who sees, of what is seen; and what to log of both."""
+    loss = reconstruction_loss(decoded, target, config.edge_weight)
+    values = {"reconstruction": loss.item()}
+    if perception:
+        seen = perception(decoded, target)
+        loss = loss + config.perception_weight * seen
+        values["perception"] = seen.item()
+    return loss, values
+
+
 def keep_layout(vae: torch.nn.Module) -> None:
     """Take out of training what must only pass a picture on: all that halves and doubles, and where the width changes."""
     freeze_samplers(vae)
@@ -165,15 +186,10 @@ def run(config: VaeConfig) -> None:
                 if rng.random() < 0.25:
                     latent, target = latent.flip(3), target.flip(3)
                 decoded = vae.decode(latent).sample
-            reconstruction = reconstruction_loss(decoded.float(), target, config.edge_weight)
+            loss, values = picture_loss(decoded.float(), target, config, perception)
             divergence = posterior.kl().float().mean() / (config.crop // 8) ** 2
-            loss = reconstruction + config.kl_weight * divergence
-            values = {"reconstruction": reconstruction.item(), "kl": divergence.item()}
-            if perception:
-                seen = perception(decoded.float(), target)
-                loss = loss + config.perception_weight * seen
-                values["perception"] = seen.item()
-            loss.backward()
+            values["kl"] = divergence.item()
+            (loss + config.kl_weight * divergence).backward()
             optimizer.step(max(rate, 0.01))
             step += 1
             bar.update()
