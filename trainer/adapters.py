@@ -20,6 +20,24 @@ from wadi_core.lorad.linear import RotatedLinear, attach
 Factors = Mapping[str, tuple[Tensor, Tensor]]
 
 
+def factors_of_file(path: str, network: nn.Module, layers: Sequence[str], rank: int) -> Factors:
+    """The factors of a LoRaD file for exactly these layers, in their order."""
+    lorad = LoRaD.load(path)
+    match = lorad.matched(network)
+    try:
+        match.check()
+    except ValueError as error:
+        raise ValueError(f"start_from: {path}: {error}") from None
+    found = {layer: lorad.factors[key] for key, layer in match.paths.items()}
+    ranks = sorted({a.shape[1] for a, _ in found.values()})
+    if set(found) != set(layers) or ranks != [rank]:
+        raise ValueError(
+            f"start_from: {path} turns {len(found)} layers at rank {', '.join(map(str, ranks))}; "
+            f"the student is to turn {len(layers)} at rank {rank} (student_rank)"
+        )
+    return {layer: found[layer] for layer in layers}
+
+
 class Adapter:
     """One role's trained parameters.
 

@@ -19,7 +19,7 @@ from wadi_core.pipeline import noise
 from wadi_core.schedule import OneStep
 
 from . import draws, models
-from .adapters import Adapter, Factors, FullAdapter, LoRaDAdapter, PeftAdapter
+from .adapters import Adapter, Factors, FullAdapter, LoRaDAdapter, PeftAdapter, factors_of_file
 from .condition import Condition
 from .embeddings import EmbeddingCache
 from .optimise import Guard, Updater, all_finite, make_optimizer, student_rate, warmed_up
@@ -29,7 +29,7 @@ from .prompts import Prompts
 from .roles import FAKE, STUDENT, Roles
 from .schema import TrainConfig
 from .state import random_state, restore_random_state
-from .vsd import Noising, fake_loss, generate, student_loss
+from .vsd import Noising, anchor_loss, fake_loss, generate, student_loss, teacher_pictures
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -77,24 +77,6 @@ def first_factors(network: nn.Module, architecture: str, config: TrainConfig) ->
             lorad = LoRaD.create(network, rank, architecture, layers, start)
             factors[role] = {path: lorad.factors[key] for key, path in lorad.matched(network).paths.items()}
     return factors
-
-
-def factors_of_file(path: str, network: nn.Module, layers: Sequence[str], rank: int) -> Factors:
-    """The factors of a LoRaD file for exactly these layers, in their order."""
-    lorad = LoRaD.load(path)
-    match = lorad.matched(network)
-    try:
-        match.check()
-    except ValueError as error:
-        raise ValueError(f"start_from: {path}: {error}") from None
-    found = {layer: lorad.factors[key] for key, layer in match.paths.items()}
-    ranks = sorted({a.shape[1] for a, _ in found.values()})
-    if set(found) != set(layers) or ranks != [rank]:
-        raise ValueError(
-            f"start_from: {path} turns {len(found)} layers at rank {', '.join(map(str, ranks))}; "
-            f"the student is to turn {len(layers)} at rank {rank} (student_rank)"
-        )
-    return {layer: found[layer] for layer in layers}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,10 +238,24 @@ class Distillation:
                         self.roles, self.noising, x0, condition, self.null, drawn.t, drawn.eps,
                         config.teacher_guidance, config.fake_guidance, config.normalize,
                     )  # fmt: skip
+                    if config.anchor_weight:
+                        log["anchor_loss"] = anchor = self._anchor(call, drawn.z, x0, condition)
+                        loss = loss + config.anchor_weight * anchor
                     self._backward(STUDENT, loss / len(calls))
-                    logs.append({**log, "student_loss": loss.detach()})
+                    logs.append({**{name: value.detach() for name, value in log.items()}, "student_loss": loss.detach()})
             samples.append(Sample(call, x0.detach(), condition))
         return samples, self._update(STUDENT, logs) if learning else {}
+
+    def _anchor(self, numbers: range, z: Tensor, x0: Tensor, condition: Condition) -> Tensor:
+        """The mean over those samples that are held to the teacher's coarse pictures, for a batch of many calls."""
+        config = self.config
+        chosen = slice(-numbers.start % config.anchor_every, None, config.anchor_every)
+        if not len(z[chosen]):
+            return x0.new_zeros(())
+        drawn = teacher_pictures(
+            self.roles, self.noising, z[chosen], condition[chosen], self.null, config.teacher_guidance, config.anchor_steps
+        )
+        return anchor_loss(x0[chosen], drawn, config.anchor_cells).sum() * config.anchor_every / len(z)
 
     @torch.no_grad()
     def more_samples(self, numbers: range) -> list[Sample]:

@@ -78,6 +78,11 @@ class TrainConfig:
     teacher_guidance: float = setting(1.5, "classifier-free guidance on the teacher; 1 is none", low=0)
     fake_guidance: float = setting(1.5, "classifier-free guidance on the fake score; 1 is none", low=0)
     normalize: bool = setting(False, "divide each picture's gradient by its distance to the teacher's x0, as DMD does")
+    anchor_weight: float = setting(0.0, "pull towards the coarse picture that the teacher draws of the same noise in "
+                                   "several steps; 0 is none", low=0)  # fmt: skip
+    anchor_steps: int = setting(8, "of the teacher for such a picture, with its guidance", "steps", 1, 1000)
+    anchor_every: int = setting(4, "so many-th sample is held to one", "samples", 1)
+    anchor_cells: int = setting(4, "a side, in which they are compared", "cells", 1)
     timestep_low: int = setting(20, "smallest timestep at which the student's pictures are judged", low=0, high=999)
     timestep_high: int = setting(980, "largest one", low=0, high=999)
     ema: float = setting(0.0, "decay of the student's moving average; 0 switches it off", low=0, high=0.99999)
