@@ -86,8 +86,8 @@ def write(report: dict[str, Any], folder: Path) -> None:
     parts = [
         "# Ablation: what the student is, and its rank",
         f"wadi-mini, {shown['steps']} steps of {shown['batch']} captions each, everything but the student as in "
-        "`trainer/configs/mini.yaml`; the fake score is the same in every arm. Learning rates were chosen for each "
-        f"kind by runs of {shown['screen_steps']} steps at three rates: {rates}. Distances are of "
+        "`trainer/configs/mini.yaml`, the rate falling over the second half; the fake score is the same in every arm. "
+        f"Learning rates were chosen for each kind by runs of {shown['screen_steps']} steps at three rates: {rates}. Distances are of "
         f"{shown['count']:,} pictures, as in the page on quality, above the floor of real against real; ± is the standard "
         "deviation over seeds of the training.",
         "## Adapters",
