@@ -87,9 +87,9 @@ def write(report: dict[str, Any], folder: Path) -> None:
         "# Ablation: what the student is, and its rank",
         f"wadi-mini, {shown['steps']} steps of {shown['batch']} captions each, everything but the student as in "
         "`trainer/configs/mini.yaml`, the rate falling over the second half; the fake score is the same in every arm. "
-        f"Learning rates were chosen for each kind by runs of {shown['screen_steps']} steps at three rates: {rates}. Distances are of "
-        f"{shown['count']:,} pictures, as in the page on quality, above the floor of real against real; ± is the standard "
-        "deviation over seeds of the training.",
+        f"Learning rates were chosen for each kind by runs of {shown['screen_steps']} steps at three rates: {rates}. "
+        f"Distances are of {shown['count']:,} pictures, as in the page on quality, above the floor of real against real; "
+        "± is the standard deviation over seeds of the training.",
         "## Adapters",
         table(adapters) if adapters else "Not measured yet.",
         verdict(adapters) if len(adapters) > 1 else "",
