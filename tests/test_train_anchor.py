@@ -9,6 +9,7 @@ import pytest
 import torch
 from training import small_base, tiny, write_prompts
 
+from trainer import draws
 from trainer.distillation import Distillation
 from trainer.roles import FAKE, STUDENT, TEACHER
 from trainer.vsd import anchor_loss, teacher_pictures
@@ -71,6 +72,30 @@ def test_every_third_sample_is_held_however_calls_are_cut(make: Callable[..., Di
     student = [name for name in free if name.startswith(STUDENT)]
     assert any(not torch.equal(free[name], held[name]) for name in student)
     assert all(torch.allclose(cut[name], held[name], rtol=1e-6, atol=1e-9) for name in held)
+
+
+def test_it_is_let_go_as_the_rate_falls(make: Callable[..., Distillation]) -> None:
+    falling = {"steps": 4, "decay_steps": 8}  # half of the way is done at the first step
+    free = make(**falling).train_step()
+    for end, share in ((1.0, 1.0), (0.2, 0.6), (0.0, 0.5)):
+        held = make(**HELD, **falling, anchor_end=end).train_step()
+        pull = held["student_loss"] - free["student_loss"]
+        assert pull == pytest.approx(share * HELD["anchor_weight"] * held["anchor_loss"])
+
+
+def test_from_coarse_to_fine(make: Callable[..., Distillation], monkeypatch: pytest.MonkeyPatch) -> None:
+    run, ranges = make(steps=8, decay_steps=4, timestep_high=900, timestep_high_end=100), []
+    drawn = run._draw
+
+    def watched(purpose: int, numbers: range, low: int, high: int) -> draws.Draw:
+        ranges.append((purpose, low, high))
+        return drawn(purpose, numbers, low, high)
+
+    monkeypatch.setattr(run, "_draw", watched)
+    for _ in range(8):
+        run.train_step()
+    judged = [(low, high) for purpose, low, high in ranges if purpose == draws.STUDENT]
+    assert judged == [(20, high) for high in (900, 900, 900, 900, 900, 700, 500, 300)]
 
 
 def test_a_student_that_went_astray_comes_back(make: Callable[..., Distillation]) -> None:

@@ -81,6 +81,8 @@ def test_wrong_settings_are_named(words: list[str], message: str) -> None:
         (["precision=int8"], "precision: one of fp32, bf16, fp16, fp64 is expected, not 'int8'"),
         (["version=2"], "version: 1 to 1 is expected, not 2"),
         (["timestep_low=990"], r"timestep_low: at most timestep_high \(980\) is expected, not 990"),
+        (["timestep_high_end=10", "decay_steps=5"], r"timestep_high_end: 0, or 20 to 980 \(.*\) is expected, not 10"),
+        (["timestep_high_end=300"], "timestep_high_end: it needs decay_steps"),
         (["resolution=100"], "resolution: a multiple of 8 is expected, not 100"),
         (["precision=fp64"], "fp64 needs base_weights=fp64"),
         (["precision=fp32", "base_weights=bf16"], "base_weights: bf16 needs precision=bf16 or fp16"),

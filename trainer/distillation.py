@@ -22,7 +22,7 @@ from . import draws, models
 from .adapters import Adapter, Factors, FullAdapter, LoRaDAdapter, PeftAdapter, factors_of_file
 from .condition import Condition
 from .embeddings import EmbeddingCache
-from .optimise import Guard, Updater, all_finite, make_optimizer, student_rate, warmed_up
+from .optimise import Guard, Updater, all_finite, decay_left, make_optimizer, student_rate, warmed_up
 from .placing import autocast_type, place, working_type
 from .processes import Processes
 from .prompts import Prompts
@@ -227,9 +227,12 @@ class Distillation:
         """One update of the student; returns its pictures, from before the update, and what to log."""
         config, samples, logs = self.config, [], []
         learning = self.step >= config.fake_head_start
+        left = decay_left(self.step, config.steps, config.decay_steps)
+        end = config.timestep_high_end or config.timestep_high
+        high = round(end + (config.timestep_high - end) * left)
         calls = self._calls(numbers)
         for call, condition in self._told(calls):
-            drawn = self._draw(draws.STUDENT, call, config.timestep_low, config.timestep_high)
+            drawn = self._draw(draws.STUDENT, call, config.timestep_low, high)
             with self._accumulating(STUDENT, call is calls[-1]):
                 with torch.set_grad_enabled(learning):
                     x0 = generate(self.roles, drawn.z, condition, self.one_step)
@@ -240,7 +243,8 @@ class Distillation:
                     )  # fmt: skip
                     if config.anchor_weight:
                         log["anchor_loss"] = anchor = self._anchor(call, drawn.z, x0, condition)
-                        loss = loss + config.anchor_weight * anchor
+                        held = config.anchor_end + (1 - config.anchor_end) * left
+                        loss = loss + config.anchor_weight * held * anchor
                     self._backward(STUDENT, loss / len(calls))
                     logs.append({**{name: value.detach() for name, value in log.items()}, "student_loss": loss.detach()})
             samples.append(Sample(call, x0.detach(), condition))

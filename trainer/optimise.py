@@ -147,8 +147,12 @@ def student_rate(rate: float, step: int, steps: int, warmup: int, decay_steps: i
     Args:
         head_start: steps before the student's first.
     """
-    left = (steps - step) / max(1, decay_steps)
-    return warmed_up(rate, max(0, step - head_start), warmup) * max(0.1, min(1.0, left))
+    return warmed_up(rate, max(0, step - head_start), warmup) * max(0.1, decay_left(step, steps, decay_steps))
+
+
+def decay_left(step: int, steps: int, decay_steps: int) -> float:
+    """1 until the last ``decay_steps`` of a run, from there linearly down to 0 at its end; always 1 if there are none."""
+    return max(0.0, min(1.0, (steps - step) / decay_steps)) if decay_steps else 1.0
 
 
 def warmed_up(rate: float, step: int, warmup: int) -> float:

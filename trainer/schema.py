@@ -80,11 +80,14 @@ class TrainConfig:
     normalize: bool = setting(False, "divide each picture's gradient by its distance to the teacher's x0, as DMD does")
     anchor_weight: float = setting(0.0, "pull towards the coarse picture that the teacher draws of the same noise in "
                                    "several steps; 0 is none", low=0)  # fmt: skip
+    anchor_end: float = setting(1.0, "share of anchor_weight that is left at the end; it falls as the student's rate falls",
+                                low=0, high=1)  # fmt: skip
     anchor_steps: int = setting(8, "of the teacher for such a picture, with its guidance", "steps", 1, 1000)
     anchor_every: int = setting(4, "so many-th sample is held to one", "samples", 1)
     anchor_cells: int = setting(4, "a side, in which they are compared", "cells", 1)
     timestep_low: int = setting(20, "smallest timestep at which the student's pictures are judged", low=0, high=999)
     timestep_high: int = setting(980, "largest one", low=0, high=999)
+    timestep_high_end: int = setting(0, "timestep_high falls to it as the student's rate falls; 0 leaves it", low=0, high=999)
     ema: float = setting(0.0, "decay of the student's moving average; 0 switches it off", low=0, high=0.99999)
     alpha_T_squared: float = setting(0.0047, "share of the signal where the student starts", low=1e-6, high=0.999)
     timestep: int = setting(999, "that the student is told", low=0, high=999)
@@ -120,6 +123,13 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.timestep_low > self.timestep_high:
             raise ValueError(f"timestep_low: at most timestep_high ({self.timestep_high}) is expected, not {self.timestep_low}")
+        if self.timestep_high_end and not self.timestep_low <= self.timestep_high_end <= self.timestep_high:
+            raise ValueError(
+                f"timestep_high_end: 0, or {self.timestep_low} to {self.timestep_high} (timestep_low and timestep_high) is "
+                f"expected, not {self.timestep_high_end}"
+            )
+        if self.timestep_high_end and not self.decay_steps:
+            raise ValueError("timestep_high_end: it needs decay_steps, over which timestep_high is to fall")
         check_together(self.resolution, self.precision, self.base_weights, self.compile)
         if self.base_weights in ("fp8", "nf4"):
             for kind, what in (("full", "training all weights (full)"), ("dora", "dora, which needs the weights' norms")):
