@@ -101,7 +101,7 @@ def test_it_goes_on_where_it_was_stopped(runs: Runs, tmp_path: Path, capsys: pyt
     assert len(runs.started) == 27 + 1
     assert all(given["batch"] == "2" and given["steps"] == "5" for given in runs.started)
     assert {given["seed"] for given in runs.started} == {"0", "1", "2"}
-    assert {given["student_rate"] for given in runs.started if given["adapter"] == "lorad"} == {"0.003"}
+    assert {given["student_rate"] for given in runs.started if given["adapter"] == "lorad"} == {"0.0025"}
     assert ablation.main(words("page", tmp_path)) == 0
     page = (tmp_path / "docs" / "ablation.md").read_text()
     assert "| LoRaD, rank 48 |" in page and "| LoRaD, rank 8 |" in page and "batch=2" in page
@@ -116,7 +116,7 @@ def test_a_kind_without_a_rate_is_named(runs: Runs, tmp_path: Path, capsys: pyte
     assert ablation.main(words("screen", tmp_path)) == 0
     capsys.readouterr()
     assert ablation.main(words("run", tmp_path)) == 1
-    assert "dora diverged at each of 0.0003, 0.001, 0.003" in capsys.readouterr().err
+    assert "dora diverged at each of 0.001, 0.0025, 0.006" in capsys.readouterr().err
 
 
 def test_students_of_both_kinds_of_files_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
