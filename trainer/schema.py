@@ -128,8 +128,9 @@ class TrainConfig:
                 f"timestep_high_end: 0, or {self.timestep_low} to {self.timestep_high} (timestep_low and timestep_high) is "
                 f"expected, not {self.timestep_high_end}"
             )
-        if self.timestep_high_end and not self.decay_steps:
-            raise ValueError("timestep_high_end: it needs decay_steps, over which timestep_high is to fall")
+        for name, falls in (("timestep_high_end", self.timestep_high_end > 0), ("anchor_end", self.anchor_end < 1)):
+            if falls and not self.decay_steps:
+                raise ValueError(f"{name}: it is reached over decay_steps, which has to be above 0")
         check_together(self.resolution, self.precision, self.base_weights, self.compile)
         if self.base_weights in ("fp8", "nf4"):
             for kind, what in (("full", "training all weights (full)"), ("dora", "dora, which needs the weights' norms")):
