@@ -53,7 +53,7 @@ SEEDS = (0, 1, 2)
 RANKS = (8, 16, 32, 64)
 KINDS = ("lorad", "lora", "dora", "full")
 # Learning rates to try, for the preset's Muon, whose steps have one size per element whatever is trained. LoRA's product
-# starts at zero as LoRaD's angles do; in "full" weights themselves move, whose root mean square is some 0.05.
+# starts at zero as LoRaD's angles do; all weights move at once in "full".
 RATES = {
     "lorad": (1e-3, 2.5e-3, 6e-3),
     "lora": (1e-3, 2.5e-3, 6e-3),
