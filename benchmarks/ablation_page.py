@@ -82,7 +82,7 @@ def write(report: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     shown = report["settings"]
     rates = ", ".join(f"{kind} {rate:g}" for kind, rate in report["rates"].items())
-    words = " ".join(["", *report["words"]])
+    words = " ".join(["", f"--count {shown['count']}", *report["words"]])
     parts = [
         "# Ablation: what the student is, and its rank",
         f"wadi-mini, {shown['steps']} steps of {shown['batch']} captions each, everything but the student as in "
