@@ -81,6 +81,18 @@ def test_only_the_new_rows_change(place: Path, tmp_path: Path) -> None:
     assert sum(parameter.requires_grad for network in networks for parameter in network.parameters()) == 1
 
 
+def test_half_precision_learns_the_same(place: Path, tmp_path: Path) -> None:
+    """As the presets for Stable Diffusion have it: all in bfloat16 but the new rows."""
+    exact = Inversion(invert_config(place, tmp_path / "fp32"))
+    half = Inversion(invert_config(place, tmp_path / "bf16", precision="bf16", base_weights="bf16"))
+    begun = exact.rows.detach().clone()
+    losses = [run.train_step()["loss"] for run in (exact, half)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.03) and losses[1] != losses[0]
+    assert half.rows.dtype == torch.float32
+    ways = [(run.rows.detach() - begun).flatten() for run in (exact, half)]
+    assert torch.cosine_similarity(*ways, dim=0) > 0.8
+
+
 def test_the_loss_is_the_teachers(place: Path, tmp_path: Path) -> None:
     """What the formula gives with the parts of a checked pipeline."""
     run = Inversion(invert_config(place, tmp_path, steering=0.0, importance=0.5))

@@ -46,6 +46,19 @@ def test_a_lorad_is_an_ordinary_adapter(place: Path, tmp_path: Path) -> None:
     assert pipe.one_step == before and difference(pipe("a cat", seed=2).images[0], plain) > 0
 
 
+@pytest.mark.parametrize("adapter", ["lorad", "lora"])
+def test_half_precision_learns_the_same(place: Path, tmp_path: Path, adapter: str) -> None:
+    """As the presets for Stable Diffusion have it: all in bfloat16 but the factors."""
+    runs = [
+        Personalization(personalize_config(place, tmp_path / name, adapter=adapter, precision=name, base_weights=name))
+        for name in ("fp32", "bf16")
+    ]
+    losses = [[run.train_step()["loss"] for _ in range(2)] for run in runs]
+    assert losses[1] == pytest.approx(losses[0], rel=0.03) and losses[1] != losses[0]
+    trained = [p for p in runs[1].network.parameters() if p.requires_grad]
+    assert trained and all(p.dtype == torch.float32 for p in trained)
+
+
 def test_the_student_on_the_sheet_is_both_rotations_at_once(place: Path, tmp_path: Path) -> None:
     run = Personalization(personalize_config(place, tmp_path))
     for _ in range(2):
