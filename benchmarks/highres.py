@@ -164,9 +164,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     def figures(found: tuple[np.ndarray, np.ndarray], real: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
         small, crop = (gauge.distances(one, other) for one, other in zip(found, real, strict=True))
-        return {"fd_small": small["fd"], "kid_small": small["kid"], "kid_crop": crop["kid"]} | {
-            "kid_crop_standard_error": crop["kid_standard_error"]
-        }
+        named = {name.replace("kid", "kid_crop"): value for name, value in crop.items() if name != "fd"}
+        return {"fd_small": small["fd"], "kid_small": small["kid"], **named}
 
     sizes = {}
     pipe = _pipeline(options)

@@ -41,13 +41,10 @@ class Ruler:
         return cls(Projection.fit(np.concatenate(features), COMPONENTS))
 
     def distances(self, features: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-        """Frechet and kernel distance of two sets of features (n, 1280)."""
+        """Frechet and kernel distance of two sets of features (n, 1280); the latter's error where it has two blocks."""
         distance, error = kid(features, reference, KID_BLOCK)
-        return {
-            "fd": frechet(self.projection(features), self.projection(reference)),
-            "kid": distance,
-            "kid_standard_error": error,
-        }
+        found = {"fd": frechet(self.projection(features), self.projection(reference)), "kid": distance}
+        return found if np.isnan(error) else found | {"kid_standard_error": error}
 
     def diversity(self, features: np.ndarray, noises: int) -> float:
         """Mean distance between pictures of one caption; ``noises`` rows in a row of features (n, 1280) share one."""

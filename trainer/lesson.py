@@ -91,7 +91,7 @@ class Lesson:
         self.one_step, factors = self._read_student()
         turned = {*factors, *self.prepare()}
         self.settle()
-        place(self.network, config, self.device, turned, self.latent_shape[1] * self.latent_shape[2])
+        place(self.network, config, self.device, turned, self.latent_shape[1] * self.latent_shape[2], exact=False)
         attach(self.network, factors, ONE_STEP)
         self.parameters = self.attach()
         self.quiet()

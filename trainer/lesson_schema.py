@@ -26,9 +26,6 @@ def same(name: str, default: Any = None) -> Any:
 class LessonConfig:
     """What both kinds of lessons need to be told."""
 
-    fake_adapter: ClassVar[str] = ""  # there is one role,
-    student_precision: ClassVar[str] = ""  # and all of its calls are in one precision
-
     version: int = setting(VERSION, "of these settings", low=VERSION, high=VERSION)
 
     base: str = same("base")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -10,28 +11,38 @@ from torch import nn
 from .quantise import QuantisedLinear, quantise_linears
 from .schema import TrainConfig
 
+if TYPE_CHECKING:
+    from .lesson_schema import LessonConfig
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 PLAIN_TOKENS = 1024  # up to so many latent pixels plain attention trains faster on a CPU than the fused kernel
 
 
-def autocast_type(config: TrainConfig) -> torch.dtype | None:
+def autocast_type(config: TrainConfig | LessonConfig) -> torch.dtype | None:
     """The type of autocast; None where the network computes in the type of its weights."""
     return DTYPES[config.precision] if config.precision in ("bf16", "fp16") else None
 
 
-def working_type(config: TrainConfig) -> torch.dtype:
+def working_type(config: TrainConfig | LessonConfig) -> torch.dtype:
     """The type of latents and losses: float32, or float64 where all is float64."""
     return torch.float64 if config.precision == "fp64" else torch.float32
 
 
-def place(network: nn.Module, config: TrainConfig, device: torch.device, turned: Iterable[str], latent_pixels: int) -> None:
+def place(
+    network: nn.Module,
+    config: TrainConfig | LessonConfig,
+    device: torch.device,
+    turned: Iterable[str],
+    latent_pixels: int,
+    exact: bool,
+) -> None:
     """Prepare a frozen network for training, in place, before any adapter is on it.
 
     Args:
         turned: paths of the linear layers that adapters will turn: their weights keep the precision of the settings.
         latent_pixels: height times width of the latents.
+        exact: some calls are made without autocast, or copies are trained: no weight may be rounded beforehand.
     """
-    full = "full" in (config.adapter, config.fake_adapter)
     quantised = config.base_weights in ("fp8", "nf4")
     autocast = autocast_type(config)
     if quantised:
@@ -41,7 +52,7 @@ def place(network: nn.Module, config: TrainConfig, device: torch.device, turned:
     else:
         rest = DTYPES[config.base_weights]
     network.to(device, rest)
-    if autocast is not None and not full and not config.student_precision:
+    if autocast is not None and not exact:
         round_once(network, autocast, set(turned))
     if config.channels_last:
         network.to(memory_format=torch.channels_last)
