@@ -112,7 +112,8 @@ class NaiveDistillation(Distillation):
         config, network, architecture = self.config, self.model.network, self.model.architecture
         _, height, width = self.latent_shape
         factors = first_factors(network, architecture, config)
-        place(network, config, self.device, {path for pairs in factors.values() for path in pairs}, height * width)
+        turned = {path for pairs in factors.values() for path in pairs}
+        place(network, config, self.device, turned, height * width, config.exact_weights)
         network.requires_grad_(False)
         student, fake = (HookedAdapter(role, network, factors[role], self.rotate) for role in (STUDENT, FAKE))
         return Roles(network, student, fake, self.model.call, autocast_type(config))

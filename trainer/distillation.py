@@ -147,8 +147,7 @@ class Distillation:
         kinds = {STUDENT: (config.adapter, config.student_rank), FAKE: (config.fake_adapter, config.fake_rank)}
         factors = first_factors(network, architecture, config)
         turned = {path for pairs in factors.values() for path in pairs}
-        exact = bool(config.student_precision) or "full" in (config.adapter, config.fake_adapter)
-        place(network, config, self.device, turned, height * width, exact)
+        place(network, config, self.device, turned, height * width, config.exact_weights)
         adapters: dict[str, Adapter] = {}
         # First copies of the bare network, then rotations inside it, then what peft wraps around them.
         for role, (kind, _) in kinds.items():

@@ -120,6 +120,11 @@ class TrainConfig:
     sheet_every: int = setting(100, "a sheet of samples, and the sizes of the angles", "steps", 1)
     tensorboard: bool = setting(True, "write event files as well, if tensorboard is installed")
 
+    @property
+    def exact_weights(self) -> bool:
+        """Whether some calls are made without autocast, or copies are trained: no frozen weight may be rounded beforehand."""
+        return bool(self.student_precision) or "full" in (self.adapter, self.fake_adapter)
+
     def __post_init__(self) -> None:
         if self.timestep_low > self.timestep_high:
             raise ValueError(f"timestep_low: at most timestep_high ({self.timestep_high}) is expected, not {self.timestep_low}")
