@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer.features import Eye
-from trainer.metrics import Projection, frechet, kid, spread
+from trainer.metrics import Projection, frechet, kid_figures, spread
 from trainer.mini import scenes
 
 from .retrieval import Prototypes
@@ -41,10 +41,9 @@ class Ruler:
         return cls(Projection.fit(np.concatenate(features), COMPONENTS))
 
     def distances(self, features: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-        """Frechet and kernel distance of two sets of features (n, 1280); the latter's error where it has two blocks."""
-        distance, error = kid(features, reference, KID_BLOCK)
-        found = {"fd": frechet(self.projection(features), self.projection(reference)), "kid": distance}
-        return found if np.isnan(error) else found | {"kid_standard_error": error}
+        """Frechet and kernel distance of two sets of features (n, 1280)."""
+        distance = frechet(self.projection(features), self.projection(reference))
+        return {"fd": distance, **kid_figures(features, reference, KID_BLOCK)}
 
     def diversity(self, features: np.ndarray, noises: int) -> float:
         """Mean distance between pictures of one caption; ``noises`` rows in a row of features (n, 1280) share one."""

@@ -9,7 +9,7 @@ import torch
 from benchmarks.retrieval import Prototypes
 from trainer.efficientnet import Lite, load_lite
 from trainer.features import Eye, enlarge
-from trainer.metrics import Projection, frechet, kid, spread
+from trainer.metrics import Projection, frechet, kid, kid_figures, spread
 
 
 def exactly(rng: np.random.Generator, mean: np.ndarray, root: np.ndarray, count: int = 200) -> np.ndarray:
@@ -66,6 +66,8 @@ def test_kid_tells_distributions_apart_and_says_how_surely() -> None:
     moved = kid(rng.standard_normal((1000, 8)), rng.standard_normal((1000, 8)) + 0.5, block=100)
     assert moved[0] > 20 * same[1]
     assert np.isnan(kid(np.ones((5, 2)), np.zeros((5, 2)))[1])
+    assert kid_figures(np.ones((6, 1)), np.zeros((6, 1)), block=3) == {"kid": 7.0, "kid_standard_error": 0.0}
+    assert list(kid_figures(np.ones((5, 2)), np.zeros((5, 2)))) == ["kid"]
 
 
 def test_projection_keeps_the_widest_directions() -> None:

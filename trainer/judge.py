@@ -13,7 +13,7 @@ from wadi_core.files import existing_file, refusal
 from wadi_core.lorad.checkpoint import read_header, read_tensors, write_safetensors
 
 from .extractors import Extractor
-from .metrics import Array, Projection, frechet, frechet_of_moments, kid, moments, precision_recall
+from .metrics import Array, Projection, frechet, frechet_of_moments, kid_figures, moments, precision_recall
 
 NEIGHBOURS = 3  # of precision and recall, as in their paper
 KID_BLOCK = 1000
@@ -73,9 +73,7 @@ def judge(features: Array, reference: Reference, components: int | None = None) 
             width = components
         else:
             found.figures["fid"] = frechet(features, reference.features)
-        found.figures["kid"], found.figures["kid_standard_error"] = kid(features, reference.features, KID_BLOCK)
-        if np.isnan(found.figures["kid_standard_error"]):
-            del found.figures["kid_standard_error"]
+        found.figures |= kid_figures(features, reference.features, KID_BLOCK)
         both = precision_recall(features, reference.features, NEIGHBOURS)
         found.figures["precision"], found.figures["recall"] = both
     if fewest < FEW * width:

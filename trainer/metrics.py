@@ -121,6 +121,12 @@ def kid(first: Array, second: Array, block: int = 500) -> tuple[float, float]:
     return float(np.mean(blocks)), error
 
 
+def kid_figures(first: Array, second: Array, block: int = 500) -> dict[str, float]:
+    """:func:`kid` for a report: ``kid``, and ``kid_standard_error`` where it is known, as strict JSON has no nan."""
+    distance, error = kid(first, second, block)
+    return {"kid": distance} if np.isnan(error) else {"kid": distance, "kid_standard_error": error}
+
+
 def spread(features: Array) -> float:
     """Mean Euclidean distance between two different rows of one caption's features, averaged over captions.
 
