@@ -5,9 +5,9 @@
     python benchmarks/ablation.py page          docs/ablation.md and .png from what has been measured so far
 
 All three go on where they were stopped: a run is a folder of the trainer, which goes on by itself, and what has been
-measured is kept beside it. Settings of the trainer can be added to `screen` and `run` as ``key=value``; those of
-``trainer/configs/mini.yaml`` hold otherwise. The fake score is the same in every arm, so that what differs is the
-student alone.
+measured is kept beside it. Seeds can be shared out (`run --seeds 0` here, `run --seeds 1 2` there). Settings of the trainer
+can be added to `screen` and `run` as ``key=value``; those of ``trainer/configs/mini.yaml`` hold otherwise. The fake score
+is the same in every arm, so that what differs is the student alone.
 """
 
 from __future__ import annotations
@@ -229,9 +229,9 @@ def screen(options: argparse.Namespace, config: TrainConfig, scales: Scales) -> 
 
 
 def run(options: argparse.Namespace, config: TrainConfig, scales: Scales) -> None:
-    """Train and measure every arm with every seed; all arms once before any of them twice."""
+    """Train and measure every arm with every seed asked for; all arms once before any of them twice."""
     rates = best_rates(options, config)
-    for seed in SEEDS:
+    for seed in options.seeds:
         for arm in arms(config):
             folder = options.work / arm.name / f"seed-{seed}"
             student = train(folder, arm, rates[arm.kind], seed, options.steps, options.settings)
@@ -267,6 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     add("what", choices=("screen", "run", "page"))
     add("settings", nargs="*", metavar="key=value", help="settings of the trainer that win over the preset's")
     add("--steps", type=int, default=150, help="of every arm (default: 150)")
+    add("--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS, help="for `run`: only these (default: all)")
     add("--screen-steps", type=int, default=50, help="of the screening (default: 50)")
     add("--count", type=int, default=5000, help="pictures of each set (default: 5000)")
     add("--study", type=int, default=6000, help="pictures of each kind to learn the measure from (default: 6000)")

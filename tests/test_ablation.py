@@ -111,6 +111,17 @@ def test_it_goes_on_where_it_was_stopped(runs: Runs, tmp_path: Path, capsys: pyt
     assert str(tmp_path) not in page
 
 
+def test_seeds_can_be_shared_out(runs: Runs, tmp_path: Path) -> None:
+    assert ablation.main(words("screen", tmp_path)) == 0
+    runs.started.clear()
+    assert ablation.main([*words("run", tmp_path), "--seeds", "1"]) == 0
+    assert len(runs.started) == 9 and {given["seed"] for given in runs.started} == {"1"}
+    assert ablation.main([*words("run", tmp_path), "--seeds", "0", "2"]) == 0
+    assert len(runs.started) == 27
+    assert ablation.main(words("run", tmp_path)) == 0  # all of them: nothing is left to do
+    assert len(runs.started) == 27
+
+
 def test_a_kind_without_a_rate_is_named(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     runs.status = lambda given: DIVERGED if given["adapter"] == "dora" else 0
     assert ablation.main(words("screen", tmp_path)) == 0
