@@ -19,8 +19,9 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -140,36 +141,42 @@ class Scales:
         self.eye = Eye(load_lite())
         self.gauge = ruler.Ruler.learn(work, self.eye, study)
         self.judge = ruler.Judge.learn(work, self.eye, study, Rough(self._pipeline()))
-        self.real = feature_set(work, self.eye, Real(), GROUPS[0].real, count)
-        self.floor = self.gauge.distances(feature_set(work, self.eye, Real(), GROUPS[0].other, count), self.real)["fd"]
+        real, other = (feature_set(work, self.eye, Real(), stream, count) for stream in (GROUPS[0].real, GROUPS[0].other))
+        self.floor = self.gauge.distances(other, real)["fd"]
 
     def _pipeline(self) -> OneStepPipeline:
         device = torch.device("cpu")
         return OneStepPipeline(bases.load(self.base, device, torch.float32), device, torch.float32)
 
+    def distance(self, student: Path, count: int) -> dict[str, float]:
+        """How far ``count`` pictures of one student's file are from as many real ones: enough to choose a rate by."""
+        made = feature_set(self.work, self.eye, self._source(student), GROUPS[0].captions, count)
+        return self.gauge.distances(made, feature_set(self.work, self.eye, Real(), GROUPS[0].real, count))
+
     def weigh(self, student: Path) -> dict[str, float]:
-        """The figures of one student's file."""
-        pipe = self._pipeline()
-        header = read_header(student)
-        if any(name.endswith(".lorad_a") for name in header.places):
-            pipe.set_lorad(LoRaD.load(student))
-        else:  # a whole network
-            pipe.base.unet.load_state_dict({name: tensor.float() for name, tensor in read_tensors(header).items()})
-        source = Generated(pipe, student.parent.name, bfloat16=True)
-        made = feature_set(self.work, self.eye, source, GROUPS[0].captions, self.count)
-        found = self.gauge.distances(made, self.real)
+        """All figures of one student's file."""
+        found, source = self.distance(student, self.count), self._source(student)
         found["fd_above_floor"] = found["fd"] - self.floor
+        made = feature_set(self.work, self.eye, source, GROUPS[0].captions, self.count)
         found |= self.judge.retrieval(made, GROUPS[0].captions.shown(range(self.count)))
         spread = feature_set(self.work, self.eye, source, DIVERSITY, 64 * DIVERSITY.noises)
         return found | {"diversity": self.gauge.diversity(spread, DIVERSITY.noises)}
 
+    def _source(self, student: Path) -> Generated:
+        pipe, header = self._pipeline(), read_header(student)
+        if any(name.endswith(".lorad_a") for name in header.places):
+            pipe.set_lorad(LoRaD.load(student))
+        else:  # a whole network
+            pipe.base.unet.load_state_dict({name: tensor.float() for name, tensor in read_tensors(header).items()})
+        return Generated(pipe, student.parent.name, bfloat16=True)
 
-def measured(folder: Path, student: Path, scales: Scales) -> dict[str, float]:
+
+def measured(folder: Path, weigh: Callable[[], dict[str, float]]) -> dict[str, float]:
     """The figures of a run, measured once and kept beside it."""
     kept = folder / "figures.json"
     if kept.is_file():
         return json.loads(kept.read_text(encoding="utf-8"))
-    return keep(folder, scales.weigh(student) | {"seconds": seconds_of(folder)})
+    return keep(folder, weigh() | {"seconds": seconds_of(folder)})
 
 
 def keep(folder: Path, figures: dict[str, float]) -> dict[str, float]:
@@ -206,7 +213,7 @@ def best_rates(options: argparse.Namespace, config: TrainConfig) -> dict[str, fl
         kept = folder / "figures.json"
         if not kept.is_file():
             raise FileNotFoundError(f"{kept}: the screening is not finished: python benchmarks/ablation.py screen")
-        distance = json.loads(kept.read_text(encoding="utf-8"))["fd_above_floor"]
+        distance = json.loads(kept.read_text(encoding="utf-8"))["fd"]
         if math.isfinite(distance) and distance < found.get(arm.kind, (math.inf, 0.0))[0]:
             found[arm.kind] = distance, rate
     if lost := [kind for kind in KINDS if kind not in found]:
@@ -222,10 +229,10 @@ def screen(options: argparse.Namespace, config: TrainConfig, scales: Scales) -> 
         try:
             student = train(folder, arm, rate, SEEDS[0], options.screen_steps, options.settings)
         except Diverged as error:
-            keep(folder, {"fd_above_floor": math.inf})
+            keep(folder, {"fd": math.inf})
             sys.stderr.write(f"{error}\n")
         else:
-            told(f"screen {arm.name} at {rate:g}", measured(folder, student, scales))
+            told(f"screen {arm.name} at {rate:g}", measured(folder, partial(scales.distance, student, options.screen_count)))
 
 
 def run(options: argparse.Namespace, config: TrainConfig, scales: Scales) -> None:
@@ -235,7 +242,7 @@ def run(options: argparse.Namespace, config: TrainConfig, scales: Scales) -> Non
         for arm in arms(config):
             folder = options.work / arm.name / f"seed-{seed}"
             student = train(folder, arm, rates[arm.kind], seed, options.steps, options.settings)
-            told(f"{arm.name}, seed {seed}", measured(folder, student, scales))
+            told(f"{arm.name}, seed {seed}", measured(folder, partial(scales.weigh, student)))
 
 
 def report(options: argparse.Namespace, config: TrainConfig) -> dict[str, Any]:
@@ -252,13 +259,14 @@ def report(options: argparse.Namespace, config: TrainConfig) -> dict[str, Any]:
             rows.append({**about, "seeds": len(figures), "mean": means, "spread": spreads})
     if not rows:
         raise FileNotFoundError(f"{options.work}: nothing has been measured yet: python benchmarks/ablation.py run")
-    shown = {"steps": options.steps, "batch": config.batch, "screen_steps": options.screen_steps, "count": options.count}
+    shown = {"steps": options.steps, "batch": config.batch, "count": options.count}
+    shown |= {"screen_steps": options.screen_steps, "screen_count": options.screen_count}
     return {"rows": rows, "rates": best_rates(options, config), "settings": shown, "words": options.settings}
 
 
 def told(what: str, figures: dict[str, float]) -> None:
     """One line for whoever is waiting."""
-    sys.stderr.write(f"{what}: FD above floor {figures['fd_above_floor']:.2f}, {figures['seconds'] / 60:.1f} minutes\n")
+    sys.stderr.write(f"{what}: FD {figures['fd']:.2f}, {figures['seconds'] / 60:.1f} minutes\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -270,6 +278,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS, help="for `run`: only these (default: all)")
     add("--screen-steps", type=int, default=50, help="of the screening (default: 50)")
     add("--count", type=int, default=5000, help="pictures of each set (default: 5000)")
+    add("--screen-count", type=int, default=500, help="pictures of each set of the screening (default: 500)")
     add("--study", type=int, default=6000, help="pictures of each kind to learn the measure from (default: 6000)")
     add("--work", type=Path, default=Path("runs/ablation"), help="where runs are kept (default: runs/ablation)")
     add("--quality", type=Path, default=Path("runs/quality"), help="where sets are kept (default: runs/quality)")

@@ -83,11 +83,13 @@ def write(report: dict[str, Any], folder: Path) -> None:
     shown = report["settings"]
     rates = ", ".join(f"{kind} {rate:g}" for kind, rate in report["rates"].items())
     words = " ".join(["", f"--count {shown['count']}", *report["words"]])
+    screened = f"--screen-steps {shown['screen_steps']} --screen-count {shown['screen_count']}"
     parts = [
         "# Ablation: what the student is, and its rank",
         f"wadi-mini, {shown['steps']} steps of {shown['batch']} captions each, everything but the student as in "
         "`trainer/configs/mini.yaml`, the rate falling over the second half; the fake score is the same in every arm. "
-        f"Learning rates were chosen for each kind by runs of {shown['screen_steps']} steps at three rates: {rates}. "
+        f"Learning rates were chosen for each kind by runs of {shown['screen_steps']} steps at three rates, judged by "
+        f"{shown['screen_count']:,} pictures: {rates}. "
         f"Distances are of {shown['count']:,} pictures, as in the page on quality, above the floor of real against real; "
         "± is the standard deviation over seeds of the training.",
         "## Adapters",
@@ -105,9 +107,9 @@ def write(report: dict[str, Any], folder: Path) -> None:
         ),
         "\n".join(["| rank | FID, COCO 2014 |", "|---|---|"] + [f"| {rank} | {fid} |" for rank, fid in PAPER_RANKS]),
         "## Again",
-        f"```\npython benchmarks/ablation.py screen --screen-steps {shown['screen_steps']}{words}\n"
+        f"```\npython benchmarks/ablation.py screen {screened}{words}\n"
         f"python benchmarks/ablation.py run --steps {shown['steps']}{words}\n"
-        f"python benchmarks/ablation.py page --steps {shown['steps']} --screen-steps {shown['screen_steps']}{words}\n```",
+        f"python benchmarks/ablation.py page --steps {shown['steps']} {screened}{words}\n```",
     ]
     with atomic_write(folder / "ablation.md") as file:
         file.write(("\n\n".join(part for part in parts if part) + "\n").encode())

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from benchmarks import ablation, ablation_page
+from benchmarks.sets import Generated
 from trainer import config as settings
 from trainer.schema import TrainConfig
 from trainer.script import DIVERGED
@@ -69,7 +70,10 @@ class Figures:
         if student.parent.parent.name == "screen":
             rate = re.search(r"-([0-9.]+(e-[0-9]+)?)$", student.parent.name)
             far = abs(math.log10(float(rate[1]) / 3e-3))
-        return {name: 10.0 + far for name, _, _ in ablation_page.FIGURES}
+        return {"fd": 20.0 + far} | {name: 10.0 for name, _, _ in ablation_page.FIGURES}
+
+    def distance(self, student: Path, count: int) -> dict[str, float]:
+        return {"fd": self.weigh(student)["fd"]}
 
 
 @pytest.fixture
@@ -141,11 +145,12 @@ def test_students_of_both_kinds_of_files_are_measured(tmp_path: Path, monkeypatc
     seen: list[torch.Tensor] = []
 
     def look(work: Path, eye: object, source: object, stream: object, count: int) -> np.ndarray:
-        seen.append(source.latents(stream, range(2)))
+        if isinstance(source, Generated):
+            seen.append(source.latents(stream, range(2)))
         return np.zeros((count, 2))
 
     scales = ablation.Scales.__new__(ablation.Scales)
-    scales.work, scales.count, scales.base, scales.eye, scales.floor, scales.real = tmp_path, 4, str(folder), None, 1.0, None
+    scales.work, scales.count, scales.base, scales.eye, scales.floor = tmp_path, 4, str(folder), None, 1.0
 
     class Gauge:
         distances = staticmethod(lambda made, real: {"fd": 3.0, "kid": 0.1})
@@ -158,5 +163,7 @@ def test_students_of_both_kinds_of_files_are_measured(tmp_path: Path, monkeypatc
     monkeypatch.setattr(ablation, "feature_set", look)
     figures = [scales.weigh(tmp_path / f"{name}.safetensors") for name in ("lorad", "whole")]
     assert figures[0] == figures[1] and figures[0]["fd_above_floor"] == 2.0 and figures[0]["diversity"] == 2.0
-    torch.testing.assert_close(seen[0], seen[2], rtol=1e-3, atol=1e-3)
-    assert not torch.equal(seen[0], seen[1])  # pictures of other captions, for the diversity
+    main, again, spread = seen[:3]
+    assert torch.equal(main, again)
+    torch.testing.assert_close(main, seen[3], rtol=1e-3, atol=1e-3)
+    assert not torch.equal(main, spread)  # pictures of other captions, for the diversity
