@@ -33,6 +33,7 @@ from torch import Tensor
 
 from benchmarks import report
 from benchmarks.retrieval import Prototypes
+from benchmarks.rough import Rough
 from benchmarks.sets import Generated, feature_set, images_of
 from benchmarks.streams import Stream
 from trainer.efficientnet import load_lite
@@ -48,7 +49,6 @@ from wadi_core.lorad.checkpoint import read_header, read_tensors
 from wadi_core.lorad.layers import adapter_key, linear_shapes, student_layers
 from wadi_core.pictures import save, to_pictures
 
-STYLE = ", flat drawing"  # what captions say of it
 EXAMPLES = 10
 FEWEST = 3 * EXAMPLES  # objects that both sets have
 EXAMPLE_SEED, FIRST, SHEET_FIRST, STUDY = 740_000_000, 440_000_000, 640_000_000, 140_000_000
@@ -59,6 +59,7 @@ METHOD = {
     "style": "another set of emoji; one object a picture, drawn by the same rules as wadi-mini's own scenes",
     "examples": f"{EXAMPLES} scenes of {EXAMPLES} objects; those measured are others",
     "in_style": "share of pictures nearer to the other set than to wadi-mini's own, by prototypes of both styles",
+    "prototypes": "from real scenes of both sets, as they are drawn and roughly painted",
     "object": "share of pictures whose likeliest object is the caption's, by prototypes of the objects in both styles",
     "both": "share of pictures that are right in both",
     "gain": "both with the adapter less both without it, of the same network, captions and noise",
@@ -124,19 +125,17 @@ def _points(character: str) -> str:
 
 @dataclass(frozen=True)
 class Styled(Stream):
-    """Scenes of single objects in turn.
+    """Scenes of single objects in turn; captions name the object and nothing else.
 
     Attributes:
         things: the objects.
-        suffix: what captions say after the object's own.
     """
 
     things: tuple[scenes.Thing, ...] = ()
-    suffix: str = ""
 
     def scene(self, index: int) -> scenes.Scene:
         plan = scenes.scene(self.first + index, pair=False, only=self.things[index % len(self.things)])
-        return replace(plan, caption=plan.placed[0].thing.phrase + self.suffix)
+        return replace(plan, caption=plan.placed[0].thing.phrase)
 
     def recipe(self) -> dict[str, Any]:
         return super().recipe() | {"things": [thing.index for thing in self.things]}
@@ -167,7 +166,7 @@ class Drawn:
 def write_examples(emoji: EmojiSet, folder: Path) -> None:
     """Write the pictures to learn from, each with its caption."""
     folder.mkdir(parents=True, exist_ok=True)
-    stream = Styled("personal-examples", EXAMPLE_SEED, things=emoji.examples, suffix=STYLE)
+    stream = Styled("personal-examples", EXAMPLE_SEED, things=emoji.examples)
     for index in range(EXAMPLES):
         plan = stream.scene(index)
         save(scenes.draw(plan, stamp_of=emoji.stamp), folder / f"{index:02d}.png")
@@ -208,6 +207,29 @@ def adapted(pipe: OneStepPipeline, adapter: Path | None, lorad: Path | None) -> 
             pipe.base.unet.get_submodule(path).weight.data.copy_(weight)
 
 
+def judges(options: argparse.Namespace, emoji: EmojiSet, eye: Eye, pipe: OneStepPipeline) -> tuple[Prototypes, Prototypes]:
+    """Prototypes of the objects and of the two styles, each from real scenes of both sets, clean and rough.
+
+    Without the rough ones a generated picture is taken for the style whose details are missing, whichever that is.
+    """
+    study = Styled("personal-study", STUDY, things=emoji.things)
+    known = []
+    for drawn in (_own(), _other(emoji)):
+        rough = Rough(pipe, f"rough-{drawn.name}", not options.float32, drawn.stamp_of, drawn.digest or drawn.name)
+        known += [feature_set(Path(options.work), eye, source, study, options.study) for source in (drawn, rough)]
+    objects = study.shown(range(options.study)) * len(known)
+    features, styles = np.concatenate(known), [(style,) for style in (OWN, OTHER) for _ in range(2 * options.study)]
+    return Prototypes.fit(features, _numbered(objects, emoji), len(emoji.things)), Prototypes.fit(features, styles, 2)
+
+
+def _own() -> Drawn:
+    return Drawn(scenes.glyph, "own")
+
+
+def _other(emoji: EmojiSet) -> Drawn:
+    return Drawn(emoji.stamp, "other", fingerprint(list(emoji.files.values())))
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All figures, and the contact sheet written on the way.
 
@@ -216,12 +238,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """
     work, count, emoji = Path(options.work), options.count, EmojiSet(Path(options.set))
     eye = Eye(load_lite().to(options.device), options.grain)
-    own, other = Drawn(scenes.glyph, "own"), Drawn(emoji.stamp, "other", fingerprint(list(emoji.files.values())))
-    study = Styled("personal-study", STUDY, things=emoji.things)
-    known = [feature_set(work, eye, source, study, options.study) for source in (own, other)]
-    objects = [shown for _ in known for shown in study.shown(range(options.study))]
-    things = Prototypes.fit(np.concatenate(known), _numbered(objects, emoji), len(emoji.things))
-    styles = Prototypes.fit(np.concatenate(known), [(style,) for style in (OWN, OTHER) for _ in range(options.study)], 2)
+    own, other = _own(), _other(emoji)
+    device = torch.device(options.device)
+    pipe = OneStepPipeline(bases.load(options.model, device, torch.float32), device, torch.float32)
+    things, styles = judges(options, emoji, eye, pipe)
 
     def figures(features: np.ndarray, stream: Styled, style: int = OTHER) -> dict[str, float]:
         wanted = np.array(_numbered(stream.shown(range(count)), emoji))[:, 0]
@@ -233,10 +253,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "real": figures(feature_set(work, eye, other, real, count), real),
         "real, own set": figures(feature_set(work, eye, own, real, count), real, OWN),
     }
-    asked = Styled("personal", FIRST, things=emoji.others, suffix=STYLE)
-    sheet = Styled("sheet-personal", SHEET_FIRST, things=emoji.others, suffix=STYLE)
-    device = torch.device(options.device)
-    pipe = OneStepPipeline(bases.load(options.model, device, torch.float32), device, torch.float32)
+    asked = Styled("personal", FIRST, things=emoji.others)
+    sheet = Styled("sheet-personal", SHEET_FIRST, things=emoji.others)
     shown: dict[str, list[Any]] = {"the other set": to_pictures(other.images(sheet, range(SHEET_ROWS)))}
     one = {"pipe": pipe, "batch": options.batch, "bfloat16": not options.float32}
     many = {"steps": options.steps, "guidance": options.guidance, "sampler": options.sampler}

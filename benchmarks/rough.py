@@ -9,6 +9,7 @@ but for the autoencoder that all pictures of wadi-mini go through.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,15 +39,20 @@ class Rough:
         pipe: whose autoencoder they go through.
         name: for people.
         bfloat16: to encode and decode.
+        stamp_of: a character's picture in another set of emoji.
+        drawing: a hash of that set's pictures.
     """
 
     pipe: OneStepPipeline
     name: str = "rough"
     bfloat16: bool = True
+    stamp_of: Callable[[str], Image.Image] | None = None
+    drawing: str = ""
 
     def recipe(self) -> dict[str, Any]:
         chances = {"medians": MEDIANS, "blurs": BLURS, "bends": BENDS, "noises": NOISES}
-        return {"source": "rough", "weights": digest([self.pipe.base.vae]), "bfloat16": self.bfloat16, **chances}
+        kept = {"source": "rough", "weights": digest([self.pipe.base.vae]), "bfloat16": self.bfloat16, **chances}
+        return kept | ({"drawing": self.drawing} if self.drawing else {})
 
     @torch.no_grad()
     def images(self, stream: Stream, rows: range) -> Tensor:
@@ -55,7 +61,7 @@ class Rough:
         images = []
         for start in range(rows.start, rows.stop, DECODE_BATCH):
             part = range(start, min(start + DECODE_BATCH, rows.stop))
-            painted, noises = zip(*(_paint(stream, index) for index in part), strict=True)
+            painted, noises = zip(*(_paint(stream, index, self.stamp_of) for index in part), strict=True)
             batch = torch.cat(painted).to(self.pipe.device)
             with torch.autocast(batch.device.type, torch.bfloat16, enabled=self.bfloat16):
                 latents = vae.encode(batch).latent_dist.mean.float() * vae.config.scaling_factor
@@ -63,11 +69,11 @@ class Rough:
         return torch.cat(images)
 
 
-def _paint(stream: Stream, index: int) -> tuple[Tensor, Tensor]:
+def _paint(stream: Stream, index: int, stamp_of: Callable[[str], Image.Image] | None) -> tuple[Tensor, Tensor]:
     """A scene (1, 3, h, w) before it is encoded, and the noise (1, 4, h/8, w/8) for its latents, of variance 1 at first."""
     rng = random.Random(f"rough {stream.first + index}")
     dice = torch.Generator().manual_seed(rng.getrandbits(60))
-    picture = scenes.draw(stream.varied(index))
+    picture = scenes.draw(stream.varied(index), stamp_of=stamp_of)
     if size := rng.choice(MEDIANS):
         picture = picture.filter(ImageFilter.MedianFilter(size))
     if radius := rng.choice(BLURS):
