@@ -13,6 +13,8 @@ import comfy_facts
 import pytest
 from PIL import Image
 
+from trainer.mini import scenes
+
 ROOT = Path(__file__).parents[1]
 HELP = ROOT / "comfy_nodes" / "web" / "docs"
 LOCALES = ROOT / "locales"
@@ -141,6 +143,17 @@ def test_one_step_is_set_as_it_has_to_be(name: str) -> None:
             set_to = widgets_of(node, NEWEST["KSampler"])
             assert (set_to["steps"], set_to["cfg"], set_to["denoise"]) == (1, 1, 1)
             assert set_to["sampler_name"] == "wadi_one_step"
+
+
+@pytest.mark.parametrize("name", [name for name in WORKFLOWS if name.endswith("embedded")])
+def test_wadi_mini_is_asked_for_things_that_it_knows(name: str) -> None:
+    known = {thing.name for thing in scenes.things()}
+    asked = [node["widgets_values"][0] for node in WORKFLOWS[name]["nodes"] if node["type"] == "CLIPTextEncode"]
+    assert asked
+    for prompt in asked:
+        told = re.sub(r"embedding:\S+", "and", prompt).split(" on a ")[0]
+        parts = [re.sub(r"^an? ", "", part) for part in told.split(" and ")]
+        assert set(parts) <= known, prompt
 
 
 def test_thumbnails_belong_to_workflows_and_are_small() -> None:

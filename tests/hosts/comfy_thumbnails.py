@@ -3,7 +3,8 @@
     COMFYUI_PATH=... [COMFYUI_PYTHON=...] python tests/hosts/comfy_thumbnails.py [--models DIR] 01-embedded-quickstart ...
 
 The first workflow needs nothing but the pack's own weights; the others find their files in a folder that is laid out as
-ComfyUI's ``models``. Up to four pictures of the last node that shows any become ``workflows/<name>.jpg``.
+ComfyUI's ``models``. Up to four pictures of the last node that saves any, or else shows any, become
+``workflows/<name>.jpg``.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ def sheet(pictures: list[Image.Image]) -> Image.Image:
 
 
 def pictures_of(server: ComfyServer, name: str) -> list[Image.Image]:
-    """What the last node of a workflow that shows pictures shows."""
+    """What the last node of a workflow that saves pictures saves; previews are beside the point, unless there is no more."""
     workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
     shown = server.run(to_api(workflow, server.get("/object_info"))).ui
-    order = {str(node["id"]): node["order"] for node in workflow["nodes"]}
-    last = max((node for node, output in shown.items() if output.get("images")), key=order.__getitem__)
+    rank = {str(node["id"]): (node["type"] == "SaveImage", node["order"]) for node in workflow["nodes"]}
+    last = max((node for node, output in shown.items() if output.get("images")), key=rank.__getitem__)
     images: list[dict[str, Any]] = shown[last]["images"]
     queries = (f"filename={one['filename']}&subfolder={one['subfolder']}&type={one['type']}" for one in images)
     return [Image.open(io.BytesIO(server.bytes_of(f"/view?{query}"))) for query in queries]
