@@ -56,9 +56,9 @@ KINDS = ("lorad", "lora", "dora", "full")
 # Learning rates to try, for the preset's Muon, whose steps have one size per element whatever is trained. LoRA's product
 # starts at zero as LoRaD's angles do; all weights move at once in "full".
 RATES = {
-    "lorad": (1e-3, 2.5e-3, 6e-3),
-    "lora": (1e-3, 2.5e-3, 6e-3),
-    "dora": (1e-3, 2.5e-3, 6e-3),
+    "lorad": (2.5e-3, 6e-3, 1.5e-2),
+    "lora": (2.5e-3, 6e-3, 1.5e-2),
+    "dora": (2.5e-3, 6e-3, 1.5e-2),
     "full": (1e-4, 3e-4, 1e-3),
 }
 

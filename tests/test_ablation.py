@@ -131,7 +131,7 @@ def test_a_kind_without_a_rate_is_named(runs: Runs, tmp_path: Path, capsys: pyte
     assert ablation.main(words("screen", tmp_path)) == 0
     capsys.readouterr()
     assert ablation.main(words("run", tmp_path)) == 1
-    assert "dora diverged at each of 0.001, 0.0025, 0.006" in capsys.readouterr().err
+    assert "dora diverged at each of 0.0025, 0.006, 0.015" in capsys.readouterr().err
 
 
 def test_students_of_both_kinds_of_files_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
