@@ -56,7 +56,7 @@ KINDS = ("lorad", "lora", "dora", "full")
 # Learning rates to try, for the preset's Muon, whose steps have one size per element whatever is trained. LoRA's product
 # starts at zero as LoRaD's angles do; all weights move at once in "full".
 RATES = {
-    "lorad": (2.5e-3, 6e-3, 1.5e-2),
+    "lorad": (6e-3, 1.5e-2, 4e-2),
     "lora": (2.5e-3, 6e-3, 1.5e-2),
     "dora": (2.5e-3, 6e-3, 1.5e-2),
     "full": (1e-4, 3e-4, 1e-3),
