@@ -57,9 +57,9 @@ KINDS = ("lorad", "lora", "dora", "full")
 # starts at zero as LoRaD's angles do; all weights move at once in "full".
 RATES = {
     "lorad": (6e-3, 1.5e-2, 4e-2),
-    "lora": (2.5e-3, 6e-3, 1.5e-2),
-    "dora": (2.5e-3, 6e-3, 1.5e-2),
-    "full": (1e-4, 3e-4, 1e-3),
+    "lora": (6e-3, 1.5e-2, 4e-2),
+    "dora": (6e-3, 1.5e-2, 4e-2),
+    "full": (3e-4, 1e-3, 3e-3),
 }
 
 

@@ -4,7 +4,8 @@
     python trainer/invert.py --config trainer/configs/invert-mini.yaml
     python benchmarks/inversion.py --embedding runs/invert-mini/left-of.safetensors
 
-Captions of wadi-mini never name left or right. The word is learned from five pairs of objects and measured on pairs of
+Captions of wadi-mini never name left or right. With ``--relation over`` it is one over the other, which they do name, in
+other words than the one that is learned. The word is learned from five pairs of objects and measured on pairs of
 others. Writes ``mini-inversion.json`` (every figure, count and seed) and ``mini-inversion.png`` (the same pairs and
 noise side by side, not chosen by eye). A run that was stopped goes on where it was.
 """
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import report, ruler
-from benchmarks.places import STARTS, WINDOW, columns
+from benchmarks.places import STARTS, WINDOW, located
 from benchmarks.rough import Rough
 from benchmarks.sets import Generated, Real, Source, grain_seeds, images_of, measured
 from benchmarks.streams import Stream
@@ -42,18 +43,21 @@ from wadi_core.files import atomic_write
 from wadi_core.pictures import save, to_pictures
 
 EXAMPLE_PAIRS, EXAMPLES_EACH = 5, 2
-APART = 40  # pixels between the centres of two objects that stand side by side
+APART = 40  # pixels between the centres of two objects that stand side by side, or one over the other
+WINDOWS_APART = 2  # at least, between the windows in which they are found
+AXES = {"left-of": 0, "over": 1}  # on which the first object comes before the second
 SHEET_ROWS = 10
 TARGETS = {"student_over_teacher_gain": 0.8}
 METHOD = {
-    "relation": "the first object is to the left of the second; captions of the training data name neither side",
+    "left-of": "the first object is to the left of the second; captions of the training data name neither side",
+    "over": "the first object is over the second; captions of the training data say above, on top of, under",
     "examples": f"{EXAMPLE_PAIRS * EXAMPLES_EACH} scenes of {EXAMPLE_PAIRS} pairs, none of whose objects is measured",
     "bare": "captions A and B",
     "token": "captions A <word> B",
-    "found": "share of pictures of which the two likeliest objects are the caption's",
-    "place": f"an object is in the column of the window ({WINDOW} of 128 pixels, edges at {STARTS}) most like it",
-    "true": "share of pictures with both objects found, and the first in a column left of the second's",
-    "reversed": "the same with the first right of the second",
+    "found": "share of pictures of which the two objects that any window looks most like are the caption's",
+    "place": f"that of the window ({WINDOW} of 128 pixels, edges at {STARTS} both ways) that looks most like an object",
+    "true": f"share of pictures with both objects found, the first at least {WINDOWS_APART} windows before the second",
+    "reversed": "the same with the first after the second",
     "gain": "true with the word less true with the bare caption, of the same network and noise",
     "real": "real scenes with the relation, and with its reverse: how far the rule can be trusted",
 }
@@ -61,15 +65,17 @@ METHOD = {
 
 @dataclass(frozen=True)
 class Related(Stream):
-    """Scenes of two objects side by side, the first on the left.
+    """Scenes of two objects side by side, the first on the left, or one over the other, the first above.
 
     Attributes:
         relation: what captions say between them.
-        reverse: the first is on the right instead.
+        axis: 0 side by side, 1 one over the other.
+        reverse: the first is on the right, or below, instead.
         examples: scenes to learn from, a few pairs in turn; else pairs of objects that are in none of those.
     """
 
     relation: str = "and"
+    axis: int = 0
     reverse: bool = False
     examples: bool = False
 
@@ -82,11 +88,12 @@ class Related(Stream):
                 things = pairs[index % len(pairs)]
                 plan = scenes.Scene(plan.caption, plan.background, plan.shade, _as_others(plan.placed, things))
             one, other = plan.placed
-            apart = (one.x - other.x) if self.reverse else (other.x - one.x)
+            apart = (other.x - one.x, other.y - one.y)[self.axis]
             free = self.examples or not taken & {one.thing, other.thing}
             if apart > APART and free:
                 caption = f"{one.thing.phrase} {self.relation} {other.thing.phrase}"
-                return scenes.Scene(caption, plan.background, plan.shade, plan.placed)
+                placed = _as_others((other, one), (one.thing, other.thing)) if self.reverse else plan.placed
+                return scenes.Scene(caption, plan.background, plan.shade, placed)
 
 
 def _as_others(placed: Sequence[scenes.Placed], things: Sequence[scenes.Thing]) -> tuple[scenes.Placed, ...]:
@@ -105,12 +112,12 @@ EXAMPLES = Related("inversion-examples", 730_000_000, examples=True)
 FIRST, SHEET_FIRST = 430_000_000, 630_000_000  # the same scenes and noise for bare captions and for the word
 
 
-def write_examples(folder: Path, word: str) -> int:
+def write_examples(folder: Path, word: str, axis: int = 0) -> int:
     """Write the pictures to learn from, each with its caption; returns how many."""
     folder.mkdir(parents=True, exist_ok=True)
     count = EXAMPLE_PAIRS * EXAMPLES_EACH
     for index in range(count):
-        plan = Related(EXAMPLES.name, EXAMPLES.first, examples=True, relation=word).scene(index)
+        plan = Related(EXAMPLES.name, EXAMPLES.first, examples=True, relation=word, axis=axis).scene(index)
         save(scenes.draw(plan), folder / f"{index:02d}.png")
         with atomic_write(folder / f"{index:02d}.txt") as file:
             file.write(f"{plan.caption}\n".encode())
@@ -123,26 +130,24 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         OSError, ValueError: a file is missing or does not fit; one line.
     """
-    work, count = Path(options.work), options.count
+    work, count, axis = Path(options.work), options.count, AXES[options.relation]
     word = Embedding.load(options.embedding or mini.embedding_paths()[0])
     eye = Eye(load_lite().to(options.device), options.grain)
     device = torch.device(options.device)
     pipe = OneStepPipeline.from_pretrained(options.model, device=device, dtype="fp32", lorad=[], embeddings=word)
     judge = ruler.Judge.learn(work, eye, options.study, Rough(pipe, bfloat16=not options.float32))
 
-    def looked_at(source: Source, stream: Related) -> dict[str, float]:
+    def looked_at(source: Source, name: str, relation: str = "and", reverse: bool = False) -> dict[str, float]:
+        stream = Related(f"inversion-{name}", FIRST, relation=relation, axis=axis, reverse=reverse)
+
         def look(images: Tensor, rows: range) -> Tensor:
-            shown, seeds = stream.shown(rows), grain_seeds(stream, rows)
-            hits = judge.pair.hits(eye(images, seeds).numpy(), shown)
-            place = columns(eye, judge.single, images, seeds, shown)
-            return torch.from_numpy(np.concatenate([hits[:, None], place], axis=1).astype(np.float32))
+            found, place = located(eye, judge.single, images, grain_seeds(stream, rows), stream.shown(rows))
+            return torch.from_numpy(np.concatenate([found[:, None], place.reshape(len(place), -1)], axis=1).astype(np.float32))
 
-        return figures(measured(work, source, stream, count, f"places-rough-{options.study}-grain-{eye.grain:g}", look))
+        kind = f"windows-{len(STARTS)}-rough-{options.study}-grain-{eye.grain:g}"
+        return figures(measured(work, source, stream, count, kind, look), axis)
 
-    sets = {
-        "real": looked_at(Real(), Related("inversion-real", FIRST)),
-        "real, reversed": looked_at(Real(), Related("inversion-reversed", FIRST, reverse=True)),
-    }
+    sets = {"real": looked_at(Real(), "real"), "real, reversed": looked_at(Real(), "reversed", reverse=True)}
     one = {"pipe": pipe, "batch": options.batch, "bfloat16": not options.float32}
     many = {"steps": options.steps, "guidance": options.guidance, "sampler": options.sampler}
     shown: dict[str, list[Any]] = {}
@@ -150,10 +155,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         pipe.set_lorad(None if who == "teacher" else options.lorad or mini.lorad_path())
         source = Generated(**one, **how, name=who)
         for what, relation in (("bare", "and"), ("token", word.token)):
-            sets[f"{who}, {what}"] = looked_at(source, Related(f"inversion-{what}", FIRST, relation=relation))
-            drawn = images_of(work, source, Related(f"sheet-inversion-{what}", SHEET_FIRST, relation=relation), SHEET_ROWS)
-            shown[f"{who}, {what}"] = to_pictures(drawn)
-    captions = Related("sheet", SHEET_FIRST, relation=word.token).captions(range(SHEET_ROWS))
+            sets[f"{who}, {what}"] = looked_at(source, what, relation)
+            stream = Related(f"sheet-inversion-{what}", SHEET_FIRST, relation=relation, axis=axis)
+            shown[f"{who}, {what}"] = to_pictures(images_of(work, source, stream, SHEET_ROWS))
+    captions = stream.captions(range(SHEET_ROWS))
     titles = {"teacher": f"teacher, {options.steps} steps", "student": "student, 1 step"}
     heads = [f"{titles[who]}, {what}" for who, _, what in (name.partition(", ") for name in shown)]
     rows = list(zip(*shown.values(), strict=True))
@@ -162,6 +167,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         **report.origin("inversion", options.words),
         "method": METHOD,
         "settings": {
+            "relation": options.relation,
             "word": {"file": word.name, "token": word.token, "vectors": len(word.vectors), "sha256": word.sha256, **word.extra},
             **report.how(options),
         },
@@ -172,13 +178,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def figures(found: np.ndarray) -> dict[str, float]:
-    """Shares of a set from rows of (objects found, column of the first, column of the second)."""
-    both = found[:, 0] == 2
+def figures(found: np.ndarray, axis: int = 0) -> dict[str, float]:
+    """Shares of a set from rows of (both objects found, column and row of the first, column and row of the second)."""
+    both, first, second = found[:, 0] > 0, found[:, 1 + axis], found[:, 3 + axis]
     return {
         "found": float(both.mean()),
-        "true": float((both & (found[:, 1] < found[:, 2])).mean()),
-        "reversed": float((both & (found[:, 1] > found[:, 2])).mean()),
+        "true": float((both & (second - first >= WINDOWS_APART)).mean()),
+        "reversed": float((both & (first - second >= WINDOWS_APART)).mean()),
     }
 
 
@@ -194,7 +200,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("--examples", metavar="DIR", help="write the pictures to learn from into this folder, and leave")
-    add("--word", default="<left-of>", help="that their captions say (default: <left-of>)")
+    add("--relation", choices=AXES, default="left-of", help="of the first object to the second (default: left-of)")
+    add("--word", help="that their captions say (default: the relation in angle brackets)")
     add("--embedding", metavar="FILE", help="the learned word (default: the one in the package)")
     add("--count", type=int, default=500, help="pictures of each set (default: 500)")
     report.add_options(parser)
@@ -208,7 +215,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
     def act() -> str:
         if options.examples:
-            return f"{options.examples}: {write_examples(Path(options.examples), options.word)} pictures\n"
+            word, axis = options.word or f"<{options.relation}>", AXES[options.relation]
+            return f"{options.examples}: {write_examples(Path(options.examples), word, axis)} pictures\n"
         found = measure(options)
         report.write_json(Path(options.output) / "mini-inversion.json", found)
         return report.table("inversion", found["sets"]) + "".join(f"{k}: {v:.3f}\n" for k, v in found["gains"].items())

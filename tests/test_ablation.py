@@ -91,9 +91,9 @@ def words(what: str, folder: Path) -> list[str]:
 def test_it_goes_on_where_it_was_stopped(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert ablation.main(words("run", tmp_path)) == 1
     assert "the screening is not finished" in capsys.readouterr().err
-    runs.status = lambda given: DIVERGED if given["adapter"] == "full" and given["student_rate"] == "0.0001" else 0
+    runs.status = lambda given: DIVERGED if given["adapter"] == "full" and given["student_rate"] == "0.003" else 0
     assert ablation.main(words("screen", tmp_path)) == 0
-    assert len(runs.started) == 12 and "diverged at a rate of 0.0001" in capsys.readouterr().err
+    assert len(runs.started) == 12 and "diverged at a rate of 0.003" in capsys.readouterr().err
     assert ablation.main(words("screen", tmp_path)) == 0
     assert len(runs.started) == 12  # nothing is done twice
     runs.started.clear()
@@ -105,7 +105,7 @@ def test_it_goes_on_where_it_was_stopped(runs: Runs, tmp_path: Path, capsys: pyt
     assert len(runs.started) == 27 + 1
     assert all(given["batch"] == "2" and given["steps"] == "5" for given in runs.started)
     assert {given["seed"] for given in runs.started} == {"0", "1", "2"}
-    assert {given["student_rate"] for given in runs.started if given["adapter"] == "lorad"} == {"0.0025"}
+    assert {given["student_rate"] for given in runs.started if given["adapter"] == "lorad"} == {"0.006"}
     assert ablation.main(words("page", tmp_path)) == 0
     page = (tmp_path / "docs" / "ablation.md").read_text()
     assert "| LoRaD, rank 48 |" in page and "| LoRaD, rank 8 |" in page and "batch=2" in page
@@ -131,7 +131,7 @@ def test_a_kind_without_a_rate_is_named(runs: Runs, tmp_path: Path, capsys: pyte
     assert ablation.main(words("screen", tmp_path)) == 0
     capsys.readouterr()
     assert ablation.main(words("run", tmp_path)) == 1
-    assert "dora diverged at each of 0.0025, 0.006, 0.015" in capsys.readouterr().err
+    assert "dora diverged at each of 0.006, 0.015, 0.04" in capsys.readouterr().err
 
 
 def test_students_of_both_kinds_of_files_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

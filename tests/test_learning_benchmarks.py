@@ -94,17 +94,21 @@ def common(place: Path, tmp_path: Path) -> list[str]:
 def test_scenes_have_the_relation_and_examples_are_of_other_things(ready: None) -> None:
     learned = {thing for pair in inversion.example_pairs() for thing in pair}
     assert len(learned) == 10
-    for reverse, sign in ((False, 1), (True, -1)):
-        stream = inversion.Related("s", 5, relation="<r>", reverse=reverse)
+    for axis, reverse, sign in ((0, False, 1), (0, True, -1), (1, False, 1), (1, True, -1)):
+        stream = inversion.Related("s", 5, relation="<r>", axis=axis, reverse=reverse)
         for index in range(4):
             one, other = stream.scene(index).placed
-            assert sign * (other.x - one.x) > inversion.APART and not {one.thing, other.thing} & learned
+            apart = (other.x - one.x, other.y - one.y)[axis]
+            assert sign * apart > inversion.APART and not {one.thing, other.thing} & learned
             assert stream.captions(range(index, index + 1)) == [f"{one.thing.phrase} <r> {other.thing.phrase}"]
     stream = inversion.Related("s", 5, relation="<r>", examples=True)
     assert {item.thing for index in range(10) for item in stream.scene(index).placed} == learned
 
 
 def test_examples_are_what_the_trainer_reads(ready: None, place: Path, tmp_path: Path) -> None:
+    over = tmp_path / "over"
+    assert inversion.main(["--examples", str(over), "--relation", "over", "--word", "<atop>"]) == 0
+    assert all("<atop>" in path.read_text() for path in over.glob("*.txt"))
     assert inversion.main(["--examples", str(tmp_path / "left-of")]) == 0
     config = invert_config(place, tmp_path, tokens=["<left-of>"])
     found = Examples.read(str(tmp_path / "left-of"), (), lambda caption: None)
@@ -125,13 +129,20 @@ def test_places_are_those_of_the_windows() -> None:
 
     single = Prototypes(np.zeros(3), np.eye(3), np.array([[1.0, -1.0, -1.0], [-1.0, -1.0, 1.0]]))
     images = to_tensor([picture, picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)])
-    assert places.windows(images).shape == (2, 9, 3, 128, 128)
-    assert places.columns(eye, single, images, [1, 2], [(0, 1), (0, 1)]).tolist() == [[0, 2], [2, 0]]
+    side = len(places.STARTS)
+    assert places.windows(images).shape == (2, side**2, 3, 128, 128)
+    found, place = places.located(eye, single, images, [1, 2], [(0, 1), (0, 1)])
+    assert found.tolist() == [True, True] and (place[:, :, 1] == side // 2).all()
+    assert place[:, :, 0].tolist() == [[0, side - 1], [side - 1, 0]]
+    # A third object that no window looks like is not found.
+    three = Prototypes(np.zeros(3), np.eye(3), np.vstack([single.prototypes, [-1.0, 1.0, -1.0]]))
+    assert places.located(eye, three, images, [1, 2], [(0, 1), (0, 2)])[0].tolist() == [True, False]
 
 
 def test_figures_of_a_relation() -> None:
-    rows = np.array([[2, 0, 2], [2, 2, 0], [2, 1, 1], [1, 0, 2]])
+    rows = np.array([[1, 0, 3, 4, 1], [1, 4, 0, 0, 1], [1, 1, 0, 2, 4], [0, 0, 0, 4, 4]])
     assert inversion.figures(rows) == {"found": 0.75, "true": 0.25, "reversed": 0.25}
+    assert inversion.figures(rows, axis=1) == {"found": 0.75, "true": 0.25, "reversed": 0.25}
     shares = {"teacher, bare": 0.3, "teacher, token": 0.8, "student, bare": 0.3, "student, token": 0.7}
     found = inversion.gains({name: {"true": share} for name, share in shares.items()})
     assert found == {name: pytest.approx(value) for name, value in
@@ -145,7 +156,8 @@ def test_a_whole_run_on_a_learned_word(ready: None, place: Path, tmp_path: Path)
     assert set(found["sets"]) == {"real", "real, reversed"} | {
         f"{who}, {what}" for who in ("teacher", "student") for what in ("bare", "token")
     }
-    assert found["settings"]["word"]["token"] == "<left-of>" and str(tmp_path) not in json.dumps(found)
+    assert found["settings"]["relation"] == "left-of" and found["settings"]["word"]["token"] == "<left-of>"
+    assert str(tmp_path) not in json.dumps(found)
     with Image.open(tmp_path / "mini-inversion.png") as sheet:
         assert sheet.width == 190 + 4 * 132
 
