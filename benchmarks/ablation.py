@@ -1,6 +1,6 @@
 """The paper's ablation on wadi-mini: what the student is (LoRaD, LoRA, DoRA, all weights) and its rank, at equal steps.
 
-    python benchmarks/ablation.py screen        learning rates: a short run of each kind at each of three rates
+    python benchmarks/ablation.py screen        learning rates: a run of each kind at each of three rates
     python benchmarks/ablation.py run           every arm with three seeds, at the best rate of its kind
     python benchmarks/ablation.py page          docs/ablation.md and .png from what has been measured so far
 
@@ -29,6 +29,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 import torch
 
 from benchmarks import ablation_page, ruler
@@ -54,7 +55,8 @@ SEEDS = (0, 1, 2)
 RANKS = (8, 16, 32, 64)
 KINDS = ("lorad", "lora", "dora", "full")
 # Learning rates to try, for the preset's Muon, whose steps have one size per element whatever is trained. LoRA's product
-# starts at zero as LoRaD's angles do; all weights move at once in "full".
+# starts at zero as LoRaD's angles do; all weights move at once in "full". They are tried for as many steps as the arms have:
+# a rate can be the best after a third of these and run off later, as LoRA's does.
 RATES = {
     "lorad": (6e-3, 1.5e-2, 4e-2),
     "lora": (6e-3, 1.5e-2, 4e-2),
@@ -150,17 +152,23 @@ class Scales:
 
     def distance(self, student: Path, count: int) -> dict[str, float]:
         """How far ``count`` pictures of one student's file are from as many real ones: enough to choose a rate by."""
-        made = feature_set(self.work, self.eye, self._source(student), GROUPS[0].captions, count)
-        return self.gauge.distances(made, feature_set(self.work, self.eye, Real(), GROUPS[0].real, count))
+        return self._distances(self._made(self._source(student), count))
 
     def weigh(self, student: Path) -> dict[str, float]:
         """All figures of one student's file."""
-        found, source = self.distance(student, self.count), self._source(student)
+        source = self._source(student)
+        made = self._made(source, self.count)
+        found = self._distances(made)
         found["fd_above_floor"] = found["fd"] - self.floor
-        made = feature_set(self.work, self.eye, source, GROUPS[0].captions, self.count)
         found |= self.judge.retrieval(made, GROUPS[0].captions.shown(range(self.count)))
         spread = feature_set(self.work, self.eye, source, DIVERSITY, 64 * DIVERSITY.noises)
         return found | {"diversity": self.gauge.diversity(spread, DIVERSITY.noises)}
+
+    def _made(self, source: Generated, count: int) -> np.ndarray:
+        return feature_set(self.work, self.eye, source, GROUPS[0].captions, count)
+
+    def _distances(self, made: np.ndarray) -> dict[str, float]:
+        return self.gauge.distances(made, feature_set(self.work, self.eye, Real(), GROUPS[0].real, len(made)))
 
     def _source(self, student: Path) -> Generated:
         pipe, header = self._pipeline(), read_header(student)
@@ -276,7 +284,7 @@ def _parser() -> argparse.ArgumentParser:
     add("settings", nargs="*", metavar="key=value", help="settings of the trainer that win over the preset's")
     add("--steps", type=int, default=150, help="of every arm (default: 150)")
     add("--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS, help="for `run`: only these (default: all)")
-    add("--screen-steps", type=int, default=50, help="of the screening (default: 50)")
+    add("--screen-steps", type=int, default=150, help="of the screening (default: 150)")
     add("--count", type=int, default=5000, help="pictures of each set (default: 5000)")
     add("--screen-count", type=int, default=500, help="pictures of each set of the screening (default: 500)")
     add("--study", type=int, default=6000, help="pictures of each kind to learn the measure from (default: 6000)")

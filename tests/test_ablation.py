@@ -163,7 +163,6 @@ def test_students_of_both_kinds_of_files_are_measured(tmp_path: Path, monkeypatc
     monkeypatch.setattr(ablation, "feature_set", look)
     figures = [scales.weigh(tmp_path / f"{name}.safetensors") for name in ("lorad", "whole")]
     assert figures[0] == figures[1] and figures[0]["fd_above_floor"] == 2.0 and figures[0]["diversity"] == 2.0
-    main, again, spread = seen[:3]
-    assert torch.equal(main, again)
-    torch.testing.assert_close(main, seen[3], rtol=1e-3, atol=1e-3)
+    main, spread = seen[:2]  # each drawn once
+    torch.testing.assert_close(main, seen[2], rtol=1e-3, atol=1e-3)
     assert not torch.equal(main, spread)  # pictures of other captions, for the diversity
