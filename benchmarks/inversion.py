@@ -46,11 +46,13 @@ EXAMPLE_PAIRS, EXAMPLES_EACH = 5, 2
 APART = 40  # pixels between the centres of two objects that stand side by side, or one over the other
 WINDOWS_APART = 2  # at least, between the windows in which they are found
 AXES = {"left-of": 0, "over": 1}  # on which the first object comes before the second
+RELATIONS = {
+    "left-of": "the first object is to the left of the second; captions of the training data name neither side",
+    "over": "the first object is over the second; captions of the training data say above, on top of, under",
+}
 SHEET_ROWS = 10
 TARGETS = {"student_over_teacher_gain": 0.8}
 METHOD = {
-    "left-of": "the first object is to the left of the second; captions of the training data name neither side",
-    "over": "the first object is over the second; captions of the training data say above, on top of, under",
     "examples": f"{EXAMPLE_PAIRS * EXAMPLES_EACH} scenes of {EXAMPLE_PAIRS} pairs, none of whose objects is measured",
     "bare": "captions A and B",
     "token": "captions A <word> B",
@@ -135,13 +137,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     eye = Eye(load_lite().to(options.device), options.grain)
     device = torch.device(options.device)
     pipe = OneStepPipeline.from_pretrained(options.model, device=device, dtype="fp32", lorad=[], embeddings=word)
-    judge = ruler.Judge.learn(work, eye, options.study, Rough(pipe, bfloat16=not options.float32))
+    kinds = Real(), Rough(pipe, bfloat16=not options.float32)
+    single = ruler.prototypes(work, eye, options.study, ruler.SINGLE, *kinds)
 
     def looked_at(source: Source, name: str, relation: str = "and", reverse: bool = False) -> dict[str, float]:
         stream = Related(f"inversion-{name}", FIRST, relation=relation, axis=axis, reverse=reverse)
 
         def look(images: Tensor, rows: range) -> Tensor:
-            found, place = located(eye, judge.single, images, grain_seeds(stream, rows), stream.shown(rows))
+            found, place = located(eye, single, images, grain_seeds(stream, rows), stream.shown(rows))
             return torch.from_numpy(np.concatenate([found[:, None], place.reshape(len(place), -1)], axis=1).astype(np.float32))
 
         kind = f"windows-{len(STARTS)}-rough-{options.study}-grain-{eye.grain:g}"
@@ -165,7 +168,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     report.write_picture(Path(options.output) / "mini-inversion.png", contact_sheet(rows, captions, heads))
     return {
         **report.origin("inversion", options.words),
-        "method": METHOD,
+        "method": {"relation": RELATIONS[options.relation], **METHOD},
         "settings": {
             "relation": options.relation,
             "word": {"file": word.name, "token": word.token, "vectors": len(word.vectors), "sha256": word.sha256, **word.extra},

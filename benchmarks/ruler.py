@@ -51,6 +51,17 @@ class Ruler:
         return spread(projected.reshape(-1, noises, projected.shape[1]))
 
 
+def prototypes(work: Path, eye: Eye, count: int, stream: Stream, *kinds: Real | Rough) -> Prototypes:
+    """Of all objects, from ``count`` pictures of a stream in each manner.
+
+    Raises:
+        ValueError: ``count`` is so small that an object is in none of them.
+    """
+    features = [feature_set(work, eye, kind, stream, count) for kind in kinds]
+    shown = stream.shown(range(count)) * len(kinds)
+    return Prototypes.fit(np.concatenate(features), shown, len(scenes.things()))
+
+
 @dataclass(frozen=True)
 class Judge:
     """Says which objects pictures show.
@@ -72,12 +83,8 @@ class Judge:
             ValueError: ``count`` is so small that an object is in none of them.
         """
 
-        def prototypes(stream: Stream, *kinds: Real | Rough) -> Prototypes:
-            features = [feature_set(work, eye, kind, stream, count) for kind in kinds]
-            shown = stream.shown(range(count)) * len(kinds)
-            return Prototypes.fit(np.concatenate(features), shown, len(scenes.things()))
-
-        return cls(prototypes(SINGLE, Real(), rough), prototypes(PAIR, Real(), rough), prototypes(SINGLE, Real()))
+        streams = (SINGLE, Real(), rough), (PAIR, Real(), rough), (SINGLE, Real())
+        return cls(*(prototypes(work, eye, count, stream, *kinds) for stream, *kinds in streams))
 
     def retrieval(self, features: np.ndarray, shown: Sequence[Sequence[int]]) -> dict[str, float]:
         """Shares of right guesses among the features (n, 1280) of pictures that should show the objects ``shown``."""
