@@ -207,27 +207,21 @@ def adapted(pipe: OneStepPipeline, adapter: Path | None, lorad: Path | None) -> 
             pipe.base.unet.get_submodule(path).weight.data.copy_(weight)
 
 
-def judges(options: argparse.Namespace, emoji: EmojiSet, eye: Eye, pipe: OneStepPipeline) -> tuple[Prototypes, Prototypes]:
+def judges(
+    options: argparse.Namespace, emoji: EmojiSet, eye: Eye, pipe: OneStepPipeline, own: Drawn, other: Drawn
+) -> tuple[Prototypes, Prototypes]:
     """Prototypes of the objects and of the two styles, each from real scenes of both sets, clean and rough.
 
     Without the rough ones a generated picture is taken for the style whose details are missing, whichever that is.
     """
     study = Styled("personal-study", STUDY, things=emoji.things)
     known = []
-    for drawn in (_own(), _other(emoji)):
-        rough = Rough(pipe, f"rough-{drawn.name}", not options.float32, drawn.stamp_of, drawn.digest or drawn.name)
+    for drawn in (own, other):
+        rough = Rough(pipe, f"rough-{drawn.name}", not options.float32, drawn.stamp_of, drawn.digest)
         known += [feature_set(Path(options.work), eye, source, study, options.study) for source in (drawn, rough)]
     objects = study.shown(range(options.study)) * len(known)
     features, styles = np.concatenate(known), [(style,) for style in (OWN, OTHER) for _ in range(2 * options.study)]
     return Prototypes.fit(features, _numbered(objects, emoji), len(emoji.things)), Prototypes.fit(features, styles, 2)
-
-
-def _own() -> Drawn:
-    return Drawn(scenes.glyph, "own")
-
-
-def _other(emoji: EmojiSet) -> Drawn:
-    return Drawn(emoji.stamp, "other", fingerprint(list(emoji.files.values())))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -238,10 +232,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """
     work, count, emoji = Path(options.work), options.count, EmojiSet(Path(options.set))
     eye = Eye(load_lite().to(options.device), options.grain)
-    own, other = _own(), _other(emoji)
+    own, other = Drawn(scenes.glyph, "own"), Drawn(emoji.stamp, "other", fingerprint(list(emoji.files.values())))
     device = torch.device(options.device)
     pipe = OneStepPipeline(bases.load(options.model, device, torch.float32), device, torch.float32)
-    things, styles = judges(options, emoji, eye, pipe)
+    things, styles = judges(options, emoji, eye, pipe, own, other)
 
     def figures(features: np.ndarray, stream: Styled, style: int = OTHER) -> dict[str, float]:
         wanted = np.array(_numbered(stream.shown(range(count)), emoji))[:, 0]
