@@ -52,15 +52,17 @@ from wadi_core.lorad.layers import student_layers
 ROOT = Path(__file__).resolve().parents[1]
 PRESET = ROOT / "trainer" / "configs" / "mini.yaml"
 SEEDS = (0, 1, 2)
+FIGURES, SCREENING = "figures.json", "screening.json"  # what was measured of a run, and of one of the screening
 RANKS = (8, 16, 32, 64)
 KINDS = ("lorad", "lora", "dora", "full")
+SCREENED = ("lorad", "lora-same-rank", "dora", "full")  # the arm of each kind that its rates are tried with
 # Learning rates to try, for the preset's Muon, whose steps have one size per element whatever is trained. LoRA's product
 # starts at zero as LoRaD's angles do; all weights move at once in "full". They are tried for as many steps as the arms have:
 # a rate can be the best after a third of these and run off later, as LoRA's does.
 RATES = {
     "lorad": (6e-3, 1.5e-2, 4e-2),
-    "lora": (6e-3, 1.5e-2, 4e-2),
-    "dora": (6e-3, 1.5e-2, 4e-2),
+    "lora": (2.5e-3, 6e-3, 1.5e-2),
+    "dora": (2.5e-3, 6e-3, 1.5e-2),
     "full": (3e-4, 1e-3, 3e-3),
 }
 
@@ -179,17 +181,16 @@ class Scales:
         return Generated(pipe, student.parent.name, bfloat16=True)
 
 
-def measured(folder: Path, weigh: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """The figures of a run, measured once and kept beside it."""
-    kept = folder / "figures.json"
+def measured(kept: Path, weigh: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """The figures of a run, measured once and kept in a file of its folder."""
     if kept.is_file():
         return json.loads(kept.read_text(encoding="utf-8"))
-    return keep(folder, weigh() | {"seconds": seconds_of(folder)})
+    return keep(kept, weigh() | {"seconds": seconds_of(kept.parent)})
 
 
-def keep(folder: Path, figures: dict[str, float]) -> dict[str, float]:
+def keep(kept: Path, figures: dict[str, float]) -> dict[str, float]:
     """Write the figures of a run beside it; returns them."""
-    with atomic_write(folder / "figures.json") as file:
+    with atomic_write(kept) as file:
         file.write((json.dumps(figures, indent=1) + "\n").encode())
     return figures
 
@@ -203,61 +204,84 @@ def seconds_of(folder: Path) -> float:
 
 
 def screening(options: argparse.Namespace, config: TrainConfig) -> Iterator[tuple[Arm, float, Path]]:
-    """Every short run of the screening: an arm of each kind, its rates and folders."""
-    for arm in arms(config)[:5]:
-        if arm.name != "lora-same-size":
+    """Every run of the screening: an arm of each kind, its rates and folders."""
+    for arm in arms(config):
+        if arm.name in SCREENED:
             for rate in RATES[arm.kind]:
-                yield arm, rate, options.work / "screen" / f"{arm.name}-{rate:g}"
+                yield arm, rate, screen_folder(options, arm, rate)
 
 
-def best_rates(options: argparse.Namespace, config: TrainConfig) -> dict[str, float]:
+def screen_folder(options: argparse.Namespace, arm: Arm, rate: float) -> Path:
+    """Where the screening keeps a run."""
+    return options.work / "screen" / f"{arm.name}-{rate:g}"
+
+
+def folder_of(options: argparse.Namespace, arm: Arm, rate: float, seed: int) -> Path:
+    """Where an arm's run is kept. A run of the screening with as many steps is that of the first seed, not made twice."""
+    if arm.name in SCREENED and seed == SEEDS[0] and options.screen_steps == options.steps:
+        return screen_folder(options, arm, rate)
+    return options.work / arm.name / f"seed-{seed}"
+
+
+def screened(options: argparse.Namespace, config: TrainConfig) -> dict[str, dict[float, float]]:
+    """Kind -> rate -> distance; infinite where it diverged.
+
+    Raises:
+        OSError: the screening is not finished; one line.
+    """
+    found: dict[str, dict[float, float]] = {kind: {} for kind in KINDS}
+    for arm, rate, folder in screening(options, config):
+        kept = folder / SCREENING
+        if not kept.is_file():
+            raise FileNotFoundError(f"{kept}: the screening is not finished: python benchmarks/ablation.py screen")
+        found[arm.kind][rate] = json.loads(kept.read_text(encoding="utf-8"))["fd"]
+    return found
+
+
+def best_rates(found: dict[str, dict[float, float]]) -> dict[str, float]:
     """Kind -> the rate with the smallest distance.
 
     Raises:
-        OSError: the screening is not finished. ValueError: a kind diverged at each of its rates. Both with one line.
+        ValueError: a kind diverged at each of its rates; one line.
     """
-    found: dict[str, tuple[float, float]] = {}
-    for arm, rate, folder in screening(options, config):
-        kept = folder / "figures.json"
-        if not kept.is_file():
-            raise FileNotFoundError(f"{kept}: the screening is not finished: python benchmarks/ablation.py screen")
-        distance = json.loads(kept.read_text(encoding="utf-8"))["fd"]
-        if math.isfinite(distance) and distance < found.get(arm.kind, (math.inf, 0.0))[0]:
-            found[arm.kind] = distance, rate
-    if lost := [kind for kind in KINDS if kind not in found]:
-        raise ValueError(f"{lost[0]} diverged at each of {', '.join(f'{rate:g}' for rate in RATES[lost[0]])}: try lower rates")
-    return {kind: rate for kind, (_, rate) in found.items()}
+    for kind, tried in found.items():
+        if not any(map(math.isfinite, tried.values())):
+            raise ValueError(f"{kind} diverged at each of {', '.join(f'{rate:g}' for rate in tried)}: try lower rates")
+    return {kind: min(tried, key=tried.__getitem__) for kind, tried in found.items()}
 
 
 def screen(options: argparse.Namespace, config: TrainConfig, scales: Scales) -> None:
-    """Train and measure every short run; a rate at which it diverges is a bad one, and no reason to stop."""
+    """Train and measure every run of the screening; a rate at which it diverges is a bad one, and no reason to stop."""
     for arm, rate, folder in screening(options, config):
-        if (folder / "figures.json").is_file():
+        if (folder / SCREENING).is_file():
             continue
         try:
             student = train(folder, arm, rate, SEEDS[0], options.screen_steps, options.settings)
         except Diverged as error:
-            keep(folder, {"fd": math.inf})
+            keep(folder / SCREENING, {"fd": math.inf})
             sys.stderr.write(f"{error}\n")
         else:
-            told(f"screen {arm.name} at {rate:g}", measured(folder, partial(scales.distance, student, options.screen_count)))
+            weigh = partial(scales.distance, student, options.screen_count)
+            told(f"screen {arm.name} at {rate:g}", measured(folder / SCREENING, weigh))
 
 
 def run(options: argparse.Namespace, config: TrainConfig, scales: Scales) -> None:
     """Train and measure every arm with every seed asked for; all arms once before any of them twice."""
-    rates = best_rates(options, config)
+    rates = best_rates(screened(options, config))
     for seed in options.seeds:
         for arm in arms(config):
-            folder = options.work / arm.name / f"seed-{seed}"
-            student = train(folder, arm, rates[arm.kind], seed, options.steps, options.settings)
-            told(f"{arm.name}, seed {seed}", measured(folder, partial(scales.weigh, student)))
+            rate = rates[arm.kind]
+            folder = folder_of(options, arm, rate, seed)
+            student = train(folder, arm, rate, seed, options.steps, options.settings)
+            told(f"{arm.name}, seed {seed}", measured(folder / FIGURES, partial(scales.weigh, student)))
 
 
 def report(options: argparse.Namespace, config: TrainConfig) -> dict[str, Any]:
     """All that has been measured, for the page."""
-    rows = []
+    rows, tried = [], screened(options, config)
+    rates = best_rates(tried)
     for arm in arms(config):
-        kept = [options.work / arm.name / f"seed-{seed}" / "figures.json" for seed in SEEDS]
+        kept = [folder_of(options, arm, rates[arm.kind], seed) / FIGURES for seed in SEEDS]
         figures = [json.loads(path.read_text(encoding="utf-8")) for path in kept if path.is_file()]
         if figures:
             values = {name: [row[name] for row in figures] for name in figures[0]}
@@ -269,7 +293,8 @@ def report(options: argparse.Namespace, config: TrainConfig) -> dict[str, Any]:
         raise FileNotFoundError(f"{options.work}: nothing has been measured yet: python benchmarks/ablation.py run")
     shown = {"steps": options.steps, "batch": config.batch, "count": options.count}
     shown |= {"screen_steps": options.screen_steps, "screen_count": options.screen_count}
-    return {"rows": rows, "rates": best_rates(options, config), "settings": shown, "words": options.settings}
+    told = {kind: {f"{rate:g}": fd if math.isfinite(fd) else None for rate, fd in row.items()} for kind, row in tried.items()}
+    return {"rows": rows, "rates": rates, "screening": told, "settings": shown, "words": options.settings}
 
 
 def told(what: str, figures: dict[str, float]) -> None:

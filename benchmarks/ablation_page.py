@@ -32,6 +32,18 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def screening(report: dict[str, Any]) -> str:
+    """Distances at every rate that was tried as a Markdown table, the best ones in bold."""
+    rates = sorted({rate for row in report["screening"].values() for rate in row}, key=float)
+    lines = ["| FD at a rate of | " + " | ".join(rates) + " |", "|---" * (len(rates) + 1) + "|"]
+    for kind, row in report["screening"].items():
+        cells = ["" if rate not in row else "diverged" if row[rate] is None else f"{row[rate]:.1f}" for rate in rates]
+        best = rates.index(f"{report['rates'][kind]:g}")
+        cells[best] = f"**{cells[best]}**"
+        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def verdict(rows: list[dict[str, Any]]) -> str:
     """What the figures say of LoRaD against each other adapter, in one line each."""
     first, *others = rows
@@ -81,15 +93,12 @@ def write(report: dict[str, Any], folder: Path) -> None:
     ranks = [row for row in report["rows"] if row["group"] == "rank"]
     folder.mkdir(parents=True, exist_ok=True)
     shown = report["settings"]
-    rates = ", ".join(f"{kind} {rate:g}" for kind, rate in report["rates"].items())
     words = " ".join(["", f"--count {shown['count']}", *report["words"]])
     screened = f"--screen-steps {shown['screen_steps']} --screen-count {shown['screen_count']}"
     parts = [
         "# Ablation: what the student is, and its rank",
         f"wadi-mini, {shown['steps']} steps of {shown['batch']} captions each, everything but the student as in "
         "`trainer/configs/mini.yaml`, the rate falling over the second half; the fake score is the same in every arm. "
-        f"Learning rates were chosen for each kind by runs of {shown['screen_steps']} steps at three rates, judged by "
-        f"{shown['screen_count']:,} pictures: {rates}. "
         f"Distances are of {shown['count']:,} pictures, as in the page on quality, above the floor of real against real; "
         "± is the standard deviation over seeds of the training.",
         "## Adapters",
@@ -98,6 +107,10 @@ def write(report: dict[str, Any], folder: Path) -> None:
         "## Rank",
         table(ranks) if ranks else "Not measured yet.",
         "![both comparisons](ablation.png)",
+        "## Learning rates",
+        f"Chosen for each kind by runs of {shown['screen_steps']} steps with one seed, judged by {shown['screen_count']:,} "
+        "pictures (the floor not taken off):",
+        screening(report),
         "## The paper's figures",
         "Stable Diffusion 1.5, FID, as published (Wang et al., 2026); another model, other data and another measure, so "
         "only the order and the ratios can be compared: LoRaD / LoRA 0.83, LoRaD / all weights 0.90.",

@@ -112,6 +112,10 @@ def test_it_goes_on_where_it_was_stopped(runs: Runs, tmp_path: Path, capsys: pyt
     assert page.count("--count 5000 batch=2") == 3 and "no difference can be told" in page and "0.83" in page
     assert json.loads((tmp_path / "docs" / "ablation.json").read_text())["rows"][0]["mean"]["seconds"] == 150
     assert (tmp_path / "docs" / "ablation.png").stat().st_size > 1000
+    rates = page.split("## Learning rates")[1]
+    assert "| full | " in rates and " diverged |" in rates
+    assert "| FD at a rate of | 0.0003 | 0.001 | 0.0025 | 0.003 | 0.006 | 0.015 | 0.04 |" in rates
+    assert "| lorad |  |  |  |  | **20.3** | 20.7 | 21.1 |" in rates
     assert str(tmp_path) not in page
 
 
@@ -126,12 +130,24 @@ def test_seeds_can_be_shared_out(runs: Runs, tmp_path: Path) -> None:
     assert len(runs.started) == 27
 
 
+def test_the_screening_s_runs_are_those_of_the_first_seed(runs: Runs, tmp_path: Path) -> None:
+    assert ablation.main([*words("screen", tmp_path), "--screen-steps", "5"]) == 0
+    runs.started.clear()
+    assert ablation.main([*words("run", tmp_path), "--screen-steps", "5"]) == 0
+    first = [given for given in runs.started if given["seed"] == "0"]
+    assert {Path(given["output"]).parent.name for given in first} == {"lora-same-size"} | {f"lorad-{r}" for r in ablation.RANKS}
+    assert len(runs.started) == 27 - len(ablation.SCREENED)
+    assert ablation.main([*words("page", tmp_path), "--screen-steps", "5"]) == 0
+    report = json.loads((tmp_path / "docs" / "ablation.json").read_text())
+    assert [row["seeds"] for row in report["rows"]] == [3] * 9
+
+
 def test_a_kind_without_a_rate_is_named(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     runs.status = lambda given: DIVERGED if given["adapter"] == "dora" else 0
     assert ablation.main(words("screen", tmp_path)) == 0
     capsys.readouterr()
     assert ablation.main(words("run", tmp_path)) == 1
-    assert "dora diverged at each of 0.006, 0.015, 0.04" in capsys.readouterr().err
+    assert "dora diverged at each of 0.0025, 0.006, 0.015" in capsys.readouterr().err
 
 
 def test_students_of_both_kinds_of_files_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
