@@ -1,14 +1,13 @@
-"""Whether a style that was learned for the multi-step teacher is drawn by the one-step student as well: LoRaD and LoRA.
+"""Whether a thing that was learned for the multi-step teacher is drawn by the one-step student as well: LoRaD and LoRA.
 
-    python benchmarks/personal.py --set EMOJI --examples runs/personal     ten pictures in another emoji set
-    python trainer/personalize.py --config trainer/configs/personalize-mini.yaml output=runs/style-lorad
-    python trainer/personalize.py --config trainer/configs/personalize-mini.yaml output=runs/style-lora adapter=lora rank=N
-    python benchmarks/personal.py --set EMOJI --adapters runs/style-*/personal.safetensors
+    python benchmarks/personal.py --set EMOJI [key=value ...]
 
 EMOJI is a folder of pictures with a transparent background, called by code point (``1f98a.png``, ``emoji_u1f98a.png``)
-or by name (``fox.png``): Twemoji's and Fluent Emoji's packages have such folders. With --examples it also says which
-rank gives a LoRA as many parameters. The style is measured on objects that were not among the examples. Writes
-``mini-personal.json`` and ``mini-personal.png`` (the same captions and noise side by side, not chosen by eye).
+or by name (``fox.png``): Twemoji's and Fluent Emoji's packages have such folders. A few of wadi-mini's objects are
+learned as that set draws them ("a sks fox"), each from ten pictures, by ``trainer/personalize.py`` with
+``personalize-mini.yaml`` and whatever settings are added, as a LoRaD and as a LoRA with as many parameters. Writes
+``mini-personal.json`` and ``mini-personal.png`` (the same captions and noise side by side, not chosen by eye). A run that
+was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,32 +35,43 @@ from benchmarks.retrieval import Prototypes
 from benchmarks.rough import Rough
 from benchmarks.sets import Generated, feature_set, images_of
 from benchmarks.streams import Stream
+from trainer import config as settings
 from trainer.efficientnet import load_lite
 from trainer.features import Eye
+from trainer.lesson_schema import PersonalizeConfig
 from trainer.mini import scenes
 from trainer.mini.vae import to_tensor
+from trainer.personalize import personalize
 from trainer.picture_files import fingerprint
 from trainer.watch import contact_sheet
-from wadi_core import LoRaD, OneStepPipeline, mini
+from wadi_core import OneStepPipeline, mini
 from wadi_core import base as bases
 from wadi_core.files import atomic_write, refusal
 from wadi_core.lorad.checkpoint import read_header, read_tensors
 from wadi_core.lorad.layers import adapter_key, linear_shapes, student_layers
 from wadi_core.pictures import save, to_pictures
 
-EXAMPLES = 10
-FEWEST = 3 * EXAMPLES  # objects that both sets have
-EXAMPLE_SEED, FIRST, SHEET_FIRST, STUDY = 740_000_000, 440_000_000, 640_000_000, 140_000_000
-SHEET_ROWS = 8
-OWN, OTHER = 0, 1  # the two styles
+PRESET = Path(__file__).resolve().parents[1] / "trainer" / "configs" / "personalize-mini.yaml"
+EXAMPLES, SUBJECTS, WORD = 10, 4, "sks"
+PRIOR = 16  # of the teacher's own pictures of the object, which are to stay as they are
+FEWEST = 30  # objects that both sets have
+CHOICE_SEED, EXAMPLE_SEED, FIRST, SHEET_FIRST, STUDY = 740_000_000, 741_000_000, 440_000_000, 640_000_000, 140_000_000
+SHEET_ROWS = 2  # of each subject
+SEEDS_EACH = 100_000  # between the scenes of two subjects
+# Learning rates for the preset's Muon: what is best for the kind in the ablation of the student.
+RATES = {"lorad": 1.5e-2, "lora": 6e-3}
+NAMES = {"lorad": "LoRaD", "lora": "LoRA"}
+BARE = "bare"
+OWN, OTHER = 0, 1  # the two sets of drawings
 TARGETS = {"student_over_teacher_gain": 0.8}
 METHOD = {
-    "style": "another set of emoji; one object a picture, drawn by the same rules as wadi-mini's own scenes",
-    "examples": f"{EXAMPLES} scenes of {EXAMPLES} objects; those measured are others",
-    "in_style": "share of pictures nearer to the other set than to wadi-mini's own, by prototypes of both styles",
-    "prototypes": "from real scenes of both sets, as they are drawn and roughly painted",
-    "object": "share of pictures whose likeliest object is the caption's, by prototypes of the objects in both styles",
-    "both": "share of pictures that are right in both",
+    "subjects": f"objects that wadi-mini knows, as another set of emoji draws them; called by {WORD!r}, which no caption says",
+    "examples": f"{EXAMPLES} scenes of each, with the caption 'a {WORD} ...'",
+    "captions": "the examples' own, or 'a picture of' it, every second one on a background that it names",
+    "judge": "likeliest of all objects of both sets, by prototypes of real scenes as they are drawn and roughly painted",
+    "in_style": "share of pictures whose likeliest object is of the other set",
+    "object": "share of pictures whose likeliest object is the caption's, of either set",
+    "both": "share of pictures whose likeliest object is the caption's of the other set",
     "gain": "both with the adapter less both without it, of the same network, captions and noise",
     "real": "real scenes of either set that the prototypes were not made from: how far they can be trusted",
 }
@@ -96,14 +106,10 @@ class EmojiSet:
         return tuple(thing for thing in scenes.things() if thing.character in self.files)
 
     @cached_property
-    def examples(self) -> tuple[scenes.Thing, ...]:
-        """The objects to learn from."""
-        return tuple(random.Random(EXAMPLE_SEED).sample(self.things, EXAMPLES))
-
-    @cached_property
-    def others(self) -> tuple[scenes.Thing, ...]:
-        """The objects to measure on."""
-        return tuple(thing for thing in self.things if thing not in self.examples)
+    def subjects(self) -> tuple[scenes.Thing, ...]:
+        """The objects to learn."""
+        one = [thing for thing in self.things if thing.phrase != thing.name]  # neither "socks" nor "santa claus"
+        return tuple(random.Random(CHOICE_SEED).sample(one, SUBJECTS))
 
     def stamp(self, character: str) -> Image.Image:
         """An object as RGBA, cropped to what is drawn."""
@@ -124,7 +130,7 @@ def _points(character: str) -> str:
 
 
 @dataclass(frozen=True)
-class Styled(Stream):
+class Each(Stream):
     """Scenes of single objects in turn; captions name the object and nothing else.
 
     Attributes:
@@ -134,11 +140,32 @@ class Styled(Stream):
     things: tuple[scenes.Thing, ...] = ()
 
     def scene(self, index: int) -> scenes.Scene:
-        plan = scenes.scene(self.first + index, pair=False, only=self.things[index % len(self.things)])
-        return replace(plan, caption=plan.placed[0].thing.phrase)
+        return scenes.scene(self.first + index, pair=False, only=self.things[index % len(self.things)])
 
     def recipe(self) -> dict[str, Any]:
         return super().recipe() | {"things": [thing.index for thing in self.things]}
+
+
+@dataclass(frozen=True)
+class Called(Each):
+    """Scenes of one object, called by the word that was learned for it.
+
+    Attributes:
+        plain: captions say no more than the examples' own do.
+    """
+
+    plain: bool = False
+
+    def scene(self, index: int) -> scenes.Scene:
+        plan = super().scene(index)
+        caption = f"a {WORD} {plan.placed[0].thing.name}"
+        if not self.plain:
+            rng = random.Random(self.first + index)
+            caption = rng.choice(("", "a picture of ")) + caption
+            if index % 2:
+                colour = rng.choice(list(scenes.COLOURS))
+                caption += f" on {'an' if colour[0] in 'aeiou' else 'a'} {colour} background"
+        return scenes.Scene(caption, plan.background, plan.shade, plan.placed)
 
 
 @dataclass(frozen=True)
@@ -163,15 +190,38 @@ class Drawn:
         return to_tensor([scenes.draw(stream.scene(index), stamp_of=self.stamp_of) for index in rows])
 
 
-def write_examples(emoji: EmojiSet, folder: Path) -> None:
-    """Write the pictures to learn from, each with its caption."""
+def write_examples(emoji: EmojiSet, thing: scenes.Thing, folder: Path) -> None:
+    """Write the pictures to learn an object from, each with its caption."""
     folder.mkdir(parents=True, exist_ok=True)
-    stream = Styled("personal-examples", EXAMPLE_SEED, things=emoji.examples)
+    stream = Called("personal-examples", EXAMPLE_SEED + SEEDS_EACH * thing.index, things=(thing,), plain=True)
     for index in range(EXAMPLES):
         plan = stream.scene(index)
         save(scenes.draw(plan, stamp_of=emoji.stamp), folder / f"{index:02d}.png")
         with atomic_write(folder / f"{index:02d}.txt") as file:
             file.write(f"{plan.caption}\n".encode())
+
+
+def learned(options: argparse.Namespace, emoji: EmojiSet, thing: scenes.Thing, kind: str, rank: int) -> Path:
+    """The adapter of an object, which is trained if it is not there yet; goes on where it was stopped.
+
+    Raises:
+        OSError, ValueError: settings or files are wrong; one line.
+    """
+    name, place = _plain(thing.name), Path(options.learn)
+    output = place / kind / name
+    if not (output / f"{name}.safetensors").is_file():
+        examples = place / "examples" / name
+        write_examples(emoji, thing, examples)
+        words = [f"base={options.model}", f"lorad={_student(options)}", f"pictures={examples}", f"output={output}"]
+        words += [f"name={name}", f"adapter={kind}", f"rank={rank}", f"class_prompts=[{thing.phrase}]", f"prior_count={PRIOR}"]
+        words += [f"sheet_prompts=[a {WORD} {thing.name}, {thing.phrase}]"]
+        config = settings.load(PersonalizeConfig, PRESET, [*words, f"rate={RATES[kind]:g}", *options.settings])
+        personalize(config)
+    return output / f"{name}.safetensors"
+
+
+def _student(options: argparse.Namespace) -> Path:
+    return Path(options.lorad) if options.lorad else mini.lorad_path()
 
 
 def equal_rank(network: torch.nn.Module, rank: int) -> tuple[int, int, int]:
@@ -207,21 +257,22 @@ def adapted(pipe: OneStepPipeline, adapter: Path | None, lorad: Path | None) -> 
             pipe.base.unet.get_submodule(path).weight.data.copy_(weight)
 
 
-def judges(
-    options: argparse.Namespace, emoji: EmojiSet, eye: Eye, pipe: OneStepPipeline, own: Drawn, other: Drawn
-) -> tuple[Prototypes, Prototypes]:
-    """Prototypes of the objects and of the two styles, each from real scenes of both sets, clean and rough.
+def likeness(
+    options: argparse.Namespace, emoji: EmojiSet, eye: Eye, pipe: OneStepPipeline, sets: Sequence[Drawn]
+) -> Prototypes:
+    """Prototypes of the objects of the first set, then of the second, from real scenes, clean and rough.
 
-    Without the rough ones a generated picture is taken for the style whose details are missing, whichever that is.
+    Without the rough ones a generated picture is taken for the set whose details are missing, whichever that is.
     """
-    study = Styled("personal-study", STUDY, things=emoji.things)
-    known = []
-    for drawn in (own, other):
+    study = Each("personal-study", STUDY, things=emoji.things)
+    number = {thing.index: place for place, thing in enumerate(emoji.things)}
+    features, shown = [], []
+    for place, drawn in enumerate(sets):
         rough = Rough(pipe, f"rough-{drawn.name}", not options.float32, drawn.stamp_of, drawn.digest)
-        known += [feature_set(Path(options.work), eye, source, study, options.study) for source in (drawn, rough)]
-    objects = study.shown(range(options.study)) * len(known)
-    features, styles = np.concatenate(known), [(style,) for style in (OWN, OTHER) for _ in range(2 * options.study)]
-    return Prototypes.fit(features, _numbered(objects, emoji), len(emoji.things)), Prototypes.fit(features, styles, 2)
+        for source in (drawn, rough):
+            features.append(feature_set(Path(options.work), eye, source, study, options.study))
+            shown += [(place * len(number) + number[index],) for (index,) in study.shown(range(options.study))]
+    return Prototypes.fit(np.concatenate(features), shown, len(sets) * len(number))
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -235,74 +286,65 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     own, other = Drawn(scenes.glyph, "own"), Drawn(emoji.stamp, "other", fingerprint(list(emoji.files.values())))
     device = torch.device(options.device)
     pipe = OneStepPipeline(bases.load(options.model, device, torch.float32), device, torch.float32)
-    things, styles = judges(options, emoji, eye, pipe, own, other)
-
-    def figures(features: np.ndarray, stream: Styled, style: int = OTHER) -> dict[str, float]:
-        wanted = np.array(_numbered(stream.shown(range(count)), emoji))[:, 0]
-        right, fits = things.name(features)[:, 0] == wanted, styles.name(features)[:, 0] == style
-        return {"in_style": float(fits.mean()), "object": float(right.mean()), "both": float((right & fits).mean())}
-
-    real = Styled("personal-real", FIRST, things=emoji.others)
-    sets = {
-        "real": figures(feature_set(work, eye, other, real, count), real),
-        "real, own set": figures(feature_set(work, eye, own, real, count), real, OWN),
-    }
-    asked = Styled("personal", FIRST, things=emoji.others)
-    sheet = Styled("sheet-personal", SHEET_FIRST, things=emoji.others)
-    shown: dict[str, list[Any]] = {"the other set": to_pictures(other.images(sheet, range(SHEET_ROWS)))}
+    ranks = dict(zip(NAMES, (options.rank, equal_rank(pipe.base.unet, options.rank)[0]), strict=True))
+    judge = likeness(options, emoji, eye, pipe, (own, other))
     one = {"pipe": pipe, "batch": options.batch, "bfloat16": not options.float32}
     many = {"steps": options.steps, "guidance": options.guidance, "sampler": options.sampler}
-    one_step = Path(options.lorad) if options.lorad else mini.lorad_path()
-    parameters = {}
-    for who, how, lorad in (("teacher", many, None), ("student", {}, one_step)):
-        for name, path in {"bare": None, **_named(options.adapters)}.items():
-            with adapted(pipe, path, lorad) as own_parameters:
-                source = Generated(**one, **how, name=f"{who}-{name}")
-                sets[f"{who}, {name}"] = figures(feature_set(work, eye, source, asked, count), asked)
-                shown[f"{who}, {name}"] = to_pictures(images_of(work, source, sheet, SHEET_ROWS))
-                parameters[name] = own_parameters
-    rows = list(zip(*shown.values(), strict=True))
-    captions = sheet.captions(range(SHEET_ROWS))
+
+    def figures(features: np.ndarray, thing: scenes.Thing, style: int = OTHER) -> dict[str, float]:
+        style_of, object_of = np.divmod(judge.name(features)[:, 0], len(emoji.things))
+        right, fits = object_of == emoji.things.index(thing), style_of == style
+        return {"in_style": float(fits.mean()), "object": float(right.mean()), "both": float((right & fits).mean())}
+
+    subjects: dict[str, dict[str, dict[str, float]]] = {}
+    parameters: dict[str, int] = {}
+    rows, captions = [], []
+    for thing in emoji.subjects:
+        asked, sheet = (
+            Called(name, first + SEEDS_EACH * thing.index, things=(thing,))
+            for name, first in (("personal", FIRST), ("sheet-personal", SHEET_FIRST))
+        )
+        sets = subjects[thing.name] = {
+            "real": figures(feature_set(work, eye, other, asked, count), thing),
+            "real, own set": figures(feature_set(work, eye, own, asked, count), thing, OWN),
+        }
+        shown = {"the other set": to_pictures(other.images(sheet, range(SHEET_ROWS)))}
+        adapters = {NAMES[kind]: learned(options, emoji, thing, kind, ranks[kind]) for kind in NAMES}
+        for who, how, lorad in (("teacher", many, None), ("student", {}, _student(options))):
+            for name, path in {BARE: None, **adapters}.items():
+                with adapted(pipe, path, lorad) as parameters[name]:
+                    source = Generated(**one, **how, name=f"{who}-{name}")
+                    sets[f"{who}, {name}"] = figures(feature_set(work, eye, source, asked, count), thing)
+                    shown[f"{who}, {name}"] = to_pictures(images_of(work, source, sheet, SHEET_ROWS))
+        rows += zip(*shown.values(), strict=True)
+        captions += sheet.captions(range(SHEET_ROWS))
     report.write_picture(Path(options.output) / "mini-personal.png", contact_sheet(rows, captions, list(shown)))
+    mean = means(list(subjects.values()))
     return {
         **report.origin("personal", options.words),
         "method": METHOD,
         "settings": {
             "set": emoji.folder.name,
             "objects_in_both_sets": len(emoji.things),
-            "parameters": {name: number for name, number in parameters.items() if number},
-            "steps": {name: _steps(path) for name, path in _named(options.adapters).items()},
+            "ranks": {NAMES[kind]: rank for kind, rank in ranks.items()},
+            "parameters": {name: number for name, number in parameters.items() if name != BARE},
+            "trainer": {"preset": PRESET.name, "rates": RATES, "words": options.settings},
             **report.how(options),
         },
-        "seeds": {"examples": EXAMPLE_SEED, "study": STUDY, "pictures": FIRST, "sheet": SHEET_FIRST},
-        "sets": sets,
-        "gains": gains(sets),
+        "seeds": {"choice": CHOICE_SEED, "examples": EXAMPLE_SEED, "study": STUDY, "pictures": FIRST, "sheet": SHEET_FIRST},
+        "subjects": subjects,
+        "sets": mean,
+        "gains": gains(mean),
         "targets": TARGETS,
     }
 
 
-def _numbered(shown: Sequence[Sequence[int]], emoji: EmojiSet) -> list[tuple[int, ...]]:
-    """Objects by their place among those that both sets have."""
-    place = {thing.index: number for number, thing in enumerate(emoji.things)}
-    return [tuple(place[index] for index in indices) for indices in shown]
-
-
-def _named(paths: Sequence[str]) -> dict[str, Path]:
-    """Adapters by their kind: ``LoRaD`` or ``LoRA``, numbered where there are several."""
-    found: dict[str, Path] = {}
-    for path in map(Path, paths):
-        names = read_header(path).places
-        kind = "LoRaD" if any(name.endswith(".lorad_a") for name in names) else "LoRA"
-        if kind == "LoRaD" and LoRaD.load(path).one_step is not None:
-            raise refusal(path, "this is a one-step LoRaD: a style is an ordinary adapter")
-        if kind == "LoRA" and not any(name.endswith(".lora_up.weight") for name in names):
-            raise refusal(path, "this is neither a LoRaD nor a LoRA")
-        found[kind if kind not in found else f"{kind} {len(found) + 1}"] = path
-    return found
-
-
-def _steps(path: Path) -> int:
-    return int(read_header(path).metadata.get("ss_steps", 0))
+def means(subjects: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Every figure's mean over the subjects."""
+    return {
+        name: {figure: float(np.mean([sets[name][figure] for sets in subjects])) for figure in row}
+        for name, row in subjects[0].items()
+    }
 
 
 def gains(sets: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -310,9 +352,9 @@ def gains(sets: dict[str, dict[str, float]]) -> dict[str, float]:
     found = {}
     for key in sets:
         who, _, name = key.partition(", ")
-        if who == "teacher" and name != "bare":
+        if who == "teacher" and name != BARE:
             gain = {
-                which: sets[f"{which}, {name}"]["both"] - sets[f"{which}, bare"]["both"] for which in ("teacher", "student")
+                which: sets[f"{which}, {name}"]["both"] - sets[f"{which}, {BARE}"]["both"] for which in ("teacher", "student")
             }
             found |= {f"{which}_gain, {name}": value for which, value in gain.items()}
             if gain["teacher"] > 0:
@@ -323,29 +365,20 @@ def gains(sets: dict[str, dict[str, float]]) -> dict[str, float]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
+    add("settings", nargs="*", metavar="key=value", help="settings of trainer/personalize.py that win over the preset's")
     add("--set", required=True, metavar="DIR", help="pictures of another emoji set")
-    add("--examples", metavar="DIR", help="write the pictures to learn from into this folder, and leave")
-    add("--rank", type=int, default=8, help="of the LoRaD, to say which a LoRA is to have (default: 8)")
-    add("--adapters", nargs="+", default=[], metavar="FILE", help="what was learned: LoRaDs and LoRAs")
-    add("--count", type=int, default=1000, help="pictures of each set (default: 1000)")
+    add("--learn", default="runs/personal", metavar="DIR", help="where adapters are learned (default: runs/personal)")
+    add("--rank", type=int, default=8, help="of the LoRaD; the LoRA has as many parameters (default: 8)")
+    add("--count", type=int, default=60, help="pictures of each object in each way (default: 60)")
     report.add_options(parser)
     return parser
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
-    parser = _parser()
-    options = report.read_options(parser, words)
-    if not options.examples and not options.adapters:
-        parser.error("--examples DIR or --adapters FILE ... is needed")
+    options = report.read_options(_parser(), words)
 
     def act() -> str:
-        if options.examples:
-            write_examples(EmojiSet(Path(options.set)), Path(options.examples))
-            base = bases.load(options.model, torch.device("cpu"), torch.float32)
-            lora, ours, theirs = equal_rank(base.unet, options.rank)
-            said = f"LoRaD of rank {options.rank}: {ours:,} parameters; LoRA of rank {lora}: {theirs:,}"
-            return f"{options.examples}: {EXAMPLES} pictures\n{said}\n"
         found = measure(options)
         report.write_json(Path(options.output) / "mini-personal.json", found)
         return report.table("personal", found["sets"]) + "".join(f"{k}: {v:.3f}\n" for k, v in found["gains"].items())

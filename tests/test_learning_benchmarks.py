@@ -164,11 +164,23 @@ def test_a_whole_run_on_a_learned_word(ready: None, place: Path, tmp_path: Path)
 
 def test_another_emoji_set_is_found_by_its_names(ready: None, tmp_path: Path) -> None:
     emoji = personal.EmojiSet(other_set(tmp_path / "set"))
-    assert emoji.things == scenes.things() and len(emoji.examples) == 10 and len(emoji.others) == THINGS - 10
+    assert emoji.things == scenes.things() and len(set(emoji.subjects)) == personal.SUBJECTS
+    assert all(thing.phrase in (f"a {thing.name}", f"an {thing.name}") for thing in emoji.subjects)
     assert emoji.stamp(emoji.things[0].character).size == scenes.glyph(emoji.things[0].character).size
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="0 of wadi-mini's objects are in this folder"):
         personal.EmojiSet(tmp_path / "none")
+
+
+def test_captions_of_a_subject_say_its_word_and_examples_no_more(ready: None) -> None:
+    thing = scenes.things()[3]
+    stream = personal.Called("s", 5, things=(thing,))
+    captions = stream.captions(range(20))
+    assert all(f"a sks {thing.name}" in caption for caption in captions) and len(set(captions)) > 4
+    assert all((" background" in caption) == bool(row % 2) for row, caption in enumerate(captions))
+    assert stream.shown(range(2)) == [(thing.index,)] * 2
+    plain = personal.Called("s", 5, things=(thing,), plain=True)
+    assert set(plain.captions(range(20))) == {f"a sks {thing.name}"} and plain.recipe() != stream.recipe()
 
 
 def test_a_lora_is_put_on_after_the_rotation_and_taken_off(place: Path) -> None:
@@ -185,15 +197,34 @@ def test_a_lora_is_put_on_after_the_rotation_and_taken_off(place: Path) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in pipe.base.unet.state_dict().items())
 
 
-def test_a_whole_run_on_a_style(ready: None, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [*common(place, tmp_path), "--set", str(other_set(tmp_path / "set"))]
-    assert personal.main([*words, "--examples", str(tmp_path / "examples")]) == 0
-    assert "LoRA of rank" in capsys.readouterr().out
-    assert len(list((tmp_path / "examples").glob("*.png"))) == 10
-    adapters = ["--adapters", str(place / "style.safetensors"), str(place / "lora.safetensors")]
-    assert personal.main([*words, *adapters]) == 0
+def test_a_whole_run_on_subjects(ready: None, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(personal, "SUBJECTS", 2)
+    words = [*common(place, tmp_path), "--set", str(other_set(tmp_path / "set")), "--learn", str(tmp_path / "learn")]
+    words += ["steps=2", "batch=2", "tensorboard=false", "sheet_steps=2", "prior_count=2"]
+    assert personal.main(words) == 0
     found = json.loads((tmp_path / "mini-personal.json").read_text())
     assert {f"{who}, {name}" for who in ("teacher", "student") for name in ("bare", "LoRaD", "LoRA")} < set(found["sets"])
-    assert set(found["settings"]["parameters"]) == {"LoRaD", "LoRA"} and str(tmp_path) not in json.dumps(found)
-    assert personal.main([*words, "--adapters", str(place / "student.safetensors")]) == 1
-    assert "a style is an ordinary adapter" in capsys.readouterr().err
+    assert set(found["subjects"]) == {thing.name for thing in personal.EmojiSet(tmp_path / "set").subjects}
+    lorad, lora = (found["settings"]["parameters"][name] for name in ("LoRaD", "LoRA"))
+    assert abs(lora / lorad - 1) < 0.1 and str(tmp_path) not in json.dumps(found)
+    for kind in ("lorad", "lora"):
+        learned = sorted((tmp_path / "learn" / kind).glob("*/*.safetensors"))
+        assert [path.stem for path in learned] == sorted(name.replace(" ", "-") for name in found["subjects"])
+    examples = sorted((tmp_path / "learn" / "examples").glob("*"))
+    assert len(examples) == 2 and all(len(list(folder.glob("*.png"))) == 10 for folder in examples)
+    with Image.open(tmp_path / "mini-personal.png") as sheet:
+        assert sheet.width == 190 + 7 * 132
+    # What has been learned is not learned again.
+    monkeypatch.setattr(personal, "personalize", lambda config: pytest.fail("learned twice"))
+    assert personal.main(words) == 0
+    again = json.loads((tmp_path / "mini-personal.json").read_text())
+    assert again["sets"] == found["sets"]
+
+
+def test_gains_of_adapters() -> None:
+    shares = {"teacher, bare": 0.1, "teacher, LoRaD": 0.9, "student, bare": 0.0, "student, LoRaD": 0.6}
+    found = personal.gains({name: {"both": share} for name, share in shares.items()})
+    expected = {"teacher_gain, LoRaD": 0.8, "student_gain, LoRaD": 0.6, "student_over_teacher_gain, LoRaD": 0.75}
+    assert found == {name: pytest.approx(value) for name, value in expected.items()}
+    subjects = [{"teacher, bare": {"both": share}} for share in (0.2, 0.4)]
+    assert personal.means(subjects)["teacher, bare"]["both"] == pytest.approx(0.3)

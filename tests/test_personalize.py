@@ -15,6 +15,7 @@ from trainer.lesson import STUDENT, TEACHER
 from trainer.lesson_schema import PersonalizeConfig
 from trainer.personalize import Personalization, personalize
 from wadi_core import LoRaD, OneStepPipeline
+from wadi_core.embeddings import Embedding
 from wadi_core.lorad.adapter import fuse
 from wadi_core.lorad.linear import attach, set_active
 from wadi_core.lorad.rotation import angles, rotate_
@@ -97,7 +98,7 @@ def test_a_lora_is_read_by_diffusers(place: Path, tmp_path: Path) -> None:
 
 
 def test_prior_preservation_keeps_what_the_teacher_draws(place: Path, tmp_path: Path) -> None:
-    config = personalize_config(place, tmp_path, prior_count=2, class_prompt="a cat", mirror=True, prior_weight=0.5)
+    config = personalize_config(place, tmp_path, prior_count=2, class_prompts=["a cat"], mirror=True, prior_weight=0.5)
     run = Personalization(config)
     (kept,) = tmp_path.glob("prior-*")
     assert run.prior.shape == (2, 4, 8, 8) and len(run.means) == 6
@@ -107,6 +108,26 @@ def test_prior_preservation_keeps_what_the_teacher_draws(place: Path, tmp_path: 
     before = file.stat().st_mtime_ns
     again = Personalization(config)
     assert torch.equal(again.prior, run.prior) and file.stat().st_mtime_ns == before  # not drawn twice
+
+
+def test_each_class_is_drawn_in_turn(place: Path, tmp_path: Path) -> None:
+    alone = Personalization(personalize_config(place, tmp_path / "one", prior_count=3, class_prompts=["a dog"]))
+    both = Personalization(personalize_config(place, tmp_path / "two", prior_count=3, class_prompts=["a cat", "a dog"]))
+    assert [torch.equal(*rows) for rows in zip(alone.prior, both.prior, strict=True)] == [False, True, False]
+    with pytest.raises(ValueError, match="at least 2 are needed, one for each of class_prompts"):
+        personalize_config(place, tmp_path, prior_count=1, class_prompts=["a cat", "a dog"])
+
+
+def test_captions_may_say_a_learned_word(place: Path, tmp_path: Path) -> None:
+    word = tmp_path / "word.safetensors"
+    Embedding("<R>", torch.randn(1, 32)).save(word)
+    known = Personalization(personalize_config(place, tmp_path / "known", embeddings=[str(word)]))
+    plain = Personalization(personalize_config(place, tmp_path / "plain"))
+    told = [run.condition(["a cat <R> a red wall", "a cat"]).text for run in (known, plain)]
+    assert not torch.allclose(told[0][0], told[1][0]) and torch.equal(told[0][1], told[1][1])
+    known.train_step()
+    with pytest.raises(OSError, match="none.safetensors: there is no such file"):
+        Personalization(personalize_config(place, tmp_path / "none", embeddings=["none.safetensors"]))
 
 
 def test_mirrored_pictures_take_turns(place: Path, tmp_path: Path) -> None:
@@ -131,7 +152,7 @@ def test_what_is_wrong_is_said_in_one_line(place: Path, tmp_path: Path, changes:
 def test_settings_are_checked() -> None:
     for preset in ("mini", "sd15", "sd21"):
         assert settings.load(PersonalizeConfig, CONFIGS / f"personalize-{preset}.yaml").adapter == "lorad"
-    with pytest.raises(ValueError, match="name the class to preserve"):
+    with pytest.raises(ValueError, match="class_prompts and prior_count go together"):
         settings.build(PersonalizeConfig, {"prior_count": 3})
 
 

@@ -49,7 +49,8 @@ SHEET_SEED, SHEET_ROWS = 0, 4
 CDF_POINTS = 1000
 
 # Settings with which a run cannot go on if they change.
-FIXED = ("seed", "resolution", "prediction_type", "adapter", "rank", "tokens", "vectors", "prior_count")
+FIXED = ("seed", "resolution", "prediction_type", "adapter", "rank", "tokens", "vectors", "embeddings", "class_prompts",
+         "prior_count")  # fmt: skip
 C = TypeVar("C", bound=LessonConfig)
 
 

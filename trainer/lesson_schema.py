@@ -107,17 +107,20 @@ class InvertConfig(LessonConfig):
 
 @dataclass
 class PersonalizeConfig(LessonConfig):
-    """Settings of learning a subject or a style."""
+    """Settings of learning a subject, a style or, beside its word, a relation."""
 
     adapter: str = setting("lorad", "what is trained: LoRaD, or LoRA (peft)", choices=("lorad", "lora"))
     rank: int = setting(16, "of the adapter", low=1)
     rate: float = setting(1e-3, "learning rate", low=0)
     mirror: bool = setting(False, "show the pictures mirrored as well")
-    class_prompt: str = setting("", "what the teacher draws for prior preservation, such as: a dog")
-    prior_count: int = setting(0, "pictures of the class, drawn by the teacher before it begins; 0 is none", low=0)
+    embeddings: tuple[str, ...] = setting((), "files of learned words that captions say")
+    class_prompts: tuple[str, ...] = setting((), "what the teacher draws for prior preservation, such as: a photo of a dog")
+    prior_count: int = setting(0, "pictures of these, drawn by the teacher before it begins; 0 is none", low=0)
     prior_weight: float = setting(1.0, "of the loss on them", low=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.prior_count and not self.class_prompt:
-            raise ValueError("prior_count: name the class to preserve, as in class_prompt='a dog'")
+        if bool(self.class_prompts) != bool(self.prior_count):
+            raise ValueError("class_prompts and prior_count go together, as in class_prompts=['a dog'] prior_count=100")
+        if 0 < self.prior_count < len(self.class_prompts):
+            raise ValueError(f"prior_count: at least {len(self.class_prompts)} are needed, one for each of class_prompts")

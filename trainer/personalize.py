@@ -27,6 +27,7 @@ from trainer.condition import Condition
 from trainer.export import thumbnail
 from trainer.lesson import PRIOR, ROLE, TEACHER, Lesson, learn
 from trainer.lesson_schema import PersonalizeConfig
+from trainer.models import StableDiffusion
 from trainer.processes import Processes
 from trainer.prompts import Shuffle
 from trainer.store import Store
@@ -52,6 +53,10 @@ class Personalization(Lesson):
 
     def prepare(self) -> list[str]:
         config, architecture = self.config, self.model.architecture
+        if config.embeddings:
+            if not isinstance(self.model, StableDiffusion):
+                raise ValueError(f"embeddings: words are for CLIP's text encoder, which {architecture} has not")
+            self.model.pipeline.set_embeddings(config.embeddings)
         self.layers = student_layers(self.network, architecture)
         if config.adapter == "lora":
             return []
@@ -83,7 +88,7 @@ class Personalization(Lesson):
         return joined([self._told[caption] for caption in captions])
 
     def more_loss(self, captions: Sequence[str], numbers: range) -> tuple[Tensor | float, dict[str, Tensor]]:
-        """The loss on pictures of the class: what the teacher would have drawn is to stay as it is."""
+        """The loss on pictures of the classes: what the teacher would have drawn is to stay as it is."""
         if self.prior is None:
             return 0.0, {}
         config, drawn, chosen = self.config, self.draw(PRIOR, numbers), []
@@ -91,14 +96,19 @@ class Personalization(Lesson):
             time, place = divmod(number, len(self.prior))
             chosen.append(Shuffle(len(self.prior), config.seed, PRIOR, time)(place))
         x0 = self.prior[chosen].to(self.device, self.dtype)
-        loss = self.denoising_loss(x0, drawn.eps, drawn.t, self.condition([config.class_prompt] * len(numbers))).mean()
+        told = self.condition([self._class_prompt(row) for row in chosen])
+        loss = self.denoising_loss(x0, drawn.eps, drawn.t, told).mean()
         return config.prior_weight * loss, {"prior": loss.detach()}
+
+    def _class_prompt(self, row: int) -> str:
+        """What a row of the prior shows."""
+        return self.config.class_prompts[row % len(self.config.class_prompts)]
 
     @torch.no_grad()
     def _draw_prior(self) -> Tensor:
-        """Clean latents (n, 4, h, w) of the class, by the teacher without the adapter; kept in the output folder."""
+        """Clean latents (n, 4, h, w) of the classes, by the teacher without the adapter; kept in the output folder."""
         config = self.config
-        recipe = {"base": self.model.base_sha256, "prompt": config.class_prompt, "seed": config.seed, "size": self.size}
+        recipe = {"base": self.model.base_sha256, "prompts": config.class_prompts, "seed": config.seed, "size": self.size}
         recipe |= {"steps": config.sheet_steps, "guidance": config.sheet_guidance, "precision": config.precision}
         store = Store(self.output, "prior", recipe)
 
@@ -106,7 +116,7 @@ class Personalization(Lesson):
             with self.generator(TEACHER) as generator:
                 self.adapter.switch(False)
                 first = PRIOR_SEED + config.seed
-                made = [generator.latents([config.class_prompt], [first + row]).float().cpu() for row in rows]
+                made = [generator.latents([self._class_prompt(row)], [first + row]).float().cpu() for row in rows]
             return torch.cat(made)
 
         return store.collect("latents", config.prior_count, make)
