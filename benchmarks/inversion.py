@@ -1,12 +1,12 @@
 """Whether a relation that was learned for the multi-step teacher is understood by the one-step student as well.
 
-    python benchmarks/inversion.py --examples runs/left-of                 ten pictures to learn "left of" from
+    python benchmarks/inversion.py --examples runs/over                    ten pictures to learn "over" from
     python trainer/invert.py --config trainer/configs/invert-mini.yaml
-    python benchmarks/inversion.py --embedding runs/invert-mini/left-of.safetensors
+    python benchmarks/inversion.py --embedding runs/invert-mini/over.safetensors
 
-Captions of wadi-mini never name left or right. With ``--relation over`` it is one over the other, which they do name, in
-other words than the one that is learned. The word is learned from five pairs of objects and measured on pairs of
-others. Writes ``mini-inversion.json`` (every figure, count and seed) and ``mini-inversion.png`` (the same pairs and
+Captions of wadi-mini name this relation by other words than the one that is learned. With ``--relation left-of`` it is one
+that they never name. With ``--adapters`` the word is measured with a LoRaD of ``personalize.py`` that was learned beside it
+(``embeddings=[FILE]`` there). The word is learned from five pairs of objects and measured on pairs of others. Writes ``mini-inversion.json`` (every figure, count and seed) and ``mini-inversion.png`` (the same pairs and
 noise side by side, not chosen by eye). A run that was stopped goes on where it was.
 """
 
@@ -45,7 +45,7 @@ from wadi_core.pictures import save, to_pictures
 EXAMPLE_PAIRS, EXAMPLES_EACH = 5, 2
 APART = 40  # pixels between the centres of two objects that stand side by side, or one over the other
 WINDOWS_APART = 2  # at least, between the windows in which they are found
-AXES = {"left-of": 0, "over": 1}  # on which the first object comes before the second
+AXES = {"over": 1, "left-of": 0}  # on which the first object comes before the second
 RELATIONS = {
     "left-of": "the first object is to the left of the second; captions of the training data name neither side",
     "over": "the first object is over the second; captions of the training data say above, on top of, under",
@@ -155,9 +155,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     many = {"steps": options.steps, "guidance": options.guidance, "sampler": options.sampler}
     shown: dict[str, list[Any]] = {}
     for who, how in (("teacher", many), ("student", {})):
-        pipe.set_lorad(None if who == "teacher" else options.lorad or mini.lorad_path())
-        source = Generated(**one, **how, name=who)
-        for what, relation in (("bare", "and"), ("token", word.token)):
+        one_step = [] if who == "teacher" else [options.lorad or mini.lorad_path()]
+        for what, relation, learned in (("bare", "and", []), ("token", word.token, options.adapters)):
+            pipe.set_lorad([*one_step, *learned])
+            source = Generated(**one, **how, name=who)
             sets[f"{who}, {what}"] = looked_at(source, what, relation)
             stream = Related(f"sheet-inversion-{what}", SHEET_FIRST, relation=relation, axis=axis)
             shown[f"{who}, {what}"] = to_pictures(images_of(work, source, stream, SHEET_ROWS))
@@ -171,6 +172,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "method": {"relation": RELATIONS[options.relation], **METHOD},
         "settings": {
             "relation": options.relation,
+            "adapters": [Path(path).name for path in options.adapters],
             "word": {"file": word.name, "token": word.token, "vectors": len(word.vectors), "sha256": word.sha256, **word.extra},
             **report.how(options),
         },
@@ -203,9 +205,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("--examples", metavar="DIR", help="write the pictures to learn from into this folder, and leave")
-    add("--relation", choices=AXES, default="left-of", help="of the first object to the second (default: left-of)")
+    add("--relation", choices=AXES, default="over", help="of the first object to the second (default: over)")
     add("--word", help="that their captions say (default: the relation in angle brackets)")
     add("--embedding", metavar="FILE", help="the learned word (default: the one in the package)")
+    add("--adapters", nargs="+", default=[], metavar="FILE", help="LoRaDs that were learned beside the word")
     add("--count", type=int, default=500, help="pictures of each set (default: 500)")
     report.add_options(parser)
     return parser

@@ -105,11 +105,19 @@ class EmojiSet:
         """The objects that both sets have."""
         return tuple(thing for thing in scenes.things() if thing.character in self.files)
 
-    @cached_property
-    def subjects(self) -> tuple[scenes.Thing, ...]:
-        """The objects to learn."""
-        one = [thing for thing in self.things if thing.phrase != thing.name]  # neither "socks" nor "santa claus"
-        return tuple(random.Random(CHOICE_SEED).sample(one, SUBJECTS))
+    def subjects(self, names: Sequence[str] = ()) -> tuple[scenes.Thing, ...]:
+        """The objects to learn: those of these names, or some by chance.
+
+        Raises:
+            ValueError: a name is none of the objects in both sets; one line.
+        """
+        if not names:
+            one = [thing for thing in self.things if thing.phrase != thing.name]  # neither "socks" nor "santa claus"
+            return tuple(random.Random(CHOICE_SEED).sample(one, SUBJECTS))
+        known = {thing.name: thing for thing in self.things}
+        if lost := [name for name in names if name not in known]:
+            raise refusal(self.folder, f"{lost[0]!r} is none of the objects that wadi-mini knows and this folder has")
+        return tuple(known[name] for name in names)
 
     def stamp(self, character: str) -> Image.Image:
         """An object as RGBA, cropped to what is drawn."""
@@ -207,7 +215,7 @@ def learned(options: argparse.Namespace, emoji: EmojiSet, thing: scenes.Thing, k
     Raises:
         OSError, ValueError: settings or files are wrong; one line.
     """
-    name, place = _plain(thing.name), Path(options.learn)
+    name, place = f"{WORD}-{_plain(thing.name)}", Path(options.learn)
     output = place / kind / name
     if not (output / f"{name}.safetensors").is_file():
         examples = place / "examples" / name
@@ -299,7 +307,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     subjects: dict[str, dict[str, dict[str, float]]] = {}
     parameters: dict[str, int] = {}
     rows, captions = [], []
-    for thing in emoji.subjects:
+    for thing in emoji.subjects(options.subjects):
         asked, sheet = (
             Called(name, first + SEEDS_EACH * thing.index, things=(thing,))
             for name, first in (("personal", FIRST), ("sheet-personal", SHEET_FIRST))
@@ -368,6 +376,7 @@ def _parser() -> argparse.ArgumentParser:
     add("settings", nargs="*", metavar="key=value", help="settings of trainer/personalize.py that win over the preset's")
     add("--set", required=True, metavar="DIR", help="pictures of another emoji set")
     add("--learn", default="runs/personal", metavar="DIR", help="where adapters are learned (default: runs/personal)")
+    add("--subjects", nargs="+", default=[], metavar="NAME", help=f"objects to learn (default: {SUBJECTS} by chance)")
     add("--rank", type=int, default=8, help="of the LoRaD; the LoRA has as many parameters (default: 8)")
     add("--count", type=int, default=60, help="pictures of each object in each way (default: 60)")
     report.add_options(parser)

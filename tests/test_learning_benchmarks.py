@@ -107,9 +107,9 @@ def test_scenes_have_the_relation_and_examples_are_of_other_things(ready: None) 
 
 def test_examples_are_what_the_trainer_reads(ready: None, place: Path, tmp_path: Path) -> None:
     over = tmp_path / "over"
-    assert inversion.main(["--examples", str(over), "--relation", "over", "--word", "<atop>"]) == 0
+    assert inversion.main(["--examples", str(over), "--word", "<atop>"]) == 0
     assert all("<atop>" in path.read_text() for path in over.glob("*.txt"))
-    assert inversion.main(["--examples", str(tmp_path / "left-of")]) == 0
+    assert inversion.main(["--examples", str(tmp_path / "left-of"), "--relation", "left-of"]) == 0
     config = invert_config(place, tmp_path, tokens=["<left-of>"])
     found = Examples.read(str(tmp_path / "left-of"), (), lambda caption: None)
     assert len(found) == 10 and all(config.tokens[0] in caption for caption in found.all_captions)
@@ -150,23 +150,35 @@ def test_figures_of_a_relation() -> None:
 
 
 def test_a_whole_run_on_a_learned_word(ready: None, place: Path, tmp_path: Path) -> None:
-    words = [*common(place, tmp_path), "--embedding", str(place / "left-of.safetensors")]
+    words = [*common(place, tmp_path), "--relation", "left-of", "--embedding", str(place / "left-of.safetensors")]
     assert inversion.main(words) == 0
     found = json.loads((tmp_path / "mini-inversion.json").read_text())
     assert set(found["sets"]) == {"real", "real, reversed"} | {
         f"{who}, {what}" for who in ("teacher", "student") for what in ("bare", "token")
     }
     assert found["settings"]["relation"] == "left-of" and found["settings"]["word"]["token"] == "<left-of>"
+    assert found["settings"]["adapters"] == []
     assert str(tmp_path) not in json.dumps(found)
     with Image.open(tmp_path / "mini-inversion.png") as sheet:
         assert sheet.width == 190 + 4 * 132
+        before = np.array(sheet)
+    # An adapter that was learned beside the word is on where the word is said, and nowhere else.
+    assert inversion.main([*words, "--adapters", str(place / "style.safetensors")]) == 0
+    with Image.open(tmp_path / "mini-inversion.png") as sheet:
+        changed = [bool((np.array(sheet)[:, left : left + 132] != before[:, left : left + 132]).any())
+                   for left in range(190, 190 + 4 * 132, 132)]  # fmt: skip
+    assert changed == [False, True, False, True]
 
 
 def test_another_emoji_set_is_found_by_its_names(ready: None, tmp_path: Path) -> None:
     emoji = personal.EmojiSet(other_set(tmp_path / "set"))
-    assert emoji.things == scenes.things() and len(set(emoji.subjects)) == personal.SUBJECTS
-    assert all(thing.phrase in (f"a {thing.name}", f"an {thing.name}") for thing in emoji.subjects)
+    assert emoji.things == scenes.things() and len(set(emoji.subjects())) == personal.SUBJECTS
+    assert all(thing.phrase in (f"a {thing.name}", f"an {thing.name}") for thing in emoji.subjects())
     assert emoji.stamp(emoji.things[0].character).size == scenes.glyph(emoji.things[0].character).size
+    last = emoji.things[-1]
+    assert emoji.subjects([last.name]) == (last,)
+    with pytest.raises(ValueError, match="'a thing' is none of the objects that wadi-mini knows and this folder has"):
+        emoji.subjects([last.name, "a thing"])
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="0 of wadi-mini's objects are in this folder"):
         personal.EmojiSet(tmp_path / "none")
@@ -204,12 +216,12 @@ def test_a_whole_run_on_subjects(ready: None, place: Path, tmp_path: Path, monke
     assert personal.main(words) == 0
     found = json.loads((tmp_path / "mini-personal.json").read_text())
     assert {f"{who}, {name}" for who in ("teacher", "student") for name in ("bare", "LoRaD", "LoRA")} < set(found["sets"])
-    assert set(found["subjects"]) == {thing.name for thing in personal.EmojiSet(tmp_path / "set").subjects}
+    assert set(found["subjects"]) == {thing.name for thing in personal.EmojiSet(tmp_path / "set").subjects()}
     lorad, lora = (found["settings"]["parameters"][name] for name in ("LoRaD", "LoRA"))
     assert abs(lora / lorad - 1) < 0.1 and str(tmp_path) not in json.dumps(found)
     for kind in ("lorad", "lora"):
         learned = sorted((tmp_path / "learn" / kind).glob("*/*.safetensors"))
-        assert [path.stem for path in learned] == sorted(name.replace(" ", "-") for name in found["subjects"])
+        assert [path.stem for path in learned] == sorted(f"sks-{name.replace(' ', '-')}" for name in found["subjects"])
     examples = sorted((tmp_path / "learn" / "examples").glob("*"))
     assert len(examples) == 2 and all(len(list(folder.glob("*.png"))) == 10 for folder in examples)
     with Image.open(tmp_path / "mini-personal.png") as sheet:

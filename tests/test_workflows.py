@@ -152,7 +152,7 @@ def test_wadi_mini_is_asked_for_things_that_it_knows(name: str) -> None:
     assert asked
     for prompt in asked:
         told = re.sub(r"embedding:\S+", "and", prompt)
-        told = re.split(r" on an? ", told)[0]
+        told = re.split(r" on an? ", told)[0].replace("a sks ", "a ")  # the word of the subject that comes with it
         parts = [re.sub(r"^an? ", "", part) for part in told.split(" and ")]
         assert set(parts) <= known, prompt
 

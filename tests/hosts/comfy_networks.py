@@ -70,14 +70,14 @@ def pixart(seed: int = 0) -> nn.Module:
 
 
 def missing_of_mini(folder: Path) -> Path:
-    """Random files of what wadi-mini has not learned yet: a ControlNet, a word and a style, to be laid over the pack's."""
+    """Random files of what wadi-mini has not learned yet: a ControlNet, a word and a subject, to be laid over the pack's."""
     base = bases.load(mini.FOLDER, torch.device("cpu"), torch.float32)
     for name in (mini.EMBEDDINGS, mini.ADAPTERS):
         (folder / name).mkdir(parents=True)
     random_controlnet(base.unet).half().save_pretrained(folder / mini.CONTROL)
-    random_word("<left-of>", base.text_encoder.config.hidden_size).save(folder / mini.EMBEDDINGS / "left-of.safetensors")
+    random_word("<over>", base.text_encoder.config.hidden_size).save(folder / mini.EMBEDDINGS / "over.safetensors")
     style = random_lorad(base.unet, rank=2, seed=4, one_step=False)
-    style.save(folder / mini.ADAPTERS / "wadi-mini-flat.safetensors")
+    style.save(folder / mini.ADAPTERS / "wadi-mini-sks-fox.safetensors")
     return folder
 
 

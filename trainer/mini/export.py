@@ -1,7 +1,8 @@
 """Put trained parts where the package keeps wadi-mini, in float16.
 
 python -m trainer.mini.export --vae runs/mini-vae/vae --teacher runs/mini-teacher [--lorad runs/mini/one-step.safetensors]
-                              [--controlnet runs/mini-controlnet/controlnet]
+                              [--controlnet runs/mini-controlnet/controlnet] [--word runs/invert-mini/over.safetensors]
+                              [--subject runs/personal/lorad/sks-fox/sks-fox.safetensors]
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, help="folder with unet/ and text_encoder/")
     parser.add_argument("--lorad", type=Path, help="the one-step LoRaD file")
     parser.add_argument("--controlnet", type=Path, help="folder of the ControlNet")
+    parser.add_argument("--word", type=Path, help="file of a learned word")
+    parser.add_argument("--subject", type=Path, help="LoRaD file of a learned subject")
     parser.add_argument("--output", type=Path, default=mini.FOLDER)
     arguments = parser.parse_args()
     if arguments.vae:
@@ -74,6 +77,10 @@ def main() -> None:
         export_part(arguments.controlnet, "controlnet", arguments.output)
     if arguments.lorad:
         shutil.copyfile(arguments.lorad, arguments.output / mini.LORAD)
+    for file, folder, prefix in ((arguments.word, mini.EMBEDDINGS, ""), (arguments.subject, mini.ADAPTERS, "wadi-mini-")):
+        if file:
+            (arguments.output / folder).mkdir(exist_ok=True)
+            shutil.copyfile(file, arguments.output / folder / f"{prefix}{file.name}")
 
 
 if __name__ == "__main__":
