@@ -4,10 +4,11 @@
     python trainer/invert.py --config trainer/configs/invert-mini.yaml
     python benchmarks/inversion.py --embedding runs/invert-mini/over.safetensors
 
-Captions of wadi-mini name this relation by other words than the one that is learned. With ``--relation left-of`` it is one
-that they never name. With ``--adapters`` the word is measured with a LoRaD of ``personalize.py`` that was learned beside it
-(``embeddings=[FILE]`` there). The word is learned from five pairs of objects and measured on pairs of others. Writes ``mini-inversion.json`` (every figure, count and seed) and ``mini-inversion.png`` (the same pairs and
-noise side by side, not chosen by eye). A run that was stopped goes on where it was.
+Captions of wadi-mini name this relation by other words than the one that is learned. With ``--relation left-of`` it is
+one that they never name. With ``--adapters`` the word is measured with a LoRaD of ``personalize.py`` that was learned
+beside it (``embeddings=[FILE]`` there). The word is learned from five pairs of objects and measured on pairs of others.
+Writes ``mini-inversion.json`` (every figure, count and seed) and ``mini-inversion.png`` (the same pairs and noise side by
+side, not chosen by eye). A run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
