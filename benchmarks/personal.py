@@ -53,7 +53,6 @@ from wadi_core.pictures import save, to_pictures
 
 PRESET = Path(__file__).resolve().parents[1] / "trainer" / "configs" / "personalize-mini.yaml"
 EXAMPLES, SUBJECTS, WORD = 10, 4, "sks"
-PRIOR = 16  # of the teacher's own pictures of the object, which are to stay as they are
 FEWEST = 30  # objects that both sets have
 CHOICE_SEED, EXAMPLE_SEED, FIRST, SHEET_FIRST, STUDY = 740_000_000, 741_000_000, 440_000_000, 640_000_000, 140_000_000
 SHEET_ROWS = 2  # of each subject
@@ -216,15 +215,18 @@ def learned(options: argparse.Namespace, emoji: EmojiSet, thing: scenes.Thing, k
         OSError, ValueError: settings or files are wrong; one line.
     """
     name, place = f"{WORD}-{_plain(thing.name)}", Path(options.learn)
-    output = place / kind / name
-    if not (output / f"{name}.safetensors").is_file():
-        examples = place / "examples" / name
+    examples, output = place / "examples" / name, place / kind / name
+    words = [f"base={options.model}", f"lorad={_student(options)}", f"pictures={examples}", f"output={output}"]
+    words += [f"name={name}", f"adapter={kind}", f"rank={rank}", f"rate={RATES[kind]:g}"]
+    words += [f"sheet_prompts=[a {WORD} {thing.name}, {thing.phrase}]"]
+    config = settings.load(PersonalizeConfig, PRESET, [*words, *options.settings])
+    # A run that was stopped has written its file too: the last step tells that it came to its end.
+    last = output / f"step-{config.steps:08d}.pt"
+    if not last.is_file():
         write_examples(emoji, thing, examples)
-        words = [f"base={options.model}", f"lorad={_student(options)}", f"pictures={examples}", f"output={output}"]
-        words += [f"name={name}", f"adapter={kind}", f"rank={rank}", f"class_prompts=[{thing.phrase}]", f"prior_count={PRIOR}"]
-        words += [f"sheet_prompts=[a {WORD} {thing.name}, {thing.phrase}]"]
-        config = settings.load(PersonalizeConfig, PRESET, [*words, f"rate={RATES[kind]:g}", *options.settings])
         personalize(config)
+    if not last.is_file():
+        raise OSError(f"{output}: this run was stopped; the same command goes on with it")
     return output / f"{name}.safetensors"
 
 

@@ -209,10 +209,12 @@ def test_a_lora_is_put_on_after_the_rotation_and_taken_off(place: Path) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in pipe.base.unet.state_dict().items())
 
 
-def test_a_whole_run_on_subjects(ready: None, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_run_on_subjects(
+    ready: None, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(personal, "SUBJECTS", 2)
     words = [*common(place, tmp_path), "--set", str(other_set(tmp_path / "set")), "--learn", str(tmp_path / "learn")]
-    words += ["steps=2", "batch=2", "tensorboard=false", "sheet_steps=2", "prior_count=2"]
+    words += ["steps=2", "batch=2", "tensorboard=false", "sheet_steps=2"]
     assert personal.main(words) == 0
     found = json.loads((tmp_path / "mini-personal.json").read_text())
     assert {f"{who}, {name}" for who in ("teacher", "student") for name in ("bare", "LoRaD", "LoRA")} < set(found["sets"])
@@ -226,11 +228,14 @@ def test_a_whole_run_on_subjects(ready: None, place: Path, tmp_path: Path, monke
     assert len(examples) == 2 and all(len(list(folder.glob("*.png"))) == 10 for folder in examples)
     with Image.open(tmp_path / "mini-personal.png") as sheet:
         assert sheet.width == 190 + 7 * 132
-    # What has been learned is not learned again.
+    # What has been learned is not learned again, and what was stopped is not taken for learned.
     monkeypatch.setattr(personal, "personalize", lambda config: pytest.fail("learned twice"))
     assert personal.main(words) == 0
     again = json.loads((tmp_path / "mini-personal.json").read_text())
     assert again["sets"] == found["sets"]
+    monkeypatch.setattr(personal, "personalize", lambda config: None)
+    assert personal.main([*words, "steps=3"]) == 1
+    assert "this run was stopped; the same command goes on with it" in capsys.readouterr().err
 
 
 def test_gains_of_adapters() -> None:
