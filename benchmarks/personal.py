@@ -17,7 +17,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,8 @@ OWN, OTHER = 0, 1  # the two sets of drawings
 TARGETS = {"student_over_teacher_gain": 0.8}
 METHOD = {
     "subjects": f"objects that wadi-mini knows, as another set of emoji draws them; called by {WORD!r}, which no caption says",
-    "examples": f"{EXAMPLES} scenes of each, with the caption 'a {WORD} ...'",
-    "captions": "the examples' own, or 'a picture of' it, every second one on a background that it names",
+    "examples": f"{EXAMPLES} scenes of each",
+    "captions": "as those of wadi-mini's scenes, every second one with the background; those measured of other scenes",
     "judge": "likeliest of all objects of both sets, by prototypes of real scenes as they are drawn and roughly painted",
     "in_style": "share of pictures whose likeliest object is of the other set",
     "object": "share of pictures whose likeliest object is the caption's, of either set",
@@ -154,25 +154,26 @@ class Each(Stream):
 
 
 @dataclass(frozen=True)
-class Called(Each):
-    """Scenes of one object, called by the word that was learned for it.
+class Called(Stream):
+    """Scenes of one object, in whose captions the word that is learned for it stands before its name.
 
     Attributes:
-        plain: captions say no more than the examples' own do.
+        thing: the object.
     """
 
-    plain: bool = False
+    thing: scenes.Thing | None = None
 
     def scene(self, index: int) -> scenes.Scene:
-        plan = super().scene(index)
-        caption = f"a {WORD} {plan.placed[0].thing.name}"
-        if not self.plain:
-            rng = random.Random(self.first + index)
-            caption = rng.choice(("", "a picture of ")) + caption
-            if index % 2:
-                colour = rng.choice(list(scenes.COLOURS))
-                caption += f" on {'an' if colour[0] in 'aeiou' else 'a'} {colour} background"
-        return scenes.Scene(caption, plan.background, plan.shade, plan.placed)
+        plan = scenes.scene(self.first + index, pair=False, only=self.thing)
+        return replace(plan, caption=called(plan.caption, self.thing))
+
+    def recipe(self) -> dict[str, Any]:
+        return super().recipe() | {"thing": self.thing.index, "word": WORD}
+
+
+def called(caption: str, thing: scenes.Thing) -> str:
+    """A caption with the word before the object's name."""
+    return caption.replace(thing.name, f"{WORD} {thing.name}", 1)
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ class Drawn:
 def write_examples(emoji: EmojiSet, thing: scenes.Thing, folder: Path) -> None:
     """Write the pictures to learn an object from, each with its caption."""
     folder.mkdir(parents=True, exist_ok=True)
-    stream = Called("personal-examples", EXAMPLE_SEED + SEEDS_EACH * thing.index, things=(thing,), plain=True)
+    stream = Called("personal-examples", EXAMPLE_SEED + SEEDS_EACH * thing.index, thing=thing)
     for index in range(EXAMPLES):
         plan = stream.scene(index)
         save(scenes.draw(plan, stamp_of=emoji.stamp), folder / f"{index:02d}.png")
@@ -218,7 +219,7 @@ def learned(options: argparse.Namespace, emoji: EmojiSet, thing: scenes.Thing, k
     examples, output = place / "examples" / name, place / kind / name
     words = [f"base={options.model}", f"lorad={_student(options)}", f"pictures={examples}", f"output={output}"]
     words += [f"name={name}", f"adapter={kind}", f"rank={rank}", f"rate={RATES[kind]:g}"]
-    words += [f"sheet_prompts=[a {WORD} {thing.name}, {thing.phrase}]"]
+    words += [f"sheet_prompts=[{called(thing.phrase, thing)}, {thing.phrase}]"]
     config = settings.load(PersonalizeConfig, PRESET, [*words, *options.settings])
     # A run that was stopped has written its file too: the last step tells that it came to its end.
     last = output / f"step-{config.steps:08d}.pt"
@@ -311,7 +312,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     rows, captions = [], []
     for thing in emoji.subjects(options.subjects):
         asked, sheet = (
-            Called(name, first + SEEDS_EACH * thing.index, things=(thing,))
+            Called(name, first + SEEDS_EACH * thing.index, thing=thing)
             for name, first in (("personal", FIRST), ("sheet-personal", SHEET_FIRST))
         )
         sets = subjects[thing.name] = {

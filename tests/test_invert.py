@@ -52,14 +52,36 @@ def test_words_to_steer_by() -> None:
     assert drawn(PREPOSITIONS, 4, 0, 7) == drawn(PREPOSITIONS, 4, 0, 7) and sorted(drawn("ab", 4, 0, 1)) == ["a", "b"]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5])
-def test_large_timesteps_are_preferred_as_the_formula_says(share: float) -> None:
+@pytest.mark.parametrize(("share", "noisy"), [(0.0, 0.0), (0.5, 0.0), (0.5, 0.7)])
+def test_large_timesteps_are_preferred_as_the_formula_says(share: float, noisy: float) -> None:
     even = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
-    t = importance_timesteps(even, share)
+    t = importance_timesteps(even, share, noisy)
     assert t.min() == 0 and t.max() == 999
     counts = torch.bincount(t, minlength=1000) / 100
-    expected = 1 - share * torch.cos(math.pi * (torch.arange(1000) + 0.5) / 1000)
+    places = torch.arange(1000)
+    expected = (1 - noisy) * (1 - share * torch.cos(math.pi * (places + 0.5) / 1000)) + noisy * 10 * (places >= 900)
     assert (counts - expected).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_the_weight_makes_an_error_of_eps_count_as_one_of_v(place: Path, tmp_path: Path, kind: str) -> None:
+    plain, weighted, capped = (
+        Inversion(invert_config(place, tmp_path / name, weight_cap=cap, steering=0.0))
+        for name, cap in (("plain", 1.0), ("weighted", 1000.0), ("capped", 5.0))
+    )
+    for run in (plain, weighted, capped):
+        run.config.prediction_type = kind
+    x0, eps, t = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 999])
+    condition = plain.condition(["a cat <R> a wall"] * 3)
+    with torch.no_grad():
+        losses = [run.denoising_loss(x0, eps, t, condition) for run in (plain, weighted, capped)]
+    if kind == "v_prediction":  # which is weighted so by itself
+        assert torch.equal(losses[1], losses[0]) and torch.equal(losses[2], losses[0])
+    else:
+        weight = 1 / plain.noising.alphas_cumprod[t]
+        assert weight[2] > 200
+        torch.testing.assert_close(losses[1] / losses[0], weight.float())
+        torch.testing.assert_close(losses[2] / losses[0], weight.clamp(max=5).float())
 
 
 def test_only_the_new_rows_change(place: Path, tmp_path: Path) -> None:

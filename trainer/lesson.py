@@ -46,7 +46,7 @@ LESSON, PRIOR = 3, 4  # purposes of random numbers; a distillation has others
 ROLE, ONE_STEP = "lesson", "one-step"
 TEACHER, STUDENT = "teacher", "student"
 SHEET_SEED, SHEET_ROWS = 0, 4
-CDF_POINTS = 1000
+CDF_POINTS, NOISY_FROM = 1000, 900
 
 # Settings with which a run cannot go on if they change.
 FIXED = ("seed", "resolution", "prediction_type", "adapter", "rank", "tokens", "vectors", "embeddings", "class_prompts",
@@ -54,14 +54,15 @@ FIXED = ("seed", "resolution", "prediction_type", "adapter", "rank", "tokens", "
 C = TypeVar("C", bound=LessonConfig)
 
 
-def importance_timesteps(lot: Tensor, share: float) -> Tensor:
+def importance_timesteps(lot: Tensor, share: float, noisy: float = 0.0) -> Tensor:
     """Timesteps (n,) from numbers (n,) that are uniform in [0, 1): f(t) = (1 - share cos(pi t / T)) / T.
 
     The relation of things is decided at large t (ReVersion, Huang et al., 2023; share 0.5 there). At share 0 they are
-    uniform.
+    uniform. ``noisy`` of them are taken from the last tenth instead, evenly.
     """
     t = torch.arange(CDF_POINTS, dtype=torch.float64)
-    density = 1 - share * torch.cos(torch.pi * (t + 0.5) / CDF_POINTS)
+    density = (1 - noisy) * (1 - share * torch.cos(torch.pi * (t + 0.5) / CDF_POINTS)) / CDF_POINTS
+    density += noisy * (t >= NOISY_FROM) / (CDF_POINTS - NOISY_FROM)
     total = (density / density.sum()).cumsum(0)
     return torch.searchsorted(total, lot.double(), right=True).clamp(max=CDF_POINTS - 1)
 
@@ -161,19 +162,20 @@ class Lesson:
             return self.model.call(self.network, x, t, condition).to(x.dtype)
 
     def denoising_loss(self, x0: Tensor, eps: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """Mean square error of what is predicted for x_t, for each sample (n,)."""
+        """Mean square error of what is predicted for x_t, for each sample (n,), weighted if that is wanted."""
         x_t = self.noising.add_noise(x0, eps, t)
-        target = eps
-        if self.config.prediction_type == "v_prediction":
-            alpha, sigma = self.noising.alpha_sigma(t, x0.dtype)
-            target = alpha * eps - sigma * x0
-        return F.mse_loss(self.predict(x_t, t, condition), target, reduction="none").mean(dim=(1, 2, 3))
+        alpha, sigma = self.noising.alpha_sigma(t, x0.dtype)
+        velocity = self.config.prediction_type == "v_prediction"
+        target = alpha * eps - sigma * x0 if velocity else eps
+        loss = F.mse_loss(self.predict(x_t, t, condition), target, reduction="none").mean(dim=(1, 2, 3))
+        # An error of eps is one of v times alpha: weighted by 1 / alpha^2, up to the cap, it counts as that of v does.
+        return loss if velocity else loss * (1 / alpha.flatten() ** 2).clamp(max=self.config.weight_cap)
 
     def draw(self, purpose: int, numbers: range) -> draws.Draw:
         """The random numbers of some samples, on the device."""
         drawn = draws.draw(self.config.seed, purpose, numbers, self.latent_shape, 0, draws.TIMESTEPS - 1)
         z, eps = (noise.to(self.device, self.dtype) for noise in (drawn.z, drawn.eps))
-        t = importance_timesteps(drawn.lot, self.config.importance)
+        t = importance_timesteps(drawn.lot, self.config.importance, self.config.noisy_share)
         return draws.Draw(z, eps, t.to(self.device), drawn.lot)
 
     def loss(self, numbers: range) -> tuple[Tensor, dict[str, Tensor]]:
