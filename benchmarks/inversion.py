@@ -1,14 +1,15 @@
 """Whether a relation that was learned for the multi-step teacher is understood by the one-step student as well.
 
-    python benchmarks/inversion.py --examples runs/over                    ten pictures to learn "over" from
+    python benchmarks/inversion.py --examples runs/left-of                ten pictures to learn "left of" from
     python trainer/invert.py --config trainer/configs/invert-mini.yaml
-    python benchmarks/inversion.py --embedding runs/invert-mini/over.safetensors
+    python trainer/personalize.py --config trainer/configs/relation-mini.yaml
+    python benchmarks/inversion.py --adapters runs/relation-mini/left-of.safetensors \
+        --embedding runs/invert-mini/left-of.safetensors
 
-Captions of wadi-mini name this relation by other words than the one that is learned. With ``--relation left-of`` it is
-one that they never name. With ``--adapters`` the word is measured with a LoRaD of ``personalize.py`` that was learned
-beside it (``embeddings=[FILE]`` there). The word is learned from five pairs of objects and measured on pairs of others.
-Writes ``mini-inversion.json`` (every figure, count and seed) and ``mini-inversion.png`` (the same pairs and noise side by
-side, not chosen by eye). A run that was stopped goes on where it was.
+Captions of wadi-mini never name left or right. Without ``--adapters`` the word is measured alone; with ``--relation over`` it
+is one over the other, which captions do name, by other words. Word and LoRaD are learned from five pairs of objects and
+measured on pairs of others. Writes ``mini-inversion.json`` (every figure, count and seed) and ``mini-inversion.png`` (the
+same pairs and noise side by side, not chosen by eye). A run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from wadi_core.pictures import save, to_pictures
 EXAMPLE_PAIRS, EXAMPLES_EACH = 5, 2
 APART = 40  # pixels between the centres of two objects that stand side by side, or one over the other
 WINDOWS_APART = 2  # at least, between the windows in which they are found
-AXES = {"over": 1, "left-of": 0}  # on which the first object comes before the second
+AXES = {"left-of": 0, "over": 1}  # on which the first object comes before the second
 RELATIONS = {
     "left-of": "the first object is to the left of the second; captions of the training data name neither side",
     "over": "the first object is over the second; captions of the training data say above, on top of, under",
@@ -206,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("--examples", metavar="DIR", help="write the pictures to learn from into this folder, and leave")
-    add("--relation", choices=AXES, default="over", help="of the first object to the second (default: over)")
+    add("--relation", choices=AXES, default="left-of", help="of the first object to the second (default: left-of)")
     add("--word", help="that their captions say (default: the relation in angle brackets)")
     add("--embedding", metavar="FILE", help="the learned word (default: the one in the package)")
     add("--adapters", nargs="+", default=[], metavar="FILE", help="LoRaDs that were learned beside the word")

@@ -225,13 +225,13 @@ def test_generate_takes_embeddings(
 @pytest.mark.skipif(not (mini.FOLDER / mini.EMBEDDINGS).is_dir(), reason="wadi-mini's learned words are not there yet")
 def test_the_words_of_wadi_mini_are_small_and_fit_it() -> None:
     pipe = OneStepPipeline.from_pretrained(device="cpu", embeddings="mini")
-    assert {one.token for one in pipe.vocabulary.learned} >= {"<over>"}
+    assert {one.token for one in pipe.vocabulary.learned} >= {"<left-of>"}
     assert all(path.stat().st_size < 20_000 for path in mini.embedding_paths())
 
 
 def test_words_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(mini, "FOLDER", tmp_path)
-    with pytest.raises(OSError, match="embeddings/over.safetensors: this file of wadi-mini is missing"):
+    with pytest.raises(OSError, match="embeddings/left-of.safetensors: this file of wadi-mini is missing"):
         load_embeddings("mini")
 
 

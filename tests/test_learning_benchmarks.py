@@ -107,9 +107,9 @@ def test_scenes_have_the_relation_and_examples_are_of_other_things(ready: None) 
 
 def test_examples_are_what_the_trainer_reads(ready: None, place: Path, tmp_path: Path) -> None:
     over = tmp_path / "over"
-    assert inversion.main(["--examples", str(over), "--word", "<atop>"]) == 0
+    assert inversion.main(["--examples", str(over), "--relation", "over", "--word", "<atop>"]) == 0
     assert all("<atop>" in path.read_text() for path in over.glob("*.txt"))
-    assert inversion.main(["--examples", str(tmp_path / "left-of"), "--relation", "left-of"]) == 0
+    assert inversion.main(["--examples", str(tmp_path / "left-of")]) == 0
     config = invert_config(place, tmp_path, tokens=["<left-of>"])
     found = Examples.read(str(tmp_path / "left-of"), (), lambda caption: None)
     assert len(found) == 10 and all(config.tokens[0] in caption for caption in found.all_captions)
@@ -150,7 +150,7 @@ def test_figures_of_a_relation() -> None:
 
 
 def test_a_whole_run_on_a_learned_word(ready: None, place: Path, tmp_path: Path) -> None:
-    words = [*common(place, tmp_path), "--relation", "left-of", "--embedding", str(place / "left-of.safetensors")]
+    words = [*common(place, tmp_path), "--embedding", str(place / "left-of.safetensors")]
     assert inversion.main(words) == 0
     found = json.loads((tmp_path / "mini-inversion.json").read_text())
     assert set(found["sets"]) == {"real", "real, reversed"} | {

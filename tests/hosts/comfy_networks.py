@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from control_networks import random_controlnet
 from layout_networks import ldm_state
-from networks import random_lorad
 from torch import Tensor, nn
 
-from wadi_core import LoRaD, mini
-from wadi_core import base as bases
+from wadi_core import LoRaD
 from wadi_core.embeddings import Embedding
 from wadi_core.lorad import Metadata
 from wadi_core.lorad.checkpoint import write_safetensors
@@ -67,18 +64,6 @@ def pixart(seed: int = 0) -> nn.Module:
 
     torch.manual_seed(seed)
     return PixArtTransformer2DModel(**PIXART).eval().requires_grad_(False)
-
-
-def missing_of_mini(folder: Path) -> Path:
-    """Random files of what wadi-mini has not learned yet: a ControlNet, a word and a subject, to be laid over the pack's."""
-    base = bases.load(mini.FOLDER, torch.device("cpu"), torch.float32)
-    for name in (mini.EMBEDDINGS, mini.ADAPTERS):
-        (folder / name).mkdir(parents=True)
-    random_controlnet(base.unet).half().save_pretrained(folder / mini.CONTROL)
-    random_word("<over>", base.text_encoder.config.hidden_size).save(folder / mini.EMBEDDINGS / "over.safetensors")
-    style = random_lorad(base.unet, rank=2, seed=4, one_step=False)
-    style.save(folder / mini.ADAPTERS / "wadi-mini-sks-fox.safetensors")
-    return folder
 
 
 def random_word(token: str, width: int, vectors: int = 2) -> Embedding:

@@ -54,13 +54,8 @@ class Result:
     prompt_id: str = ""
 
 
-def lay_out(base: Path, mini: Path | None = None) -> None:
-    """Folders for a server, with the pack and the tests' probe in it.
-
-    Args:
-        base: an empty folder.
-        mini: a folder with weights of wadi-mini to be used in place of the pack's own.
-    """
+def lay_out(base: Path) -> None:
+    """Folders for a server in an empty folder, with the pack and the tests' probe in it."""
     for name in ("custom_nodes", "input", "output", "temp", "user", "models/checkpoints", "models/diffusion_models"):
         (base / name).mkdir(parents=True)
     for name in ("loras", "lorad", "vae", "controlnet", "embeddings"):
@@ -74,8 +69,6 @@ def lay_out(base: Path, mini: Path | None = None) -> None:
 
     shutil.copytree(ROOT, base / "custom_nodes" / PACK, ignore=other_rooms)
     shutil.copytree(PROBE, base / "custom_nodes" / "probe", ignore=compiled)
-    if mini is not None:
-        shutil.copytree(mini, base / "custom_nodes" / PACK / "wadi_core" / "mini", dirs_exist_ok=True)
 
 
 class ComfyServer(HostServer):

@@ -49,13 +49,11 @@ def comfyui_path() -> Path:
 
 @pytest.fixture(scope="session")
 def comfy_base(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The server's own folders with the pack in them; what wadi-mini lacks has random weights."""
-    import comfy_networks
+    """The server's own folders with the pack in them."""
     import comfy_server
 
-    mini = comfy_networks.missing_of_mini(tmp_path_factory.mktemp("mini") / "mini")
     base = tmp_path_factory.mktemp("comfyui")
-    comfy_server.lay_out(base, mini)
+    comfy_server.lay_out(base)
     return base
 
 

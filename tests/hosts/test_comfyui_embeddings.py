@@ -51,7 +51,7 @@ def drawn(comfy: ComfyServer, words: str, styles: tuple[float, ...] = (), first:
 
 def of_core(comfy: ComfyServer, words: str, lorad: Any = None) -> torch.Tensor:
     folder = folder_of(comfy)
-    word = folder / mini.EMBEDDINGS / "over.safetensors"
+    word = folder / mini.EMBEDDINGS / "left-of.safetensors"
     pipe = OneStepPipeline.from_pretrained(folder, lorad=lorad or folder / mini.LORAD, device="cpu", embeddings=word)
     return torch.stack([torch.from_numpy(np.array(image)) for image in pipe(words, seeds=SEEDS).images]).float()
 
@@ -73,7 +73,7 @@ def of_diffusers(folder: Path, words: str) -> torch.Tensor:
         text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder").float(), scheduler=DDIMScheduler(),
         tokenizer=CLIPTokenizer.from_pretrained(ROOT / "wadi_core/configs/tokenizer"), requires_safety_checker=False,
     )  # fmt: skip
-    pipe.load_textual_inversion(folder / mini.EMBEDDINGS / "over.safetensors")
+    pipe.load_textual_inversion(folder / mini.EMBEDDINGS / "left-of.safetensors")
     told, _ = pipe.encode_prompt(words, "cpu", len(SEEDS), False)
     z = torch.cat([torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in SEEDS])
     x0 = (z - (1 - 0.0047) ** 0.5 * unet(z, 999, encoder_hidden_states=told).sample) / 0.0047**0.5
@@ -82,18 +82,18 @@ def of_diffusers(folder: Path, words: str) -> torch.Tensor:
 
 
 def test_a_learned_word_gives_one_picture_everywhere(comfy: ComfyServer) -> None:
-    found = drawn(comfy, WORDS.format("embedding:over"))
-    assert farthest(found, of_core(comfy, WORDS.format("<over>"))) <= 1
-    assert farthest(found, of_diffusers(folder_of(comfy), WORDS.format("<over>"))) <= 1
+    found = drawn(comfy, WORDS.format("embedding:left-of"))
+    assert farthest(found, of_core(comfy, WORDS.format("<left-of>"))) <= 1
+    assert farthest(found, of_diffusers(folder_of(comfy), WORDS.format("<left-of>"))) <= 1
     assert farthest(found, drawn(comfy, WORDS.format("and"))) > 2  # and it is another one than without the word
 
 
 def test_a_users_own_word_comes_first(comfy: ComfyServer) -> None:
-    own = comfy.base / "models/embeddings/over.safetensors"
-    before = drawn(comfy, WORDS.format("embedding:over  "))
-    comfy_networks.random_word("<over>", 128, vectors=1).save(own)
+    own = comfy.base / "models/embeddings/left-of.safetensors"
+    before = drawn(comfy, WORDS.format("embedding:left-of  "))
+    comfy_networks.random_word("<left-of>", 128, vectors=1).save(own)
     try:
-        assert farthest(drawn(comfy, WORDS.format("embedding:over   ")), before) > 2
+        assert farthest(drawn(comfy, WORDS.format("embedding:left-of   ")), before) > 2
     finally:
         own.unlink()
 

@@ -1,8 +1,8 @@
 """Put trained parts where the package keeps wadi-mini, in float16.
 
 python -m trainer.mini.export --vae runs/mini-vae/vae --teacher runs/mini-teacher [--lorad runs/mini/one-step.safetensors]
-                              [--controlnet runs/mini-controlnet/controlnet] [--word runs/invert-mini/over.safetensors]
-                              [--subject runs/personal/lorad/sks-fox/sks-fox.safetensors]
+                              [--controlnet runs/mini-controlnet/controlnet] [--word runs/invert-mini/left-of.safetensors]
+                              [--adapter runs/left-of-lorad/left-of.safetensors]
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--lorad", type=Path, help="the one-step LoRaD file")
     parser.add_argument("--controlnet", type=Path, help="folder of the ControlNet")
     parser.add_argument("--word", type=Path, help="file of a learned word")
-    parser.add_argument("--subject", type=Path, help="LoRaD file of a learned subject")
+    parser.add_argument("--adapter", type=Path, help="a LoRaD file that was learned on it: a subject, or beside a word")
     parser.add_argument("--output", type=Path, default=mini.FOLDER)
     arguments = parser.parse_args()
     if arguments.vae:
@@ -77,7 +77,7 @@ def main() -> None:
         export_part(arguments.controlnet, "controlnet", arguments.output)
     if arguments.lorad:
         shutil.copyfile(arguments.lorad, arguments.output / mini.LORAD)
-    for file, folder, prefix in ((arguments.word, mini.EMBEDDINGS, ""), (arguments.subject, mini.ADAPTERS, "wadi-mini-")):
+    for file, folder, prefix in ((arguments.word, mini.EMBEDDINGS, ""), (arguments.adapter, mini.ADAPTERS, "wadi-mini-")):
         if file:
             (arguments.output / folder).mkdir(exist_ok=True)
             shutil.copyfile(file, arguments.output / folder / f"{prefix}{file.name}")

@@ -20,7 +20,7 @@ WEIGHTS = {
 }
 LORAD = "wadi-mini-one-step.safetensors"
 CONTROL = "controlnet-canny"
-EMBEDDINGS, ADAPTERS = "embeddings", "adapters"  # folders of what was learned on it: words, and a subject
+EMBEDDINGS, ADAPTERS = "embeddings", "adapters"  # folders of what was learned on it: words, and adapters
 
 
 def folder() -> Path:
@@ -59,7 +59,7 @@ def embedding_paths() -> list[Path]:
         OSError: there is none in this installation; one line.
     """
     found = sorted((FOLDER / EMBEDDINGS).glob("*.safetensors"))
-    return found or [_installed(f"{EMBEDDINGS}/over.safetensors")]
+    return found or [_installed(f"{EMBEDDINGS}/left-of.safetensors")]
 
 
 def state_dicts() -> dict[str, dict[str, Tensor]]:
