@@ -320,7 +320,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "real, own set": figures(feature_set(work, eye, own, asked, count), thing, OWN),
         }
         shown = {"the other set": to_pictures(other.images(sheet, range(SHEET_ROWS)))}
-        adapters = {NAMES[kind]: learned(options, emoji, thing, kind, ranks[kind]) for kind in NAMES}
+        adapters = {NAMES[kind]: learned(options, emoji, thing, kind, ranks[kind]) for kind in options.kinds}
         for who, how, lorad in (("teacher", many, None), ("student", {}, _student(options))):
             for name, path in {BARE: None, **adapters}.items():
                 with adapted(pipe, path, lorad) as parameters[name]:
@@ -380,6 +380,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--set", required=True, metavar="DIR", help="pictures of another emoji set")
     add("--learn", default="runs/personal", metavar="DIR", help="where adapters are learned (default: runs/personal)")
     add("--subjects", nargs="+", default=[], metavar="NAME", help=f"objects to learn (default: {SUBJECTS} by chance)")
+    add("--kinds", nargs="+", choices=NAMES, default=list(NAMES), help="of adapters to learn (default: both)")
     add("--rank", type=int, default=8, help="of the LoRaD; the LoRA has as many parameters (default: 8)")
     add("--count", type=int, default=60, help="pictures of each object in each way (default: 60)")
     report.add_options(parser)

@@ -12,7 +12,7 @@ from networks import make_networks, random_lorad
 
 from trainer import config as settings
 from trainer.lesson import STUDENT, TEACHER
-from trainer.lesson_schema import PersonalizeConfig
+from trainer.lesson_schema import InvertConfig, PersonalizeConfig
 from trainer.personalize import Personalization, personalize
 from wadi_core import LoRaD, OneStepPipeline
 from wadi_core.embeddings import Embedding
@@ -152,6 +152,9 @@ def test_what_is_wrong_is_said_in_one_line(place: Path, tmp_path: Path, changes:
 def test_settings_are_checked() -> None:
     for preset in ("mini", "sd15", "sd21"):
         assert settings.load(PersonalizeConfig, CONFIGS / f"personalize-{preset}.yaml").adapter == "lorad"
+    relation = settings.load(PersonalizeConfig, CONFIGS / "relation-mini.yaml")
+    word = settings.load(InvertConfig, CONFIGS / "invert-mini.yaml")
+    assert relation.embeddings == (f"{word.output}/{word.name}.safetensors",) and relation.pictures == word.pictures
     with pytest.raises(ValueError, match="class_prompts and prior_count go together"):
         settings.build(PersonalizeConfig, {"prior_count": 3})
 
