@@ -62,7 +62,8 @@ METHOD = {
     "place": f"that of the window ({WINDOW} of 128 pixels, edges at {STARTS} both ways) that looks most like an object",
     "true": f"share of pictures with both objects found, the first at least {WINDOWS_APART} windows before the second",
     "reversed": "the same with the first after the second",
-    "gain": "true with the word less true with the bare caption, of the same network and noise",
+    "placed, placed_reversed": "likewise, whether or not both are found among all objects: where each of the two is likeliest",
+    "gain": "true, or placed, with the word less that with the bare caption, of the same network and noise",
     "real": "real scenes with the relation, and with its reverse: how far the rule can be trusted",
 }
 
@@ -187,19 +188,25 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def figures(found: np.ndarray, axis: int = 0) -> dict[str, float]:
     """Shares of a set from rows of (both objects found, column and row of the first, column and row of the second)."""
-    both, first, second = found[:, 0] > 0, found[:, 1 + axis], found[:, 3 + axis]
+    both, apart = found[:, 0] > 0, found[:, 3 + axis] - found[:, 1 + axis]
+    before, after = apart >= WINDOWS_APART, apart <= -WINDOWS_APART
     return {
         "found": float(both.mean()),
-        "true": float((both & (second - first >= WINDOWS_APART)).mean()),
-        "reversed": float((both & (first - second >= WINDOWS_APART)).mean()),
+        "true": float((both & before).mean()),
+        "reversed": float((both & after).mean()),
+        "placed": float(before.mean()),
+        "placed_reversed": float(after.mean()),
     }
 
 
 def gains(sets: dict[str, dict[str, float]]) -> dict[str, float]:
     """What the word gains each of them, and the student's share of the teacher's gain, where the teacher has one."""
-    found = {f"{who}_gain": sets[f"{who}, token"]["true"] - sets[f"{who}, bare"]["true"] for who in ("teacher", "student")}
-    if found["teacher_gain"] > 0:
-        found["student_over_teacher_gain"] = found["student_gain"] / found["teacher_gain"]
+    found = {}
+    for figure in ("true", "placed"):
+        gain = {who: sets[f"{who}, token"][figure] - sets[f"{who}, bare"][figure] for who in ("teacher", "student")}
+        found |= {f"{who}_gain, {figure}": value for who, value in gain.items()}
+        if gain["teacher"] > 0:
+            found[f"student_over_teacher_gain, {figure}"] = gain["student"] / gain["teacher"]
     return found
 
 

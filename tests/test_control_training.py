@@ -223,12 +223,12 @@ def test_the_real_size_fits_into_the_package(tmp_path: Path) -> None:
 
 
 def test_what_was_learned_is_put_where_the_package_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("left-of", "sks-fox"):
+    for name in ("left-of", "sks-hibiscus"):
         (tmp_path / f"{name}.safetensors").write_bytes(name.encode())
-    words = ["--word", str(tmp_path / "left-of.safetensors"), "--adapter", str(tmp_path / "sks-fox.safetensors")]
+    words = ["--word", str(tmp_path / "left-of.safetensors"), "--adapter", str(tmp_path / "sks-hibiscus.safetensors")]
     package = tmp_path / "package"
     package.mkdir()
     monkeypatch.setattr("sys.argv", ["export", *words, "--output", str(package)])
     export.main()
     assert (package / mini.EMBEDDINGS / "left-of.safetensors").read_bytes() == b"left-of"
-    assert (package / mini.ADAPTERS / "wadi-mini-sks-fox.safetensors").read_bytes() == b"sks-fox"
+    assert (package / mini.ADAPTERS / "wadi-mini-sks-hibiscus.safetensors").read_bytes() == b"sks-hibiscus"

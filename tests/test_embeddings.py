@@ -222,7 +222,6 @@ def test_generate_takes_embeddings(
     assert capsys.readouterr().err == "wadi: error: none.safetensors: there is no such file\n"
 
 
-@pytest.mark.skipif(not (mini.FOLDER / mini.EMBEDDINGS).is_dir(), reason="wadi-mini's learned words are not there yet")
 def test_the_words_of_wadi_mini_are_small_and_fit_it() -> None:
     pipe = OneStepPipeline.from_pretrained(device="cpu", embeddings="mini")
     assert {one.token for one in pipe.vocabulary.learned} >= {"<left-of>"}

@@ -141,12 +141,18 @@ def test_places_are_those_of_the_windows() -> None:
 
 def test_figures_of_a_relation() -> None:
     rows = np.array([[1, 0, 3, 4, 1], [1, 4, 0, 0, 1], [1, 1, 0, 2, 4], [0, 0, 0, 4, 4]])
-    assert inversion.figures(rows) == {"found": 0.75, "true": 0.25, "reversed": 0.25}
-    assert inversion.figures(rows, axis=1) == {"found": 0.75, "true": 0.25, "reversed": 0.25}
-    shares = {"teacher, bare": 0.3, "teacher, token": 0.8, "student, bare": 0.3, "student, token": 0.7}
-    found = inversion.gains({name: {"true": share} for name, share in shares.items()})
-    assert found == {name: pytest.approx(value) for name, value in
-                     (("teacher_gain", 0.5), ("student_gain", 0.4), ("student_over_teacher_gain", 0.8))}  # fmt: skip
+    expected = {"found": 0.75, "true": 0.25, "reversed": 0.25, "placed": 0.5, "placed_reversed": 0.25}
+    assert inversion.figures(rows) == expected and inversion.figures(rows, axis=1) == expected
+    shares = {
+        "teacher, bare": (0.3, 0.4),
+        "teacher, token": (0.8, 0.6),
+        "student, bare": (0.3, 0.4),
+        "student, token": (0.7, 0.5),
+    }
+    found = inversion.gains({name: {"true": true, "placed": placed} for name, (true, placed) in shares.items()})
+    expected = {"teacher_gain, true": 0.5, "student_gain, true": 0.4, "student_over_teacher_gain, true": 0.8}
+    expected |= {"teacher_gain, placed": 0.2, "student_gain, placed": 0.1, "student_over_teacher_gain, placed": 0.5}
+    assert found == {name: pytest.approx(value) for name, value in expected.items()}
 
 
 def test_a_whole_run_on_a_learned_word(ready: None, place: Path, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def drawn(comfy: ComfyServer, words: str, styles: tuple[float, ...] = (), first:
     base = graph("WaDi_EmbeddedModel")
     chain: list[tuple[str, dict[str, Any]]] = [("WaDi_ApplyLoRaD", {"lorad": base[3], "strength": 1.0, "one_step": True})]
     for strength in styles:
-        name = "wadi-mini-sks-fox.safetensors"
+        name = "wadi-mini-sks-hibiscus.safetensors"
         chain.append(("WaDi_LoadLoRaD", {"lorad_name": name, "strength": strength, "one_step": True}))
     model = base
     for kind, settings in chain if first == "one-step" else reversed(chain):
@@ -100,7 +100,7 @@ def test_a_users_own_word_comes_first(comfy: ComfyServer) -> None:
 
 def test_rotations_add_up_in_any_order_each_at_its_own_strength(comfy: ComfyServer) -> None:
     folder = folder_of(comfy)
-    style = folder / mini.ADAPTERS / "wadi-mini-sks-fox.safetensors"
+    style = folder / mini.ADAPTERS / "wadi-mini-sks-hibiscus.safetensors"
     plain = WORDS.format("and")
     assert farthest(drawn(comfy, plain, (0.0,)), drawn(comfy, plain)) == 0
     for strengths in ((0.5,), (1.0, -0.4)):
