@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from wadi_core import LoRaD, OneStep, cli
+from wadi_core.mini import LORAD
 from wadi_core.pipeline import noise
 
 NODES = {
@@ -205,7 +206,7 @@ def test_the_loader_reports_in_one_line(comfy: ComfyServer, network: torch.nn.Mo
 
 
 def test_embedded_model_draws_what_command_line_and_diffusers_draw(comfy: ComfyServer, tmp_path: Path) -> None:
-    """The same noise, the same words: the same pictures within 1/255 of every pixel, here with random weights."""
+    """The same noise, the same words: the same pictures within 1/255 of every pixel."""
     words = "a red apple and a bicycle"
     graph = Graph()
     mini = graph("WaDi_EmbeddedModel")
@@ -219,7 +220,7 @@ def test_embedded_model_draws_what_command_line_and_diffusers_draw(comfy: ComfyS
     found = load_file(comfy.base / "output/mini.safetensors")["image"].mul(255).round()
 
     folder = comfy.base / "custom_nodes/wadi/wadi_core/mini"
-    lorad = folder / comfy_networks.mini.LORAD
+    lorad = folder / LORAD
     (tmp_path / "prompts.txt").write_text(f"{words}\n{words}\n")
     command = ["generate", "--base", str(folder), "--lorad", str(lorad), "--prompts", str(tmp_path / "prompts.txt")]
     assert cli.main([*command, "--seed", "7", "--device", "cpu", "-o", str(tmp_path / "drawn.png")]) == 0
