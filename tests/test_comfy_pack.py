@@ -73,7 +73,8 @@ def test_both_folders_are_looked_into(files: Any, models: Path) -> None:
     lorad.save(models / "loras/deep/ours-too.safetensors")
     save_file({"lora_unet_x.lora_up.weight": torch.zeros(2, 2)}, models / "loras/theirs.safetensors")
     (models / "loras/broken.safetensors").write_bytes(b"no")
-    assert files.names() == ["deep/ours-too.safetensors", "ours.safetensors"]
+    with_the_pack = ["wadi-mini-left-of.safetensors", "wadi-mini-sks-hibiscus.safetensors"]
+    assert files.names() == ["deep/ours-too.safetensors", "ours.safetensors", *with_the_pack]
     assert files.load("deep/ours-too.safetensors").rank == lorad.rank
 
 
