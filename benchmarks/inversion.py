@@ -19,7 +19,7 @@ import functools
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,14 @@ from benchmarks import report, ruler
 from benchmarks.places import STARTS, WINDOW, located
 from benchmarks.rough import Rough
 from benchmarks.sets import Generated, Real, Source, grain_seeds, images_of, measured
-from benchmarks.streams import Stream
+from benchmarks.streams import Stream, write_examples
 from trainer.efficientnet import load_lite
 from trainer.features import Eye
 from trainer.mini import scenes
 from trainer.watch import contact_sheet
 from wadi_core import OneStepPipeline, mini
 from wadi_core.embeddings import Embedding
-from wadi_core.files import atomic_write
-from wadi_core.pictures import save, to_pictures
+from wadi_core.pictures import to_pictures
 
 EXAMPLE_PAIRS, EXAMPLES_EACH = 5, 2
 APART = 40  # pixels between the centres of two objects that stand side by side, or one over the other
@@ -117,18 +116,6 @@ EXAMPLES = Related("inversion-examples", 730_000_000, examples=True)
 FIRST, SHEET_FIRST = 430_000_000, 630_000_000  # the same scenes and noise for bare captions and for the word
 
 
-def write_examples(folder: Path, word: str, axis: int = 0) -> int:
-    """Write the pictures to learn from, each with its caption; returns how many."""
-    folder.mkdir(parents=True, exist_ok=True)
-    count = EXAMPLE_PAIRS * EXAMPLES_EACH
-    for index in range(count):
-        plan = Related(EXAMPLES.name, EXAMPLES.first, examples=True, relation=word, axis=axis).scene(index)
-        save(scenes.draw(plan), folder / f"{index:02d}.png")
-        with atomic_write(folder / f"{index:02d}.txt") as file:
-            file.write(f"{plan.caption}\n".encode())
-    return count
-
-
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All figures, and the contact sheet written on the way.
 
@@ -159,9 +146,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     shown: dict[str, list[Any]] = {}
     for who, how in (("teacher", many), ("student", {})):
         one_step = [] if who == "teacher" else [options.lorad or mini.lorad_path()]
+        source = Generated(**one, **how, name=who)
         for what, relation, learned in (("bare", "and", []), ("token", word.token, options.adapters)):
             pipe.set_lorad([*one_step, *learned])
-            source = Generated(**one, **how, name=who)
             sets[f"{who}, {what}"] = looked_at(source, what, relation)
             stream = Related(f"sheet-inversion-{what}", SHEET_FIRST, relation=relation, axis=axis)
             shown[f"{who}, {what}"] = to_pictures(images_of(work, source, stream, SHEET_ROWS))
@@ -231,7 +218,9 @@ def main(words: Sequence[str] | None = None) -> int:
     def act() -> str:
         if options.examples:
             word, axis = options.word or f"<{options.relation}>", AXES[options.relation]
-            return f"{options.examples}: {write_examples(Path(options.examples), word, axis)} pictures\n"
+            stream = replace(EXAMPLES, relation=word, axis=axis)
+            write_examples(stream, EXAMPLE_PAIRS * EXAMPLES_EACH, Path(options.examples))
+            return f"{options.examples}: {EXAMPLE_PAIRS * EXAMPLES_EACH} pictures\n"
         found = measure(options)
         report.write_json(Path(options.output) / "mini-inversion.json", found)
         return report.table("inversion", found["sets"]) + "".join(f"{k}: {v:.3f}\n" for k, v in found["gains"].items())

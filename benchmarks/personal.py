@@ -34,7 +34,7 @@ from benchmarks import report
 from benchmarks.retrieval import Prototypes
 from benchmarks.rough import Rough
 from benchmarks.sets import Generated, feature_set, images_of
-from benchmarks.streams import Stream
+from benchmarks.streams import Stream, write_examples
 from trainer import config as settings
 from trainer.efficientnet import load_lite
 from trainer.features import Eye
@@ -46,10 +46,10 @@ from trainer.picture_files import fingerprint
 from trainer.watch import contact_sheet
 from wadi_core import OneStepPipeline, mini
 from wadi_core import base as bases
-from wadi_core.files import atomic_write, refusal
+from wadi_core.files import refusal
 from wadi_core.lorad.checkpoint import read_header, read_tensors
 from wadi_core.lorad.layers import adapter_key, linear_shapes, student_layers
-from wadi_core.pictures import save, to_pictures
+from wadi_core.pictures import to_pictures
 
 PRESET = Path(__file__).resolve().parents[1] / "trainer" / "configs" / "personalize-mini.yaml"
 EXAMPLES, SUBJECTS, WORD = 10, 4, "sks"
@@ -57,7 +57,7 @@ FEWEST = 30  # objects that both sets have
 CHOICE_SEED, EXAMPLE_SEED, FIRST, SHEET_FIRST, STUDY = 740_000_000, 741_000_000, 440_000_000, 640_000_000, 140_000_000
 SHEET_ROWS = 2  # of each subject
 SEEDS_EACH = 100_000  # between the scenes of two subjects
-# Learning rates for the preset's Muon: what is best for the kind in the ablation of the student.
+# Learning rates for the preset's Muon: the best that were tried for each kind of student.
 RATES = {"lorad": 1.5e-2, "lora": 6e-3}
 NAMES = {"lorad": "LoRaD", "lora": "LoRA"}
 BARE = "bare"
@@ -198,17 +198,6 @@ class Drawn:
         return to_tensor([scenes.draw(stream.scene(index), stamp_of=self.stamp_of) for index in rows])
 
 
-def write_examples(emoji: EmojiSet, thing: scenes.Thing, folder: Path) -> None:
-    """Write the pictures to learn an object from, each with its caption."""
-    folder.mkdir(parents=True, exist_ok=True)
-    stream = Called("personal-examples", EXAMPLE_SEED + SEEDS_EACH * thing.index, thing=thing)
-    for index in range(EXAMPLES):
-        plan = stream.scene(index)
-        save(scenes.draw(plan, stamp_of=emoji.stamp), folder / f"{index:02d}.png")
-        with atomic_write(folder / f"{index:02d}.txt") as file:
-            file.write(f"{plan.caption}\n".encode())
-
-
 def learned(options: argparse.Namespace, emoji: EmojiSet, thing: scenes.Thing, kind: str, rank: int) -> Path:
     """The adapter of an object, which is trained if it is not there yet; goes on where it was stopped.
 
@@ -224,7 +213,8 @@ def learned(options: argparse.Namespace, emoji: EmojiSet, thing: scenes.Thing, k
     # A run that was stopped has written its file too: the last step tells that it came to its end.
     last = output / f"step-{config.steps:08d}.pt"
     if not last.is_file():
-        write_examples(emoji, thing, examples)
+        stream = Called("personal-examples", EXAMPLE_SEED + SEEDS_EACH * thing.index, thing=thing)
+        write_examples(stream, EXAMPLES, examples, emoji.stamp)
         personalize(config)
     if not last.is_file():
         raise OSError(f"{output}: this run was stopped; the same command goes on with it")
@@ -277,12 +267,13 @@ def likeness(
     """
     study = Each("personal-study", STUDY, things=emoji.things)
     number = {thing.index: place for place, thing in enumerate(emoji.things)}
+    asked = [number[index] for (index,) in study.shown(range(options.study))]
     features, shown = [], []
     for place, drawn in enumerate(sets):
         rough = Rough(pipe, f"rough-{drawn.name}", not options.float32, drawn.stamp_of, drawn.digest)
         for source in (drawn, rough):
             features.append(feature_set(Path(options.work), eye, source, study, options.study))
-            shown += [(place * len(number) + number[index],) for (index,) in study.shown(range(options.study))]
+            shown += [(place * len(number) + index,) for index in asked]
     return Prototypes.fit(np.concatenate(features), shown, len(sets) * len(number))
 
 

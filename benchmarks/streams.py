@@ -5,10 +5,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from trainer.mini import scenes
+from wadi_core.files import atomic_write
+from wadi_core.pictures import save
 
 
 @functools.cache
@@ -65,6 +71,20 @@ class Stream:
     def recipe(self) -> dict[str, Any]:
         """All that decides the scenes, as plain values."""
         return {key: value for key, value in vars(self).items() if key != "name"} | {"drawing": drawing_digest()}
+
+
+def write_examples(stream: Stream, count: int, folder: Path, stamp_of: Callable[[str], Image.Image] | None = None) -> None:
+    """Write the first scenes of a stream as pictures to learn from, each with its caption beside it.
+
+    Args:
+        stamp_of: as :func:`scenes.draw` takes it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        plan = stream.scene(index)
+        save(scenes.draw(plan, stamp_of=stamp_of), folder / f"{index:02d}.png")
+        with atomic_write(folder / f"{index:02d}.txt") as file:
+            file.write(f"{plan.caption}\n".encode())
 
 
 def same_caption(plan: scenes.Scene, seed: int) -> scenes.Scene:
