@@ -126,6 +126,14 @@ def test_captions_may_say_a_learned_word(place: Path, tmp_path: Path) -> None:
     told = [run.condition(["a cat <R> a red wall", "a cat"]).text for run in (known, plain)]
     assert not torch.allclose(told[0][0], told[1][0]) and torch.equal(told[0][1], told[1][1])
     known.train_step()
+    # A run goes on with the same word wherever its file lies, and with no other one.
+    moved = word.rename(tmp_path / "moved.safetensors")
+    same = Personalization(personalize_config(place, tmp_path / "known", embeddings=[str(moved)]))
+    same.load_state(known.state())
+    Embedding("<R>", torch.ones(1, 32)).save(word)
+    other = Personalization(personalize_config(place, tmp_path / "known", embeddings=[str(word)]))
+    with pytest.raises(ValueError, match="holds a run with other learned words"):
+        other.load_state(known.state())
     with pytest.raises(OSError, match="none.safetensors: there is no such file"):
         Personalization(personalize_config(place, tmp_path / "none", embeddings=["none.safetensors"]))
 
@@ -157,6 +165,16 @@ def test_settings_are_checked() -> None:
     assert relation.embeddings == (f"{word.output}/{word.name}.safetensors",) and relation.pictures == word.pictures
     with pytest.raises(ValueError, match="class_prompts and prior_count go together"):
         settings.build(PersonalizeConfig, {"prior_count": 3})
+
+
+def test_a_run_from_before_a_setting_goes_on_with_its_default(place: Path, tmp_path: Path) -> None:
+    run = Personalization(personalize_config(place, tmp_path, lorad=""))
+    state = run.state()
+    del state["words"], state["settings"]["class_prompts"]
+    run.load_state(state)
+    state["settings"]["prior_count"] = 3
+    with pytest.raises(ValueError, match="prior_count=3, not 0"):
+        run.load_state(state)
 
 
 def test_a_folder_of_another_run_is_refused(place: Path, tmp_path: Path) -> None:

@@ -49,8 +49,7 @@ SHEET_SEED, SHEET_ROWS = 0, 4
 CDF_POINTS, NOISY_FROM = 1000, 900
 
 # Settings with which a run cannot go on if they change.
-FIXED = ("seed", "resolution", "prediction_type", "adapter", "rank", "tokens", "vectors", "embeddings", "class_prompts",
-         "prior_count")  # fmt: skip
+FIXED = ("seed", "resolution", "prediction_type", "adapter", "rank", "tokens", "vectors", "class_prompts", "prior_count")
 C = TypeVar("C", bound=LessonConfig)
 
 
@@ -115,6 +114,11 @@ class Lesson:
     def network(self) -> nn.Module:
         """The frozen network."""
         return self.model.network
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Hashes of the words that captions may say and that were learned before."""
+        return ()
 
     # What a kind of lesson fills in
 
@@ -263,6 +267,7 @@ class Lesson:
             "settings": dataclasses.asdict(self.config),
             "base_sha256": self.model.base_sha256,
             "examples": self.examples.digest,
+            "words": self.words,
             "learned": {name: parameter.detach().clone() for name, parameter in self.parameters.items()},
             "updater": self.updater.state(),
             "skipped": self.guard.state(),
@@ -281,7 +286,10 @@ class Lesson:
             raise ValueError(f"{self.output} holds a run on another base; choose another output folder")
         if state["examples"] != self.examples.digest:
             raise ValueError(f"{self.output} holds a run on other pictures or captions; choose another output folder")
-        before, now = state["settings"], dataclasses.asdict(self.config)
+        if tuple(state.get("words", ())) != self.words:
+            raise ValueError(f"{self.output} holds a run with other learned words; choose another output folder")
+        defaults = {field.name: field.default for field in dataclasses.fields(self.config)}
+        before, now = defaults | state["settings"], dataclasses.asdict(self.config)
         for name in FIXED:
             if before.get(name) != now.get(name):
                 held, wanted = before.get(name), now.get(name)

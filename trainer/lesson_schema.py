@@ -50,7 +50,6 @@ class LessonConfig:
     weight_decay: float = setting(0.0, "of AdamW", low=0)
     clip: float = same("clip")
     importance: float = setting(0.0, "0 draws timesteps evenly, 0.5 prefers large ones as ReVersion", "share", 0, 1)
-
     noisy_share: float = setting(0.0, "of the timesteps: from 900 to 999, where a one-step student is asked", "share", 0, 1)
     weight_cap: float = setting(1.0, "of the loss's weight 1 / alpha^2 there; 1 is no weight", low=1)
 

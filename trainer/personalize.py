@@ -65,6 +65,11 @@ class Personalization(Lesson):
         self.start = {path: lorad.factors[key] for key, path in lorad.matched(self.network).paths.items()}
         return list(self.start)
 
+    @property
+    def words(self) -> tuple[str, ...]:
+        known = self.model.pipeline.vocabulary.learned if isinstance(self.model, StableDiffusion) else ()
+        return tuple(word.sha256 for word in known)
+
     def attach(self) -> dict[str, nn.Parameter]:
         config = self.config
         if config.adapter == "lora":

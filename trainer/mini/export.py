@@ -2,7 +2,7 @@
 
 python -m trainer.mini.export --vae runs/mini-vae/vae --teacher runs/mini-teacher [--lorad runs/mini/one-step.safetensors]
                               [--controlnet runs/mini-controlnet/controlnet] [--word runs/invert-mini/left-of.safetensors]
-                              [--adapter runs/left-of-lorad/left-of.safetensors]
+                              [--adapter runs/relation-mini/left-of.safetensors]
 """
 
 from __future__ import annotations
