@@ -1,6 +1,6 @@
 """The paper's ablation on wadi-mini: what the student is (LoRaD, LoRA, DoRA, all weights) and its rank, at equal steps.
 
-    python benchmarks/ablation.py screen        learning rates: a run of each kind at each of three rates
+    python benchmarks/ablation.py screen        learning rates: a run of each kind at each of some rates
     python benchmarks/ablation.py run           every arm with three seeds, at the best rate of its kind
     python benchmarks/ablation.py page          docs/ablation.md and .png from what has been measured so far
 
@@ -63,7 +63,7 @@ RATES = {
     "lorad": (6e-3, 1.5e-2, 4e-2),
     "lora": (2.5e-3, 6e-3, 1.5e-2),
     "dora": (2.5e-3, 6e-3, 1.5e-2),
-    "full": (3e-4, 1e-3, 3e-3),
+    "full": (1e-4, 3e-4, 1e-3, 3e-3),
 }
 
 

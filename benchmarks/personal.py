@@ -62,7 +62,8 @@ RATES = {"lorad": 1.5e-2, "lora": 6e-3}
 NAMES = {"lorad": "LoRaD", "lora": "LoRA"}
 BARE = "bare"
 OWN, OTHER = 0, 1  # the two sets of drawings
-TARGETS = {"student_over_teacher_gain": 0.8}
+STRENGTHS = (1.0, 0.7, 0.4)  # of the one-step LoRaD beside what was learned
+TARGETS = {"over_teacher": 0.8}
 METHOD = {
     "subjects": f"objects that wadi-mini knows, as another set of emoji draws them; called by {WORD!r}, which no caption says",
     "examples": f"{EXAMPLES} scenes of each",
@@ -71,7 +72,9 @@ METHOD = {
     "in_style": "share of pictures whose likeliest object is of the other set",
     "object": "share of pictures whose likeliest object is the caption's, of either set",
     "both": "share of pictures whose likeliest object is the caption's of the other set",
+    "student at 0.7": "with the one-step LoRaD at this strength; what was learned stays at 1",
     "gain": "both with the adapter less both without it, of the same network, captions and noise",
+    "over_teacher": "a student's gain over the teacher's",
     "real": "real scenes of either set that the prototypes were not made from: how far they can be trusted",
 }
 
@@ -235,16 +238,15 @@ def equal_rank(network: torch.nn.Module, rank: int) -> tuple[int, int, int]:
 
 
 @contextmanager
-def adapted(pipe: OneStepPipeline, adapter: Path | None, lorad: Path | None) -> Iterator[int]:
-    """The pipeline with a one-step LoRaD and a personal LoRaD or LoRA, as far as they are given; how many parameters.
+def adapted(pipe: OneStepPipeline, adapter: Path | None, *lorad: tuple[Path, float]) -> Iterator[int]:
+    """The pipeline with a one-step LoRaD at some strength and a personal LoRaD or LoRA, as far as they are given.
 
-    Rotations first, then what a LoRA adds.
+    Rotations first, then what a LoRA adds. Gives how many parameters the personal one has.
     """
     tensors = {} if adapter is None else read_tensors(read_header(adapter))
     parameters = sum(tensor.numel() for name, tensor in tensors.items() if not name.endswith(".alpha"))
     plain = any(name.endswith(".lora_up.weight") for name in tensors)
-    stack = [path for path in (lorad, None if plain else adapter) if path is not None]
-    pipe.set_lorad(stack or None)
+    pipe.set_lorad([*lorad, *([] if plain or adapter is None else [adapter])] or None)
     kept = {}
     try:
         for path in student_layers(pipe.base.unet) if plain else ():
@@ -312,9 +314,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         }
         shown = {"the other set": to_pictures(other.images(sheet, range(SHEET_ROWS)))}
         adapters = {NAMES[kind]: learned(options, emoji, thing, kind, ranks[kind]) for kind in options.kinds}
-        for who, how, lorad in (("teacher", many, None), ("student", {}, _student(options))):
+        students = {student_at(strength): (strength, {}) for strength in options.strengths}
+        for who, (strength, how) in {"teacher": (0.0, many), **students}.items():
+            lorad = [(_student(options), strength)] if who != "teacher" else []
             for name, path in {BARE: None, **adapters}.items():
-                with adapted(pipe, path, lorad) as parameters[name]:
+                with adapted(pipe, path, *lorad) as parameters[name]:
                     source = Generated(**one, **how, name=f"{who}-{name}")
                     sets[f"{who}, {name}"] = figures(feature_set(work, eye, source, asked, count), thing)
                     shown[f"{who}, {name}"] = to_pictures(images_of(work, source, sheet, SHEET_ROWS))
@@ -349,18 +353,21 @@ def means(subjects: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str
     }
 
 
-def gains(sets: dict[str, dict[str, float]]) -> dict[str, float]:
-    """What each adapter gains teacher and student, and the student's share of the teacher's gain."""
-    found = {}
+def student_at(strength: float) -> str:
+    """What a student is called whose one-step LoRaD has this strength."""
+    return "student" if strength == 1 else f"student at {strength:g}"
+
+
+def gains(sets: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """What each adapter gains teacher and students, and the students' shares of the teacher's gain where it has one."""
+    found: dict[str, dict[str, float]] = {}
     for key in sets:
         who, _, name = key.partition(", ")
-        if who == "teacher" and name != BARE:
-            gain = {
-                which: sets[f"{which}, {name}"]["both"] - sets[f"{which}, {BARE}"]["both"] for which in ("teacher", "student")
-            }
-            found |= {f"{which}_gain, {name}": value for which, value in gain.items()}
-            if gain["teacher"] > 0:
-                found[f"student_over_teacher_gain, {name}"] = gain["student"] / gain["teacher"]
+        if f"{who}, {BARE}" in sets and name != BARE:
+            found[key] = {"gain": sets[key]["both"] - sets[f"{who}, {BARE}"]["both"]}
+            teacher = found[f"teacher, {name}"]["gain"]
+            if who != "teacher" and teacher > 0:
+                found[key]["over_teacher"] = found[key]["gain"] / teacher
     return found
 
 
@@ -373,6 +380,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--subjects", nargs="+", default=[], metavar="NAME", help=f"objects to learn (default: {SUBJECTS} by chance)")
     add("--kinds", nargs="+", choices=NAMES, default=list(NAMES), help="of adapters to learn (default: both)")
     add("--rank", type=int, default=8, help="of the LoRaD; the LoRA has as many parameters (default: 8)")
+    add("--strengths", nargs="+", type=float, default=STRENGTHS, metavar="S", help="of the one-step LoRaD (default: 1 0.7 0.4)")
     add("--count", type=int, default=60, help="pictures of each object in each way (default: 60)")
     report.add_options(parser)
     return parser
@@ -385,7 +393,7 @@ def main(words: Sequence[str] | None = None) -> int:
     def act() -> str:
         found = measure(options)
         report.write_json(Path(options.output) / "mini-personal.json", found)
-        return report.table("personal", found["sets"]) + "".join(f"{k}: {v:.3f}\n" for k, v in found["gains"].items())
+        return report.table("personal", found["sets"]) + report.table("gains", found["gains"])
 
     return report.ended("personal", options.debug, act)
 

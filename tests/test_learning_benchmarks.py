@@ -205,7 +205,7 @@ def test_a_lora_is_put_on_after_the_rotation_and_taken_off(place: Path) -> None:
     before = {name: tensor.clone() for name, tensor in pipe.base.unet.state_dict().items()}
     layers = student_layers(pipe.base.unet)
     weight = pipe.base.unet.get_submodule(layers[0]).weight
-    with personal.adapted(pipe, place / "lora.safetensors", place / "student.safetensors") as parameters:
+    with personal.adapted(pipe, place / "lora.safetensors", (place / "student.safetensors", 1.0)) as parameters:
         assert parameters == sum(2 * sum(pipe.base.unet.get_submodule(path).weight.shape) for path in layers)
         both = weight.clone()
     pipe.set_lorad(place / "student.safetensors")
@@ -218,11 +218,13 @@ def test_a_whole_run_on_subjects(
     ready: None, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(personal, "SUBJECTS", 2)
-    words = [*common(place, tmp_path), "--set", str(other_set(tmp_path / "set")), "--learn", str(tmp_path / "learn")]
+    words = [*common(place, tmp_path), "--strengths", "1", "0.5", "--learn", str(tmp_path / "learn")]
+    words += ["--set", str(other_set(tmp_path / "set"))]
     words += ["steps=2", "batch=2", "tensorboard=false", "sheet_steps=2"]
     assert personal.main(words) == 0
     found = json.loads((tmp_path / "mini-personal.json").read_text())
-    assert {f"{who}, {name}" for who in ("teacher", "student") for name in ("bare", "LoRaD", "LoRA")} < set(found["sets"])
+    whos = ("teacher", "student", "student at 0.5")
+    assert {f"{who}, {name}" for who in whos for name in ("bare", "LoRaD", "LoRA")} < set(found["sets"])
     assert set(found["subjects"]) == {thing.name for thing in personal.EmojiSet(tmp_path / "set").subjects()}
     lorad, lora = (found["settings"]["parameters"][name] for name in ("LoRaD", "LoRA"))
     assert abs(lora / lorad - 1) < 0.1 and str(tmp_path) not in json.dumps(found)
@@ -232,7 +234,7 @@ def test_a_whole_run_on_subjects(
     examples = sorted((tmp_path / "learn" / "examples").glob("*"))
     assert len(examples) == 2 and all(len(list(folder.glob("*.png"))) == 10 for folder in examples)
     with Image.open(tmp_path / "mini-personal.png") as sheet:
-        assert sheet.width == 190 + 7 * 132
+        assert sheet.width == 190 + 10 * 132
     # What has been learned is not learned again, and what was stopped is not taken for learned.
     monkeypatch.setattr(personal, "personalize", lambda config: pytest.fail("learned twice"))
     assert personal.main(words) == 0
@@ -244,9 +246,13 @@ def test_a_whole_run_on_subjects(
 
 
 def test_gains_of_adapters() -> None:
-    shares = {"teacher, bare": 0.1, "teacher, LoRaD": 0.9, "student, bare": 0.0, "student, LoRaD": 0.6}
+    shares = {"real": 1.0, "teacher, bare": 0.1, "teacher, LoRaD": 0.9, "student, bare": 0.0, "student, LoRaD": 0.4}
+    shares |= {"student at 0.7, bare": 0.1, "student at 0.7, LoRaD": 0.7}
     found = personal.gains({name: {"both": share} for name, share in shares.items()})
-    expected = {"teacher_gain, LoRaD": 0.8, "student_gain, LoRaD": 0.6, "student_over_teacher_gain, LoRaD": 0.75}
-    assert found == {name: pytest.approx(value) for name, value in expected.items()}
+    assert found == {
+        "teacher, LoRaD": {"gain": pytest.approx(0.8)},
+        "student, LoRaD": {"gain": pytest.approx(0.4), "over_teacher": pytest.approx(0.5)},
+        "student at 0.7, LoRaD": {"gain": pytest.approx(0.6), "over_teacher": pytest.approx(0.75)},
+    }
     subjects = [{"teacher, bare": {"both": share}} for share in (0.2, 0.4)]
     assert personal.means(subjects)["teacher, bare"]["both"] == pytest.approx(0.3)
