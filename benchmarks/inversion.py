@@ -52,7 +52,8 @@ RELATIONS = {
     "over": "the first object is over the second; captions of the training data say above, on top of, under",
 }
 SHEET_ROWS = 10
-TARGETS = {"student_over_teacher_gain": 0.8}
+STRENGTHS = (1.0, 0.8)  # of the one-step LoRaD
+TARGETS = {"true_over_teacher": 0.8}
 METHOD = {
     "examples": f"{EXAMPLE_PAIRS * EXAMPLES_EACH} scenes of {EXAMPLE_PAIRS} pairs, none of whose objects is measured",
     "bare": "captions A and B",
@@ -62,7 +63,9 @@ METHOD = {
     "true": f"share of pictures with both objects found, the first at least {WINDOWS_APART} windows before the second",
     "reversed": "the same with the first after the second",
     "placed, placed_reversed": "likewise, whether or not both are found among all objects: where each of the two is likeliest",
-    "gain": "true, or placed, with the word less that with the bare caption, of the same network and noise",
+    "student at 0.8": "with the one-step LoRaD at this strength; what was learned stays at 1",
+    "true_gain, placed_gain": "with the word less that with the bare caption, of the same network and noise",
+    "true_over_teacher, placed_over_teacher": "a student's gain over the teacher's",
     "real": "real scenes with the relation, and with its reverse: how far the rule can be trusted",
 }
 
@@ -144,19 +147,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     one = {"pipe": pipe, "batch": options.batch, "bfloat16": not options.float32}
     many = {"steps": options.steps, "guidance": options.guidance, "sampler": options.sampler}
     shown: dict[str, list[Any]] = {}
-    for who, how in (("teacher", many), ("student", {})):
-        one_step = [] if who == "teacher" else [options.lorad or mini.lorad_path()]
+    lorad = options.lorad or mini.lorad_path()
+    students = {report.student_at(strength): ([(lorad, strength)], {}) for strength in options.strengths}
+    for who, (one_step, how) in {"teacher": ([], many), **students}.items():
         source = Generated(**one, **how, name=who)
-        for what, relation, learned in (("bare", "and", []), ("token", word.token, options.adapters)):
+        for what, relation, learned in ((report.BARE, "and", []), ("token", word.token, options.adapters)):
             pipe.set_lorad([*one_step, *learned])
             sets[f"{who}, {what}"] = looked_at(source, what, relation)
             stream = Related(f"sheet-inversion-{what}", SHEET_FIRST, relation=relation, axis=axis)
             shown[f"{who}, {what}"] = to_pictures(images_of(work, source, stream, SHEET_ROWS))
     captions = stream.captions(range(SHEET_ROWS))
-    titles = {"teacher": f"teacher, {options.steps} steps", "student": "student, 1 step"}
-    heads = [f"{titles[who]}, {what}" for who, _, what in (name.partition(", ") for name in shown)]
     rows = list(zip(*shown.values(), strict=True))
-    report.write_picture(Path(options.output) / "mini-inversion.png", contact_sheet(rows, captions, heads))
+    report.write_picture(Path(options.output) / "mini-inversion.png", contact_sheet(rows, captions, list(shown)))
     return {
         **report.origin("inversion", options.words),
         "method": {"relation": RELATIONS[options.relation], **METHOD},
@@ -168,7 +170,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         },
         "seeds": {"examples": EXAMPLES.first, "pictures": FIRST, "sheet": SHEET_FIRST},
         "sets": sets,
-        "gains": gains(sets),
+        "gains": report.gains(sets, ["true", "placed"]),
         "targets": TARGETS,
     }
 
@@ -186,17 +188,6 @@ def figures(found: np.ndarray, axis: int = 0) -> dict[str, float]:
     }
 
 
-def gains(sets: dict[str, dict[str, float]]) -> dict[str, float]:
-    """What the word gains each of them, and the student's share of the teacher's gain, where the teacher has one."""
-    found = {}
-    for figure in ("true", "placed"):
-        gain = {who: sets[f"{who}, token"][figure] - sets[f"{who}, bare"][figure] for who in ("teacher", "student")}
-        found |= {f"{who}_gain, {figure}": value for who, value in gain.items()}
-        if gain["teacher"] > 0:
-            found[f"student_over_teacher_gain, {figure}"] = gain["student"] / gain["teacher"]
-    return found
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
@@ -205,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--word", help="that their captions say (default: the relation in angle brackets)")
     add("--embedding", metavar="FILE", help="the learned word (default: the one in the package)")
     add("--adapters", nargs="+", default=[], metavar="FILE", help="LoRaDs that were learned beside the word")
+    add("--strengths", nargs="+", type=float, default=STRENGTHS, metavar="S", help="of the one-step LoRaD (default: 1 0.8)")
     add("--count", type=int, default=500, help="pictures of each set (default: 500)")
     report.add_options(parser)
     return parser
@@ -223,7 +215,7 @@ def main(words: Sequence[str] | None = None) -> int:
             return f"{options.examples}: {EXAMPLE_PAIRS * EXAMPLES_EACH} pictures\n"
         found = measure(options)
         report.write_json(Path(options.output) / "mini-inversion.json", found)
-        return report.table("inversion", found["sets"]) + "".join(f"{k}: {v:.3f}\n" for k, v in found["gains"].items())
+        return report.table("inversion", found["sets"]) + report.table("gains", found["gains"])
 
     return report.ended("inversion", options.debug, act)
 

@@ -60,10 +60,9 @@ SEEDS_EACH = 100_000  # between the scenes of two subjects
 # Learning rates for the preset's Muon: the best that were tried for each kind of student.
 RATES = {"lorad": 1.5e-2, "lora": 6e-3}
 NAMES = {"lorad": "LoRaD", "lora": "LoRA"}
-BARE = "bare"
 OWN, OTHER = 0, 1  # the two sets of drawings
 STRENGTHS = (1.0, 0.7, 0.4)  # of the one-step LoRaD beside what was learned
-TARGETS = {"over_teacher": 0.8}
+TARGETS = {"both_over_teacher": 0.8}
 METHOD = {
     "subjects": f"objects that wadi-mini knows, as another set of emoji draws them; called by {WORD!r}, which no caption says",
     "examples": f"{EXAMPLES} scenes of each",
@@ -73,8 +72,8 @@ METHOD = {
     "object": "share of pictures whose likeliest object is the caption's, of either set",
     "both": "share of pictures whose likeliest object is the caption's of the other set",
     "student at 0.7": "with the one-step LoRaD at this strength; what was learned stays at 1",
-    "gain": "both with the adapter less both without it, of the same network, captions and noise",
-    "over_teacher": "a student's gain over the teacher's",
+    "both_gain": "both with the adapter less both without it, of the same network, captions and noise",
+    "both_over_teacher": "a student's gain over the teacher's",
     "real": "real scenes of either set that the prototypes were not made from: how far they can be trusted",
 }
 
@@ -314,10 +313,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         }
         shown = {"the other set": to_pictures(other.images(sheet, range(SHEET_ROWS)))}
         adapters = {NAMES[kind]: learned(options, emoji, thing, kind, ranks[kind]) for kind in options.kinds}
-        students = {student_at(strength): (strength, {}) for strength in options.strengths}
+        students = {report.student_at(strength): (strength, {}) for strength in options.strengths}
         for who, (strength, how) in {"teacher": (0.0, many), **students}.items():
             lorad = [(_student(options), strength)] if who != "teacher" else []
-            for name, path in {BARE: None, **adapters}.items():
+            for name, path in {report.BARE: None, **adapters}.items():
                 with adapted(pipe, path, *lorad) as parameters[name]:
                     source = Generated(**one, **how, name=f"{who}-{name}")
                     sets[f"{who}, {name}"] = figures(feature_set(work, eye, source, asked, count), thing)
@@ -333,14 +332,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "set": emoji.folder.name,
             "objects_in_both_sets": len(emoji.things),
             "ranks": {NAMES[kind]: rank for kind, rank in ranks.items()},
-            "parameters": {name: number for name, number in parameters.items() if name != BARE},
+            "parameters": {name: number for name, number in parameters.items() if name != report.BARE},
             "trainer": {"preset": PRESET.name, "rates": RATES, "words": options.settings},
             **report.how(options),
         },
         "seeds": {"choice": CHOICE_SEED, "examples": EXAMPLE_SEED, "study": STUDY, "pictures": FIRST, "sheet": SHEET_FIRST},
         "subjects": subjects,
         "sets": mean,
-        "gains": gains(mean),
+        "gains": report.gains(mean, ["both"]),
         "targets": TARGETS,
     }
 
@@ -351,24 +350,6 @@ def means(subjects: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str
         name: {figure: float(np.mean([sets[name][figure] for sets in subjects])) for figure in row}
         for name, row in subjects[0].items()
     }
-
-
-def student_at(strength: float) -> str:
-    """What a student is called whose one-step LoRaD has this strength."""
-    return "student" if strength == 1 else f"student at {strength:g}"
-
-
-def gains(sets: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    """What each adapter gains teacher and students, and the students' shares of the teacher's gain where it has one."""
-    found: dict[str, dict[str, float]] = {}
-    for key in sets:
-        who, _, name = key.partition(", ")
-        if f"{who}, {BARE}" in sets and name != BARE:
-            found[key] = {"gain": sets[key]["both"] - sets[f"{who}, {BARE}"]["both"]}
-            teacher = found[f"teacher, {name}"]["gain"]
-            if who != "teacher" and teacher > 0:
-                found[key]["over_teacher"] = found[key]["gain"] / teacher
-    return found
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -19,6 +19,8 @@ from PIL import Image
 from wadi_core import __version__
 from wadi_core.files import atomic_write, one_line
 
+BARE = "bare"  # a network without what was learned
+
 
 def origin(script: str, words: Sequence[str]) -> dict[str, Any]:
     """What made a report: the command line (of a path outside of this folder only the name), versions, machine."""
@@ -62,6 +64,32 @@ def table(title: str, rows: dict[str, dict[str, float]]) -> str:
         cells = (f"{row[figure]:.4g}" if figure in row else "" for figure in figures)
         lines.append(f"| {key} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def student_at(strength: float) -> str:
+    """What a student is called whose one-step LoRaD has this strength."""
+    return "student" if strength == 1 else f"student at {strength:g}"
+
+
+def gains(sets: dict[str, dict[str, float]], figures: Sequence[str]) -> dict[str, dict[str, float]]:
+    """What each set gains over the bare one of the same network, and a student's share of the teacher's gain if it has one.
+
+    Args:
+        sets: by "network, what", of which "bare" is one; the teacher's first.
+        figures: of a set.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for key, row in sets.items():
+        who, _, what = key.partition(", ")
+        bare = sets.get(f"{who}, {BARE}")
+        if bare is None or what == BARE:
+            continue
+        found[key] = gained = {f"{figure}_gain": row[figure] - bare[figure] for figure in figures}
+        teacher = found[f"teacher, {what}"]
+        if gained is not teacher:
+            shares = {figure: (gained[f"{figure}_gain"], teacher[f"{figure}_gain"]) for figure in figures}
+            gained |= {f"{figure}_over_teacher": ours / its for figure, (ours, its) in shares.items() if its > 0}
+    return found
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

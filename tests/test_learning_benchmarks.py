@@ -15,7 +15,7 @@ from lessons import invert_config
 from PIL import Image, ImageOps
 from test_control_benchmarks import TINY
 
-from benchmarks import inversion, personal, places, ruler
+from benchmarks import inversion, personal, places, report, ruler
 from benchmarks.retrieval import Prototypes
 from trainer.examples import Examples
 from trainer.mini import scenes
@@ -143,37 +143,27 @@ def test_figures_of_a_relation() -> None:
     rows = np.array([[1, 0, 3, 4, 1], [1, 4, 0, 0, 1], [1, 1, 0, 2, 4], [0, 0, 0, 4, 4]])
     expected = {"found": 0.75, "true": 0.25, "reversed": 0.25, "placed": 0.5, "placed_reversed": 0.25}
     assert inversion.figures(rows) == expected and inversion.figures(rows, axis=1) == expected
-    shares = {
-        "teacher, bare": (0.3, 0.4),
-        "teacher, token": (0.8, 0.6),
-        "student, bare": (0.3, 0.4),
-        "student, token": (0.7, 0.5),
-    }
-    found = inversion.gains({name: {"true": true, "placed": placed} for name, (true, placed) in shares.items()})
-    expected = {"teacher_gain, true": 0.5, "student_gain, true": 0.4, "student_over_teacher_gain, true": 0.8}
-    expected |= {"teacher_gain, placed": 0.2, "student_gain, placed": 0.1, "student_over_teacher_gain, placed": 0.5}
-    assert found == {name: pytest.approx(value) for name, value in expected.items()}
 
 
 def test_a_whole_run_on_a_learned_word(ready: None, place: Path, tmp_path: Path) -> None:
-    words = [*common(place, tmp_path), "--embedding", str(place / "left-of.safetensors")]
+    words = [*common(place, tmp_path), "--strengths", "1", "0.5", "--embedding", str(place / "left-of.safetensors")]
     assert inversion.main(words) == 0
     found = json.loads((tmp_path / "mini-inversion.json").read_text())
     assert set(found["sets"]) == {"real", "real, reversed"} | {
-        f"{who}, {what}" for who in ("teacher", "student") for what in ("bare", "token")
+        f"{who}, {what}" for who in ("teacher", "student", "student at 0.5") for what in ("bare", "token")
     }
     assert found["settings"]["relation"] == "left-of" and found["settings"]["word"]["token"] == "<left-of>"
     assert found["settings"]["adapters"] == []
     assert str(tmp_path) not in json.dumps(found)
     with Image.open(tmp_path / "mini-inversion.png") as sheet:
-        assert sheet.width == 190 + 4 * 132
+        assert sheet.width == 190 + 6 * 132
         before = np.array(sheet)
     # An adapter that was learned beside the word is on where the word is said, and nowhere else.
     assert inversion.main([*words, "--adapters", str(place / "style.safetensors")]) == 0
     with Image.open(tmp_path / "mini-inversion.png") as sheet:
         changed = [bool((np.array(sheet)[:, left : left + 132] != before[:, left : left + 132]).any())
-                   for left in range(190, 190 + 4 * 132, 132)]  # fmt: skip
-    assert changed == [False, True, False, True]
+                   for left in range(190, 190 + 6 * 132, 132)]  # fmt: skip
+    assert changed == [False, True] * 3
 
 
 def test_another_emoji_set_is_found_by_its_names(ready: None, tmp_path: Path) -> None:
@@ -245,14 +235,19 @@ def test_a_whole_run_on_subjects(
     assert "this run was stopped; the same command goes on with it" in capsys.readouterr().err
 
 
-def test_gains_of_adapters() -> None:
-    shares = {"real": 1.0, "teacher, bare": 0.1, "teacher, LoRaD": 0.9, "student, bare": 0.0, "student, LoRaD": 0.4}
-    shares |= {"student at 0.7, bare": 0.1, "student at 0.7, LoRaD": 0.7}
-    found = personal.gains({name: {"both": share} for name, share in shares.items()})
-    assert found == {
-        "teacher, LoRaD": {"gain": pytest.approx(0.8)},
-        "student, LoRaD": {"gain": pytest.approx(0.4), "over_teacher": pytest.approx(0.5)},
-        "student at 0.7, LoRaD": {"gain": pytest.approx(0.6), "over_teacher": pytest.approx(0.75)},
+def test_gains_are_over_the_same_network_and_shares_of_the_teachers() -> None:
+    shares = {"real": (1, 1), "teacher, bare": (0.1, 0.4), "teacher, LoRaD": (0.9, 0.3), "student, bare": (0, 0.4)}
+    shares |= {"student, LoRaD": (0.4, 0.5), "student at 0.7, bare": (0.1, 0.4), "student at 0.7, LoRaD": (0.7, 0.4)}
+    sets = {name: {"true": true, "placed": placed} for name, (true, placed) in shares.items()}
+    found = report.gains(sets, ["true", "placed"])
+    expected = {
+        "teacher, LoRaD": {"true_gain": 0.8, "placed_gain": -0.1},
+        "student, LoRaD": {"true_gain": 0.4, "placed_gain": 0.1, "true_over_teacher": 0.5},
+        "student at 0.7, LoRaD": {"true_gain": 0.6, "placed_gain": 0.0, "true_over_teacher": 0.75},
     }
+    assert found == {name: {key: pytest.approx(value) for key, value in row.items()} for name, row in expected.items()}
+
+
+def test_means_are_over_the_subjects() -> None:
     subjects = [{"teacher, bare": {"both": share}} for share in (0.2, 0.4)]
     assert personal.means(subjects)["teacher, bare"]["both"] == pytest.approx(0.3)
