@@ -38,22 +38,21 @@ from wadi_core import base as bases
 from wadi_core.control import ControlNet, Steered, Steering, load
 from wadi_core.pictures import to_pictures
 
-SOURCES = ("teacher", "teacher-control", "student", "student-control")
-TITLES = {
-    "teacher": "teacher, {} steps",
-    "teacher-control": "+ ControlNet",
-    "student": "student, 1 step",
-    "student-control": "+ ControlNet",
-}
 TOLERANCES = (1, 2)  # pixels
 FEATURES = 1280
 SHEET_ROWS = 10
-TARGETS = {"student_over_teacher_gain_f1": 0.85, "student_over_teacher_fd_above_floor": 1.3}
+STRENGTHS = (1.0, 0.7)  # of the one-step LoRaD
+CONTROL = "control"
+TARGETS = {"f1_over_teacher": 0.85, "fd_above_floor_over_teacher": 1.3}
 METHOD = {
     "control map": "canny (thresholds 100, 200) of the real scene whose caption the picture has",
     "captions": "tell no places; of scenes with two objects every other caption names only one of them",
     "f1_N": "edges of the picture against the map: an edge pixel is right if one of the other lies at most N pixels away",
-    "gain_f1_N": "f1_N with the ControlNet less f1_N without it",
+    "bare, control": "without and with the ControlNet",
+    "student at 0.7": "with the one-step LoRaD at this strength",
+    "f1_N_gain": "f1_N with the ControlNet less f1_N without it, of the same network",
+    "f1_N_over_teacher": "a student's gain over the teacher's",
+    "fd_above_floor_over_teacher": "with the ControlNet",
     "features, grain, fd, kid": "as in mini-quality.json",
     "fd_above_floor": "fd less the fd of two real sets of the same size",
 }
@@ -134,8 +133,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         agreements = found[:, FEATURES:].mean(0)
         sets[key] = figures | {f"f1_{n}": float(one) for n, one in zip(TOLERANCES, agreements, strict=True)}
         columns[key] = to_pictures(images_of(work, source, SHEET, SHEET_ROWS))
-    _write_sheet(Path(options.output) / "mini-control.png", columns, options.steps)
-    found = gains(sets)
+    _write_sheet(Path(options.output) / "mini-control.png", columns)
     return {
         **report.origin("control", options.words),
         "method": METHOD,
@@ -146,7 +144,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "seeds": {stream.name: stream.first for stream in (ruler.SINGLE, ruler.PAIR, REAL, OTHER, CAPTIONS, SHEET)},
         "real against real": floor,
         "sets": sets,
-        "gains": found,
+        "gains": gains(sets),
         "targets": TARGETS,
     }
 
@@ -158,43 +156,30 @@ def _sources(options: argparse.Namespace) -> Iterator[tuple[str, Generated]]:
     controlnet = load(options.controlnet, pipe.base, device, torch.float32)
     one = {"pipe": pipe, "batch": options.batch, "bfloat16": not options.float32}
     many = {"steps": options.steps, "guidance": options.guidance, "sampler": options.sampler}
-    steer = {"controlnet": controlnet, "scale": options.scale}
-    if "teacher" in options.only:
-        yield "teacher", Generated(**one, **many, name="teacher")
-    if "teacher-control" in options.only:
-        yield "teacher-control", Controlled(**one, **many, **steer, name="teacher-control")
-    if not {"student", "student-control"} & set(options.only):
-        return
-    pipe.set_lorad(options.lorad or mini.lorad_path())
-    if "student" in options.only:
-        yield "student", Generated(**one, name="student")
-    if "student-control" in options.only:
-        yield "student-control", Controlled(**one, **steer, name="student-control")
+    lorad = options.lorad or mini.lorad_path()
+    students = {report.student_at(strength): ((lorad, strength), {}) for strength in options.strengths}
+    for who, (one_step, how) in {"teacher": (None, many), **students}.items():
+        pipe.set_lorad(one_step)
+        yield f"{who}, {report.BARE}", Generated(**one, **how, name=who)
+        yield f"{who}, {CONTROL}", Controlled(**one, **how, name=f"{who}-{CONTROL}", controlnet=controlnet, scale=options.scale)
 
 
-def gains(sets: dict[str, dict[str, float]]) -> dict[str, float]:
-    """What control gains the teacher and the student, and the ratios that have a target, where both were measured."""
-    found = {}
-    for tolerance in TOLERANCES:
-        for who in ("teacher", "student"):
-            if {who, f"{who}-control"} <= set(sets):
-                gain = sets[f"{who}-control"][f"f1_{tolerance}"] - sets[who][f"f1_{tolerance}"]
-                found[f"{who}_gain_f1_{tolerance}"] = gain
-        if found.get(f"teacher_gain_f1_{tolerance}") and f"student_gain_f1_{tolerance}" in found:
-            ratio = found[f"student_gain_f1_{tolerance}"] / found[f"teacher_gain_f1_{tolerance}"]
-            found[f"student_over_teacher_gain_f1_{tolerance}"] = ratio
-    if {"teacher-control", "student-control"} <= set(sets):
-        student, teacher = (sets[f"{who}-control"]["fd_above_floor"] for who in ("student", "teacher"))
-        found["student_over_teacher_fd_above_floor"] = student / teacher
+def gains(sets: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """What control gains the teacher and the students, and the students' figures over the teacher's."""
+    found = report.gains(sets, [f"f1_{tolerance}" for tolerance in TOLERANCES])
+    teacher = sets[f"teacher, {CONTROL}"]["fd_above_floor"]
+    for key, row in found.items():
+        if not key.startswith("teacher"):
+            row["fd_above_floor_over_teacher"] = sets[key]["fd_above_floor"] / teacher
     return found
 
 
-def _write_sheet(path: Path, columns: dict[str, list[Any]], steps: int) -> None:
+def _write_sheet(path: Path, columns: dict[str, list[Any]]) -> None:
     rows = range(SHEET_ROWS)
     scene = [scenes.draw(SHEET.scene(index)) for index in rows]
     maps = to_pictures(control_maps(SHEET.maps(rows)) * 2 - 1)
     shown = [scene, maps, *columns.values()]
-    titles = ["scene", "its edges", *(TITLES[key].format(steps) for key in columns)]
+    titles = ["scene", "its edges", *columns]
     picture = contact_sheet([[column[row] for column in shown] for row in rows], SHEET.captions(rows), titles)
     report.write_picture(path, picture)
 
@@ -205,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--count", type=int, default=5000, help="pictures of each set (default: 5000)")
     add("--controlnet", default="mini", metavar="DIR", help="the ControlNet (default: the one in the package)")
     add("--scale", type=float, default=1.0, help="of what the ControlNet adds (default: 1)")
-    add("--only", nargs="+", choices=SOURCES, default=list(SOURCES), help="measure these alone")
+    add("--strengths", nargs="+", type=float, default=STRENGTHS, metavar="S", help="of the one-step LoRaD (default: 1 0.7)")
     report.add_options(parser)
     return parser
 
@@ -221,7 +206,7 @@ def main(words: Sequence[str] | None = None) -> int:
         found = measure(options)
         report.write_json(Path(options.output) / "mini-control.json", found)
         rows = {"real": found["real against real"], **found["sets"]}
-        return report.table("control", rows) + "".join(f"{name}: {value:.3f}\n" for name, value in found["gains"].items())
+        return report.table("control", rows) + report.table("gains", found["gains"])
 
     return report.ended("control", options.debug, act)
 

@@ -79,18 +79,12 @@ def test_gains() -> None:
     def figures(f1: float, fd: float) -> dict[str, float]:
         return {"f1_1": f1, "f1_2": f1 + 0.1, "fd_above_floor": fd}
 
-    found = control.gains(
-        {
-            "teacher": figures(0.2, 4.0),
-            "teacher-control": figures(0.7, 5.0),
-            "student": figures(0.25, 4.0),
-            "student-control": figures(0.65, 6.0),
-        }
-    )
-    assert found["teacher_gain_f1_1"] == pytest.approx(0.5) and found["student_gain_f1_2"] == pytest.approx(0.4)
-    assert found["student_over_teacher_gain_f1_1"] == pytest.approx(0.8)
-    assert found["student_over_teacher_fd_above_floor"] == pytest.approx(1.2)
-    assert control.gains({"student": figures(0.2, 1.0)}) == {}
+    sets = {"teacher, bare": figures(0.2, 4.0), "teacher, control": figures(0.7, 5.0)}
+    found = control.gains({**sets, "student, bare": figures(0.25, 4.0), "student, control": figures(0.65, 6.0)})
+    teacher, student = found["teacher, control"], found["student, control"]
+    assert teacher["f1_1_gain"] == pytest.approx(0.5) and student["f1_2_gain"] == pytest.approx(0.4)
+    assert student["f1_1_over_teacher"] == pytest.approx(0.8)
+    assert student["fd_above_floor_over_teacher"] == pytest.approx(1.2) and "fd_above_floor_over_teacher" not in teacher
 
 
 def test_a_whole_run_of_control(
@@ -103,15 +97,16 @@ def test_a_whole_run_of_control(
     written = (tmp_path / "out" / "mini-control.json").read_text()
     assert "NaN" not in written  # strict readers refuse it
     report = json.loads(written)
-    assert set(report["sets"]) == set(control.SOURCES)
+    whos = ("teacher", "student", "student at 0.7")
+    assert set(report["sets"]) == {f"{who}, {what}" for who in whos for what in ("bare", "control")}
     for figures in report["sets"].values():
         assert 0 <= figures["f1_1"] <= figures["f1_2"] <= 1
         assert figures["fd_above_floor"] == pytest.approx(figures["fd"] - report["real against real"]["fd"])
-    assert report["sets"]["student"] != report["sets"]["student-control"]
+    assert report["sets"]["student, bare"] != report["sets"]["student, control"]
     assert report["settings"]["control_scale"] == 0.5 and str(tmp_path) not in json.dumps(report)
     with Image.open(tmp_path / "out" / "mini-control.png") as sheet:
         assert sheet.width > 6 * 128
-    assert "| student-control |" in capsys.readouterr().out
+    assert "| student at 0.7, control |" in capsys.readouterr().out
     nothing_new(monkeypatch, control)
     assert control.main(words) == 0
     assert json.loads((tmp_path / "out" / "mini-control.json").read_text()) == report
