@@ -1,7 +1,7 @@
 """The accordion "WaDi" in txt2img and img2img, and what is done to a generation while it is on its way.
 
-Values for the API's ``alwayson_scripts``, in this order: enabled, name of the LoRaD, strength, and ``off``, ``shrink``
-or ``redilate`` for pictures larger than native.
+Values for the API's ``alwayson_scripts``, in this order: enabled, name of the LoRaD, strength, and ``off``,
+``redilate`` or ``shrink`` for pictures larger than native.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ SHEET_SEED, SIZE_STEP, CROP_SEED = 630_000_000, 1_000_000, 1 << 41
 METHOD = {
     "direct": "the large size, the network as it is",
     "upscaled": "half of the size, enlarged twofold (bicubic)",
-    "shrink, redilate": "wadi_core.highres, with the factors that generate --hires takes",
+    "redilate, shrink": "wadi_core.highres, with the factors that generate --hires takes",
     "fd_small": "Frechet distance of pictures scaled down twofold (area) to real scenes of that size",
     "fd_small_above_floor": "fd_small less that of two real sets of the same size",
     "kid_crop": "kernel distance of one random crop of native size a picture to such crops of real scenes of the large size",

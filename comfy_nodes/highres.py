@@ -85,8 +85,8 @@ class HighResolution(io.ComfyNode):
                     "method",
                     options=list(highres.METHODS),
                     default=highres.METHODS[0],
-                    tooltip="shrink: the inner levels work at the size that they know, which is faster. redilate: the "
-                    "convolutions reach further, as in ScaleCrafter.",
+                    tooltip="redilate: the convolutions reach further, as in ScaleCrafter. shrink: the inner levels work at "
+                    "the size that they know, which is faster.",
                 ),
                 io.Int.Input(
                     "native_size",

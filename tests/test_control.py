@@ -215,7 +215,7 @@ def test_absurd_sizes(sd15: Kit) -> None:
     assert "too large for this network: enlarging goes up to 256x256" in refused(pipe, "a", width=8192, height=64, hires=True)
     assert "must lie from 64 to 8192" in refused(pipe, "a", width=1 << 40)
     assert "divisible by 8" in refused(pipe, "a", height=100, hires=True)
-    assert "hires must be one of shrink, redilate, not widen" in refused(pipe, "a", hires="widen")
+    assert "hires must be one of redilate, shrink, not widen" in refused(pipe, "a", hires="widen")
 
 
 def test_what_is_no_controlnet_for_this_base(sd15: Kit, tmp_path: Path) -> None:

@@ -70,13 +70,13 @@ def test_larger_pictures(run: Run, place: Path, tmp_path: Path) -> None:
     status, _, error = run("-o", tmp_path / "direct.png", *size)
     assert status == 0 and error == "wadi: 128x96 is larger than the 64x64 of this network: try --hires\n"
     assert run("-o", tmp_path / "hires.png", *size, "--hires")[::2] == (0, "")
-    assert run("-o", tmp_path / "redilated.png", *size, "--hires-method", "redilate")[::2] == (0, "")
-    assert [pictures.read_settings(tmp_path / f"{name}.png").hires for name in ("direct", "hires", "redilated")] == [
+    assert run("-o", tmp_path / "shrunk.png", *size, "--hires-method", "shrink")[::2] == (0, "")
+    assert [pictures.read_settings(tmp_path / f"{name}.png").hires for name in ("direct", "hires", "shrunk")] == [
         None,
-        "shrink",
         "redilate",
+        "shrink",
     ]
-    assert len({Image.open(tmp_path / f"{name}.png").tobytes() for name in ("direct", "hires", "redilated")}) == 3
+    assert len({Image.open(tmp_path / f"{name}.png").tobytes() for name in ("direct", "hires", "shrunk")}) == 3
     status, _, error = run("-o", tmp_path / "native.png", "--hires")
     assert status == 0 and "--hires changes nothing: 64x64 is no larger than the 64x64" in error
 

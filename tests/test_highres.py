@@ -140,7 +140,7 @@ def test_dilations_grow_inwards() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (((2.0, 2.0), "widen"), "one of shrink, redilate, not widen"),
+        (((2.0, 2.0), "widen"), "one of redilate, shrink, not widen"),
         (((0.5, 2.0),), "factors from 1 to 4, not 0.5 and 2"),
         (((2.0, float("nan")),), "factors from 1 to 4"),
         (((2.0, 2.0), "shrink", 3), "levels of this network that can be enlarged are 1 to 2, not 3"),

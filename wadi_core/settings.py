@@ -16,7 +16,7 @@ VERSION = 1
 SAMPLER = "WaDi one-step"
 SIZE_STEP = 8  # pixels per latent
 DTYPES = ("float32", "bfloat16", "float16")
-HIRES = ("shrink", "redilate")
+HIRES = ("redilate", "shrink")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 

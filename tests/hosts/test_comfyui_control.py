@@ -25,7 +25,7 @@ from wadi_core.pipeline import noise
 
 NATIVE = 32  # pixels that the slice is said to know
 SCALE = 0.8
-METHODS = ("shrink", "redilate")
+METHODS = ("redilate", "shrink")
 SIZES = ((64, 64), (72, 104))  # width and height: twice as large, and by no whole number
 
 
