@@ -115,8 +115,8 @@ def test_it_goes_on_where_it_was_stopped(runs: Runs, tmp_path: Path, capsys: pyt
     assert (tmp_path / "docs" / "ablation.png").stat().st_size > 1000
     rates = page.split("## Learning rates")[1]
     assert "| full | " in rates and " diverged |" in rates
-    assert "| FD at a rate of | 0.0003 | 0.001 | 0.0025 | 0.003 | 0.006 | 0.015 | 0.04 |" in rates
-    assert "| lorad |  |  |  |  | **20.3** | 20.7 | 21.1 |" in rates
+    assert "| FD at a rate of | 0.0001 | 0.0003 | 0.001 | 0.0025 | 0.003 | 0.006 | 0.015 | 0.04 |" in rates
+    assert "| lorad |  |  |  |  |  | **20.3** | 20.7 | 21.1 |" in rates
     assert str(tmp_path) not in page
 
 
