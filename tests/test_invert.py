@@ -15,8 +15,9 @@ from PIL import Image
 
 from trainer import config as settings
 from trainer import script
+from trainer.draws import importance_timesteps
 from trainer.invert import Inversion, invert
-from trainer.lesson import STUDENT, TEACHER, importance_timesteps
+from trainer.lesson import STUDENT, TEACHER
 from trainer.lesson_schema import InvertConfig
 from trainer.models import call_unet
 from trainer.steering import PREPOSITIONS, content_words, drawn, steering_loss

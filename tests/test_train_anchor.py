@@ -51,7 +51,7 @@ def test_the_teacher_draws_as_diffusers_does(make: Callable[..., Distillation], 
         with torch.no_grad():
             predicted = run.roles.guided(TEACHER, x, t.expand(2), condition, run.null, 2.5)
         x = scheduler.step(predicted, t, x).prev_sample
-    found = teacher_pictures(run.roles, noising, z, condition, run.null, 2.5, steps)
+    found = teacher_pictures(lambda x, t: run.roles.guided(TEACHER, x, t, condition, run.null, 2.5), noising, z, steps)
     torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-4)  # the scheduler's noise levels are in float32
 
 

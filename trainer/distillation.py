@@ -26,7 +26,7 @@ from .optimise import Guard, Updater, all_finite, decay_left, make_optimizer, st
 from .placing import autocast_type, place, working_type
 from .processes import Processes
 from .prompts import Prompts
-from .roles import FAKE, STUDENT, Roles
+from .roles import FAKE, STUDENT, TEACHER, Roles
 from .schema import TrainConfig
 from .state import random_state, restore_random_state
 from .vsd import Noising, anchor_loss, fake_loss, generate, student_loss, teacher_pictures
@@ -256,9 +256,12 @@ class Distillation:
         chosen = slice(-numbers.start % config.anchor_every, None, config.anchor_every)
         if not len(z[chosen]):
             return x0.new_zeros(())
-        drawn = teacher_pictures(
-            self.roles, self.noising, z[chosen], condition[chosen], self.null, config.teacher_guidance, config.anchor_steps
-        )
+        told, scale = condition[chosen], config.teacher_guidance
+
+        def guided(x: Tensor, t: Tensor) -> Tensor:
+            return self.roles.guided(TEACHER, x, t, told, self.null, scale)
+
+        drawn = teacher_pictures(guided, self.noising, z[chosen], config.anchor_steps)
         return anchor_loss(x0[chosen], drawn, config.anchor_cells).sum() * config.anchor_every / len(z)
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 TIMESTEPS = 1000  # of the forward process
+NOISY_FROM = 900  # where there is little but noise, and a one-step student is asked
 
 # What the numbers of a sample are for; part of the key, so that no two purposes share any.
 STUDENT, FAKE = 1, 2
@@ -58,3 +59,16 @@ def draw(seed: int, purpose: int, numbers: Iterable[int], shape: tuple[int, ...]
     return Draw(
         torch.from_numpy(np.stack(z)), torch.from_numpy(np.stack(eps)), torch.tensor(t), torch.tensor(lot, dtype=torch.float64)
     )
+
+
+def importance_timesteps(lot: Tensor, share: float, noisy: float = 0.0) -> Tensor:
+    """Timesteps (n,) from numbers (n,) that are uniform in [0, 1): f(t) = (1 - share cos(pi t / T)) / T.
+
+    The relation of things is decided at large t (ReVersion, Huang et al., 2023; share 0.5 there). At share 0 they are
+    uniform. ``noisy`` of them are taken from the last tenth instead, evenly.
+    """
+    t = torch.arange(TIMESTEPS, dtype=torch.float64)
+    density = (1 - noisy) * (1 - share * torch.cos(torch.pi * (t + 0.5) / TIMESTEPS)) / TIMESTEPS
+    density += noisy * (t >= NOISY_FROM) / (TIMESTEPS - NOISY_FROM)
+    total = (density / density.sum()).cumsum(0)
+    return torch.searchsorted(total, lot.double(), right=True).clamp(max=TIMESTEPS - 1)

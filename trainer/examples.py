@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +70,7 @@ class Examples:
         """Each caption once."""
         return list(dict.fromkeys(caption for own in self.captions for caption in own))
 
-    def draw(self, seed: int, numbers: range) -> tuple[list[int], list[str]]:
+    def draw(self, seed: int, numbers: Iterable[int]) -> tuple[list[int], list[str]]:
         """Which picture each sample of a run is, all of them in turn, and which of its captions."""
         chosen, said = [], []
         for number in numbers:

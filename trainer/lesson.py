@@ -3,6 +3,9 @@
 The frozen network exists once. What is learned (a word, an adapter) is trained with the ordinary loss of the teacher,
 |eps - eps(x_t, t, c)|^2; a one-step LoRaD on the same network is switched on for the sheets alone. So what the student
 shows was never trained on it: it is plugged in unchanged.
+
+That carries over in part. With an anchor, as a distillation has it, the student with what is being learned is held to
+the picture that the teacher with it draws of the same noise. Its own LoRaD stays as it is.
 """
 
 from __future__ import annotations
@@ -32,9 +35,10 @@ from .lesson_schema import LessonConfig
 from .optimise import Guard, Updater, all_finite, make_optimizer, student_rate
 from .placing import autocast_type, place, working_type
 from .processes import Processes
+from .prompts import Shuffle
 from .session import Session
 from .state import FolderLock, random_state, restore_random_state
-from .vsd import Noising
+from .vsd import Noising, anchor_loss, teacher_pictures
 from .watch import contact_sheet
 
 if TYPE_CHECKING:
@@ -42,28 +46,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("wadi")
 
-LESSON, PRIOR = 3, 4  # purposes of random numbers; a distillation has others
+LESSON, PRIOR, ANCHOR = 3, 4, 5  # purposes of random numbers; a distillation has others
 ROLE, ONE_STEP = "lesson", "one-step"
 TEACHER, STUDENT = "teacher", "student"
 SHEET_SEED, SHEET_ROWS = 0, 4
-CDF_POINTS, NOISY_FROM = 1000, 900
 
 # Settings with which a run cannot go on if they change.
 FIXED = ("seed", "resolution", "prediction_type", "adapter", "rank", "tokens", "vectors", "class_prompts", "prior_count")
 C = TypeVar("C", bound=LessonConfig)
-
-
-def importance_timesteps(lot: Tensor, share: float, noisy: float = 0.0) -> Tensor:
-    """Timesteps (n,) from numbers (n,) that are uniform in [0, 1): f(t) = (1 - share cos(pi t / T)) / T.
-
-    The relation of things is decided at large t (ReVersion, Huang et al., 2023; share 0.5 there). At share 0 they are
-    uniform. ``noisy`` of them are taken from the last tenth instead, evenly.
-    """
-    t = torch.arange(CDF_POINTS, dtype=torch.float64)
-    density = (1 - noisy) * (1 - share * torch.cos(torch.pi * (t + 0.5) / CDF_POINTS)) / CDF_POINTS
-    density += noisy * (t >= NOISY_FROM) / (CDF_POINTS - NOISY_FROM)
-    total = (density / density.sum()).cumsum(0)
-    return torch.searchsorted(total, lot.double(), right=True).clamp(max=CDF_POINTS - 1)
 
 
 class Lesson:
@@ -175,11 +165,11 @@ class Lesson:
         # An error of eps is one of v times alpha: weighted by 1 / alpha^2, up to the cap, it counts as that of v does.
         return loss if velocity else loss * (1 / alpha.flatten() ** 2).clamp(max=self.config.weight_cap)
 
-    def draw(self, purpose: int, numbers: range) -> draws.Draw:
+    def draw(self, purpose: int, numbers: Sequence[int]) -> draws.Draw:
         """The random numbers of some samples, on the device."""
         drawn = draws.draw(self.config.seed, purpose, numbers, self.latent_shape, 0, draws.TIMESTEPS - 1)
         z, eps = (noise.to(self.device, self.dtype) for noise in (drawn.z, drawn.eps))
-        t = importance_timesteps(drawn.lot, self.config.importance, self.config.noisy_share)
+        t = draws.importance_timesteps(drawn.lot, self.config.importance, self.config.noisy_share)
         return draws.Draw(z, eps, t.to(self.device), drawn.lot)
 
     def loss(self, numbers: range) -> tuple[Tensor, dict[str, Tensor]]:
@@ -195,6 +185,40 @@ class Lesson:
         added, log = self.more_loss(captions, numbers)
         return shown + added, {"denoising": shown.detach(), **log}
 
+    def hold(self, numbers: range, calls: int) -> Tensor:
+        """Add the gradient of the student's distance to the teacher's pictures; returns that distance.
+
+        The samples are every ``anchor_every``-th of a call's, of which a step has so many.
+        """
+        config = self.config
+        chosen = [number for number in numbers if number % config.anchor_every == 0]
+        if not chosen:
+            return torch.zeros((), device=self.device)
+        drawn, captions = self.draw(ANCHOR, chosen), self.held_captions(chosen)
+        with torch.no_grad():
+            both = self.condition(captions).joined(self.condition([""]))
+
+        def guided(x: Tensor, t: Tensor) -> Tensor:
+            told, untold = self.predict(x.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+            return untold + config.anchor_guidance * (told - untold)
+
+        wanted = teacher_pictures(guided, self.noising, drawn.z, config.anchor_steps)
+        self.play(STUDENT)  # and backward with it: checkpointing computes the calls again
+        t = torch.full((len(chosen),), self.one_step.timestep, device=self.device)
+        x0 = self.one_step.x0(drawn.z, self.predict(drawn.z, t, self.condition(captions)))
+        loss = anchor_loss(x0, wanted, config.anchor_cells).sum() * config.anchor_every / len(numbers)
+        self.updater.backward(config.anchor_weight * loss / calls)
+        self.play(TEACHER)
+        return loss.detach()
+
+    def held_captions(self, numbers: Sequence[int]) -> list[str]:
+        """For which the student is held to the teacher: the captions of the pictures, or prompts in a shuffled order."""
+        seed, prompts = self.config.seed, self.config.anchor_prompts
+        if not prompts:
+            return self.examples.draw(seed, numbers)[1]
+        rounds = [divmod(number // self.config.anchor_every, len(prompts)) for number in numbers]
+        return [prompts[Shuffle(len(prompts), seed, ANCHOR, time)(place)] for time, place in rounds]
+
     def train_step(self) -> dict[str, float]:
         """One update; returns what to log."""
         config, logs = self.config, []
@@ -205,6 +229,8 @@ class Lesson:
         for call in calls:
             loss, log = self.loss(call)
             self.updater.backward(loss / len(calls))
+            if config.anchor_weight and self.step >= config.steps - (config.anchor_last or config.steps):
+                log["anchor"] = self.hold(call, len(calls))
             logs.append({"loss": loss.detach(), **log})
         values = {name: torch.stack([entry[name] for entry in logs]).mean() for name in logs[0]}
         values = self.processes.mean(values | {"norm": self.updater.clipped_norm()})

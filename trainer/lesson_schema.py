@@ -52,6 +52,14 @@ class LessonConfig:
     importance: float = setting(0.0, "0 draws timesteps evenly, 0.5 prefers large ones as ReVersion", "share", 0, 1)
     noisy_share: float = setting(0.0, "of the timesteps: from 900 to 999, where a one-step student is asked", "share", 0, 1)
     weight_cap: float = setting(1.0, "of the loss's weight 1 / alpha^2 there; 1 is no weight", low=1)
+    anchor_weight: float = setting(0.0, "hold the student to the picture that the teacher with what is learned draws of the "
+                                   "same noise; 0 does not", low=0)  # fmt: skip
+    anchor_last: int = setting(0, "for so many steps at the end of the run; 0 is all of it", "steps", 0)
+    anchor_every: int = same("anchor_every")
+    anchor_steps: int = same("anchor_steps")
+    anchor_guidance: float = setting(3.0, "classifier-free guidance of the teacher for such a picture", low=0)
+    anchor_cells: int = same("anchor_cells", 8)
+    anchor_prompts: tuple[str, ...] = setting((), "of these pictures; none takes captions of the pictures to learn from")
 
     device: str = same("device")
     precision: str = setting("bf16", "of the network calls", choices=_SHARED["precision"].metadata["meaning"].choices)
@@ -78,6 +86,8 @@ class LessonConfig:
 
     def __post_init__(self) -> None:
         check_together(self.resolution, self.precision, self.base_weights, self.compile)
+        if self.anchor_weight and not self.lorad:
+            raise ValueError("anchor_weight: the one-step LoRaD is missing that is held to the teacher: lorad=PATH")
         # ComfyUI takes what follows a bracket for the next word of a prompt.
         if any(sign in self.name for sign in "/\\<[ ") or not self.name.strip(". "):
             raise ValueError(f"name: a file name without folders, spaces and brackets is expected, not {self.name!r}")

@@ -15,6 +15,7 @@ is the regression of DMD (Yin et al., 2024), which prevents just this, on pictur
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -108,16 +109,18 @@ def student_loss(
 
 
 @torch.no_grad()
-def teacher_pictures(
-    roles: Roles, noising: Noising, z: Tensor, condition: Condition, null: Condition, guidance: float, steps: int
-) -> Tensor:
-    """x0 that the teacher draws of z (n, 4, h, w), in guided DDIM steps evenly spaced from t = T."""
+def teacher_pictures(guided: Callable[[Tensor, Tensor], Tensor], noising: Noising, z: Tensor, steps: int) -> Tensor:
+    """x0 that the teacher draws of z (n, 4, h, w), in DDIM steps evenly spaced from t = T.
+
+    Args:
+        guided: what it predicts for x (n, 4, h, w) and t (n,), by its guidance.
+    """
     last = len(noising.alphas_cumprod) - 1
     x, times = z, [last - round(step * (last + 1) / steps) for step in range(steps)]
     for now, following in pairwise([*times, None]):
         t = torch.full((len(z),), now, device=z.device)
         alpha, sigma = noising.alpha_sigma(t, z.dtype)
-        eps = noising.eps(roles.guided(TEACHER, x, t, condition, null, guidance), x, t)
+        eps = noising.eps(guided(x, t), x, t)
         x = (x - sigma * eps) / alpha
         if following is not None:
             x = noising.add_noise(x, eps, torch.full_like(t, following))
