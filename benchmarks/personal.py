@@ -61,7 +61,7 @@ SEEDS_EACH = 100_000  # between the scenes of two subjects
 RATES = {"lorad": 1.5e-2, "lora": 6e-3}
 NAMES = {"lorad": "LoRaD", "lora": "LoRA"}
 OWN, OTHER = 0, 1  # the two sets of drawings
-STRENGTHS = (1.0, 0.7, 0.4)  # of the one-step LoRaD beside what was learned
+STRENGTHS = (1.0, 0.7, 0.0)  # of the one-step LoRaD beside what was learned; at 0 it is the teacher in one step
 TARGETS = {"both_over_teacher": 0.8}
 METHOD = {
     "subjects": f"objects that wadi-mini knows, as another set of emoji draws them; called by {WORD!r}, which no caption says",
@@ -361,7 +361,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--subjects", nargs="+", default=[], metavar="NAME", help=f"objects to learn (default: {SUBJECTS} by chance)")
     add("--kinds", nargs="+", choices=NAMES, default=list(NAMES), help="of adapters to learn (default: both)")
     add("--rank", type=int, default=8, help="of the LoRaD; the LoRA has as many parameters (default: 8)")
-    add("--strengths", nargs="+", type=float, default=STRENGTHS, metavar="S", help="of the one-step LoRaD (default: 1 0.7 0.4)")
+    add("--strengths", nargs="+", type=float, default=STRENGTHS, metavar="S", help="of the one-step LoRaD (default: 1 0.7 0)")
     add("--count", type=int, default=60, help="pictures of each object in each way (default: 60)")
     report.add_options(parser)
     return parser
