@@ -5,11 +5,13 @@ Each takes some minutes and some 8 GB: ``python -m pytest -m full tests/test_les
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
 import torch
 from lessons import write_pictures
+from networks import random_lorad
 from test_train_full import CONFIGS, COUNTS, full_base
 
 from trainer import config as settings
@@ -17,13 +19,15 @@ from trainer.invert import Inversion, invert
 from trainer.lesson import LessonSession
 from trainer.lesson_schema import InvertConfig, PersonalizeConfig
 from trainer.personalize import personalize
-from wadi_core import LoRaD, OneStepPipeline
+from wadi_core import LoRaD, OneStepPipeline, configs
 from wadi_core.embeddings import Embedding
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["sd15", "sd21"])
 def test_three_steps_at_full_size(name: str, tmp_path: Path) -> None:
+    from diffusers import UNet2DConditionModel
+
     base, pictures = full_base(tmp_path / "base", name), write_pictures(tmp_path / "pictures")
     words = [f"base={base}", f"pictures={pictures}", "templates=[a cat <R> a wall]", "device=cpu", "batch=1"]
     words += ["micro_batch=0", "resolution=64", "save_every=1", "keep=1", "sheet_every=1000", "sheet_steps=1"]
@@ -44,8 +48,16 @@ def test_three_steps_at_full_size(name: str, tmp_path: Path) -> None:
     assert word.vectors.shape == (1, {"sd15": 768, "sd21": 1024}[name]) and not torch.equal(word.vectors, one)
     del run, frozen
 
+    # As its presets say it is done: the one-step student on the same base is held to the teacher.
+    student = tmp_path / "one-step.safetensors"
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(configs.read(base / "unet" / "config.json"))
+    random_lorad(unet, spread=0.01).save(student)
+    words += [f"lorad={student}", "anchor_weight=1", "anchor_every=1", "anchor_steps=2"]
     personalize(load(PersonalizeConfig, "personalize", 2))
     path = personalize(load(PersonalizeConfig, "personalize", 3))
+    *_, last = csv.DictReader((tmp_path / "personalize" / "losses.csv").read_text().splitlines())
+    assert float(last["anchor"]) > 0
     lorad = LoRaD.load(path)
     assert (len(lorad.factors), lorad.rank, lorad.one_step) == (COUNTS[name][1], 16, None)
     assert lorad.metadata.architecture == name and any(a.abs().max() > 0 for a, _ in lorad.factors.values())
