@@ -288,7 +288,9 @@ def report(options: argparse.Namespace, config: TrainConfig) -> dict[str, Any]:
             about = {"label": arm.label, "group": arm.group, "rank": arm.rank, "parameters": arm.parameters}
             means = {name: mean(found) for name, found in values.items()}
             spreads = {name: stdev(found) if len(found) > 1 else 0.0 for name, found in values.items()}
-            rows.append({**about, "seeds": len(figures), "mean": means, "spread": spreads})
+            # Other work on the machine, or a pause, makes a run longer and never shorter.
+            about |= {"seeds": len(figures), "shortest_seconds": min(values["seconds"])}
+            rows.append({**about, "mean": means, "spread": spreads})
     if not rows:
         raise FileNotFoundError(f"{options.work}: nothing has been measured yet: python benchmarks/ablation.py run")
     shown = {"steps": options.steps, "batch": config.batch, "count": options.count}
