@@ -203,11 +203,13 @@ class Lesson:
             return untold + config.anchor_guidance * (told - untold)
 
         wanted = teacher_pictures(guided, self.noising, drawn.z, config.anchor_steps)
+        self.forget()  # rotated weights of the teacher, before those of the student are made
         self.play(STUDENT)  # and backward with it: checkpointing computes the calls again
         t = torch.full((len(chosen),), self.one_step.timestep, device=self.device)
         x0 = self.one_step.x0(drawn.z, self.predict(drawn.z, t, self.condition(captions)))
         loss = anchor_loss(x0, wanted, config.anchor_cells).sum() * config.anchor_every / len(numbers)
         self.updater.backward(config.anchor_weight * loss / calls)
+        self.forget()
         self.play(TEACHER)
         return loss.detach()
 
