@@ -90,7 +90,9 @@ def write(report: dict[str, Any], folder: Path) -> None:
         OSError: they cannot be written.
     """
     adapters = [row for row in report["rows"] if row["group"] == "adapter"]
-    ranks = [row for row in report["rows"] if row["group"] == "rank"]
+    # The LoRaD that is compared with other adapters is one of the ranks as well.
+    ranks = [row for row in report["rows"] if row["group"] == "rank" or row["label"].startswith("LoRaD")]
+    ranks.sort(key=lambda row: row["rank"])
     folder.mkdir(parents=True, exist_ok=True)
     shown = report["settings"]
     words = " ".join(["", f"--count {shown['count']}", *report["words"]])
