@@ -285,7 +285,7 @@ def report(options: argparse.Namespace, config: TrainConfig) -> dict[str, Any]:
         figures = [json.loads(path.read_text(encoding="utf-8")) for path in kept if path.is_file()]
         if figures:
             values = {name: [row[name] for row in figures] for name in figures[0]}
-            about = {"label": arm.label, "group": arm.group, "rank": arm.rank, "parameters": arm.parameters}
+            about = {"label": arm.label, "kind": arm.kind, "group": arm.group, "rank": arm.rank, "parameters": arm.parameters}
             means = {name: mean(found) for name, found in values.items()}
             spreads = {name: stdev(found) if len(found) > 1 else 0.0 for name, found in values.items()}
             # Other work on the machine, or a pause, makes a run longer and never shorter.

@@ -91,8 +91,7 @@ def write(report: dict[str, Any], folder: Path) -> None:
     """
     adapters = [row for row in report["rows"] if row["group"] == "adapter"]
     # The LoRaD that is compared with other adapters is one of the ranks as well.
-    ranks = [row for row in report["rows"] if row["group"] == "rank" or row["label"].startswith("LoRaD")]
-    ranks.sort(key=lambda row: row["rank"])
+    ranks = sorted((row for row in report["rows"] if row["kind"] == "lorad"), key=lambda row: row["rank"])
     folder.mkdir(parents=True, exist_ok=True)
     shown = report["settings"]
     words = " ".join(["", f"--count {shown['count']}", *report["words"]])

@@ -352,7 +352,7 @@ class LessonSession(Session):
 
     def _show(self) -> None:
         run, step = self.run, self.run.step
-        self.table.plot(self.output / "losses.png", ("loss", "denoising"), run.config.name)
+        self.table.plot(self.output / "losses.png", ("loss", "denoising", "anchor"), run.config.name)
         sheet = self.sheet()
         pictures.save(sheet, self.output / f"sheet-{step:06d}.png")
         if self.events is not None:

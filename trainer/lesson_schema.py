@@ -34,7 +34,7 @@ class LessonConfig:
     resolution: int = same("resolution")
     pictures: str = setting("", "folder of pictures to learn from; a .txt beside a picture holds its captions, a line each")
     templates: tuple[str, ...] = setting((), "captions of the pictures that have none of their own")
-    lorad: str = setting("", "a one-step LoRaD, with which sheets show the student as well; mini is wadi-mini's")
+    lorad: str = setting("", "a one-step LoRaD: sheets show its student as well, anchor_weight holds it; mini is wadi-mini's")
     output: str = same("output", "runs/lesson")
     name: str = setting("lesson", "of the finished file, and its title")
     license: str = same("license")
