@@ -75,6 +75,34 @@ def test_only_what_is_learned_moves(place: Path, tmp_path: Path) -> None:
     assert moved and all(".lorad_" in name and name.endswith(".lesson") for name in moved)
 
 
+@pytest.mark.parametrize("weight", [1e-6, 1e4])
+def test_the_students_gradient_is_no_longer_than_the_teachers(place: Path, tmp_path: Path, weight: float) -> None:
+    """Both have their say, and AdamW no reason to go far at once."""
+    runs = [
+        Personalization(personalize_config(place, tmp_path / name, clip=1e9, **{**HELD, "anchor_weight": held}))
+        for name, held in (("plain", 0.0), ("held", weight))
+    ]
+    told, both = (step_gradient(run) for run in runs)
+    pull = gradients(runs[1], range(2))  # at the weights of the first step, which the spy did not let it take
+    pull = torch.cat([pull[name].flatten() for name in runs[1].parameters if name in pull])
+    assert (pull.norm() > told.norm()) == (weight > 1)
+    torch.testing.assert_close(both, told + pull * (told.norm() / pull.norm()).clamp(max=1), rtol=1e-3, atol=1e-6)
+
+
+def step_gradient(run: Lesson) -> Tensor:
+    """With which a step would update, which it does not do."""
+    found = []
+
+    def finish(take: bool) -> None:
+        found.extend(parameter.grad.flatten() for parameter in run.parameters.values() if parameter.grad is not None)
+        run.updater.optimizer.zero_grad(set_to_none=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.updater, "finish", finish)
+        run.train_step()
+    return torch.cat(found)
+
+
 @pytest.mark.parametrize("kind", ["word", "lora", "lorad"])
 def test_words_and_adapters_are_held(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     # Pictures of the same caption that stay, as a teacher's that has learned its lesson.

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lessons import difference, make_place, personalize_config, write_pictures
 from networks import make_networks, random_lorad
+from safetensors import safe_open
 
 from trainer import config as settings
 from trainer.lesson import STUDENT, TEACHER
@@ -17,6 +18,7 @@ from trainer.personalize import Personalization, personalize
 from wadi_core import LoRaD, OneStepPipeline
 from wadi_core.embeddings import Embedding
 from wadi_core.lorad.adapter import fuse
+from wadi_core.lorad.layers import student_layers
 from wadi_core.lorad.linear import attach, set_active
 from wadi_core.lorad.rotation import angles, rotate_
 
@@ -45,6 +47,21 @@ def test_a_lorad_is_an_ordinary_adapter(place: Path, tmp_path: Path) -> None:
     plain, before = pipe("a cat", seed=2).images[0], pipe.one_step
     pipe.set_lorad([place / "one-step.safetensors", (path, 4.0)])
     assert pipe.one_step == before and difference(pipe("a cat", seed=2).images[0], plain) > 0
+
+
+@pytest.mark.parametrize("adapter", ["lorad", "lora"])
+def test_only_some_layers_are_adapted(place: Path, tmp_path: Path, adapter: str) -> None:
+    run = Personalization(personalize_config(place, tmp_path, adapter=adapter, layers=["down_blocks*attn", "mid_block"]))
+    (picture,) = run.pictures(["a cat"], 3, STUDENT)
+    run.train_step()
+    (path,) = run.write(tmp_path, picture)
+    with safe_open(path, "pt") as file:
+        keys = {key.split(".")[0] for key in file.keys()}  # noqa: SIM118
+    every = student_layers(make_networks(place / "base")["unet"])
+    wanted = [path for path in every if path.startswith("mid_block") or path.startswith("down_blocks") and "attn" in path]
+    assert keys == {f"lora_unet_{path.replace('.', '_')}" for path in wanted}
+    with pytest.raises(ValueError, match="'up_block_' is in no layer's name; they begin with down_blocks, "):
+        Personalization(personalize_config(place, tmp_path / "none", adapter=adapter, layers=["mid_block", "up_block_"]))
 
 
 @pytest.mark.parametrize("adapter", ["lorad", "lora"])
@@ -181,6 +198,7 @@ def test_a_folder_of_another_run_is_refused(place: Path, tmp_path: Path) -> None
     personalize(personalize_config(place, tmp_path / "run", steps=1, lorad=""))
     for changes, message in (
         ({"rank": 3}, "rank=2, not 3"),
+        ({"layers": ["attn"]}, "another kind of run"),
         ({"adapter": "lora"}, "another kind of run"),
         ({"pictures": str(write_pictures(tmp_path / "others", 2))}, "on other pictures or captions"),
     ):

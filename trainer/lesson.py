@@ -231,10 +231,14 @@ class Lesson:
         for call in calls:
             loss, log = self.loss(call)
             self.updater.backward(loss / len(calls))
-            if config.anchor_weight and self.step >= config.steps - (config.anchor_last or config.steps):
-                log["anchor"] = self.hold(call, len(calls))
             logs.append({"loss": loss.detach(), **log})
         values = {name: torch.stack([entry[name] for entry in logs]).mean() for name in logs[0]}
+        if config.anchor_weight and self.step >= config.steps - (config.anchor_last or config.steps):
+            # The student's gradient is many times as long as the teacher's. AdamW, which measures its steps by those that
+            # went before, would go as many times too far where it sets in, and the teacher would have no say any more.
+            told = self.updater.aside()
+            values["anchor"] = torch.stack([self.hold(call, len(calls)) for call in calls]).mean()
+            self.updater.join(told)
         values = self.processes.mean(values | {"norm": self.updater.clipped_norm()})
         finite, scale = all_finite(list(values.values())), self.updater.scale
         self.updater.finish(finite)

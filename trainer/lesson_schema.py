@@ -123,6 +123,7 @@ class PersonalizeConfig(LessonConfig):
 
     adapter: str = setting("lorad", "what is trained: LoRaD, or LoRA (peft)", choices=("lorad", "lora"))
     rank: int = setting(16, "of the adapter", low=1)
+    layers: tuple[str, ...] = setting((), "parts of the names of those to adapt, such as down_blocks*attn1; none is all")
     rate: float = setting(1e-3, "learning rate", low=0)
     mirror: bool = setting(False, "show the pictures mirrored as well")
     embeddings: tuple[str, ...] = setting((), "files of learned words that captions say")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +119,23 @@ class Updater:
         """Add a loss's gradient."""
         self.scaler.scale(loss).backward()
 
+    def aside(self) -> list[Tensor | None]:
+        """Take away the gradient that has been added up so far."""
+        kept = [parameter.grad for parameter in self.parameters]
+        self.optimizer.zero_grad(set_to_none=True)
+        return kept
+
+    @torch.no_grad()
+    def join(self, kept: Sequence[Tensor | None]) -> None:
+        """Add a gradient that was taken away, after shortening what has been added up since to its length."""
+        since = [parameter.grad for parameter in self.parameters]
+        share = (length(kept) / length(since)).nan_to_num(nan=1.0).clamp(max=1.0)  # NaN: nothing, or what will be skipped
+        for parameter, grad in zip(self.parameters, kept, strict=True):
+            parts = [part for part in (parameter.grad, grad) if part is not None]
+            if parameter.grad is not None:
+                parts[0].mul_(share)
+            parameter.grad = sum(parts[1:], parts[0]) if parts else None
+
     def clipped_norm(self) -> Tensor:
         """Clip the gradient that has been added up; returns its norm before."""
         self.scaler.unscale_(self.optimizer)
@@ -139,6 +156,12 @@ class Updater:
         """Put back what :meth:`state` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+
+
+def length(grads: Iterable[Tensor | None]) -> Tensor:
+    """The norm of a gradient of several parameters, some of which may have none."""
+    norms = [torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in grads if grad is not None]
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
 
 def student_rate(rate: float, step: int, steps: int, warmup: int, decay_steps: int, head_start: int = 0) -> float:

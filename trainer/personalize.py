@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,7 @@ PRIOR_SEED = 1 << 40  # far from those of sheets
 
 
 class Personalization(Lesson):
-    """An adapter on the layers that the one-step student's takes, learned on the multi-step base."""
+    """An adapter on the layers that the one-step student's takes, or some of these, learned on the multi-step base."""
 
     config: PersonalizeConfig
 
@@ -57,7 +58,7 @@ class Personalization(Lesson):
             if not isinstance(self.model, StableDiffusion):
                 raise ValueError(f"embeddings: words are for CLIP's text encoder, which {architecture} has not")
             self.model.pipeline.set_embeddings(config.embeddings)
-        self.layers = student_layers(self.network, architecture)
+        self.layers = chosen_layers(student_layers(self.network, architecture), config.layers)
         if config.adapter == "lora":
             return []
         start = torch.Generator().manual_seed(config.seed)
@@ -150,6 +151,21 @@ class Personalization(Lesson):
         else:
             LoRA(lora_factors(self.adapter), {}, metadata).save(path)
         return [path]
+
+
+def chosen_layers(paths: Sequence[str], parts: Sequence[str]) -> list[str]:
+    """Those of some layers whose names hold one of the parts, in which * is anything; without parts all.
+
+    Raises:
+        ValueError: a part is in no name; one line.
+    """
+    found = {part: [path for path in paths if fnmatchcase(path, f"*{part}*")] for part in parts}
+    for part, those in found.items():
+        if not those:
+            begin = ", ".join(dict.fromkeys(path.partition(".")[0] for path in paths))
+            raise ValueError(f"layers: {part!r} is in no layer's name; they begin with {begin}")
+    wanted = set().union(*found.values())
+    return [path for path in paths if path in wanted or not parts]
 
 
 def joined(rows: Sequence[Condition]) -> Condition:
