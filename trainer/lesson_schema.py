@@ -53,7 +53,7 @@ class LessonConfig:
     noisy_share: float = setting(0.0, "of the timesteps: from 900 to 999, where a one-step student is asked", "share", 0, 1)
     weight_cap: float = setting(1.0, "of the loss's weight 1 / alpha^2 there; 1 is no weight", low=1)
     anchor_weight: float = setting(0.0, "hold the student to the picture that the teacher with what is learned draws of the "
-                                   "same noise; 0 does not", low=0)  # fmt: skip
+                                   "same noise, by no longer a gradient than the pictures'; 0 does not", low=0)  # fmt: skip
     anchor_last: int = setting(0, "for so many steps at the end of the run; 0 is all of it", "steps", 0)
     anchor_every: int = same("anchor_every")
     anchor_steps: int = same("anchor_steps")

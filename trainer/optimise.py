@@ -131,10 +131,10 @@ class Updater:
         since = [parameter.grad for parameter in self.parameters]
         share = (length(kept) / length(since)).nan_to_num(nan=1.0).clamp(max=1.0)  # NaN: nothing, or what will be skipped
         for parameter, grad in zip(self.parameters, kept, strict=True):
-            parts = [part for part in (parameter.grad, grad) if part is not None]
             if parameter.grad is not None:
-                parts[0].mul_(share)
-            parameter.grad = sum(parts[1:], parts[0]) if parts else None
+                parameter.grad.mul_(share)
+            if grad is not None:
+                parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
 
     def clipped_norm(self) -> Tensor:
         """Clip the gradient that has been added up; returns its norm before."""
