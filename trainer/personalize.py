@@ -159,13 +159,12 @@ def chosen_layers(paths: Sequence[str], parts: Sequence[str]) -> list[str]:
     Raises:
         ValueError: a part is in no name; one line.
     """
-    found = {part: [path for path in paths if fnmatchcase(path, f"*{part}*")] for part in parts}
+    found = {part: [path for path in paths if fnmatchcase(path, f"*{part}*")] for part in parts or ("",)}
     for part, those in found.items():
         if not those:
             begin = ", ".join(dict.fromkeys(path.partition(".")[0] for path in paths))
             raise ValueError(f"layers: {part!r} is in no layer's name; they begin with {begin}")
-    wanted = set().union(*found.values())
-    return [path for path in paths if path in wanted or not parts]
+    return [path for path in paths if any(path in those for those in found.values())]
 
 
 def joined(rows: Sequence[Condition]) -> Condition:
