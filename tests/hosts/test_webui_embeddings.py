@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 KINDS = [kind for kind in ("a1111", "forge") if os.environ.get(f"{kind.upper()}_PATH")]
 if not KINDS:
@@ -18,6 +19,7 @@ from comfy_networks import random_word  # noqa: E402
 from webui_models import Base, wide  # noqa: E402
 from webui_server import WebUI, lay_out  # noqa: E402
 
+from wadi_core.lorad import LoRaD  # noqa: E402
 from wadi_core.mini.export import export  # noqa: E402
 
 NAME = "wadi-left-of"  # of the file, by which these programs say the word
@@ -31,6 +33,10 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     data = tmp_path_factory.mktemp(kind)
     models = lay_out(kind, data)
     base = wide(models, tmp_path_factory.mktemp("base"))
+    style = LoRaD.load(base.adapters["style"])
+    some = {key: factors for key, factors in style.factors.items() if "_down_blocks_" in key}  # as layers=[down_blocks]
+    base.adapters["some-layers"] = base.adapters["style"].with_name("wide-some-layers.safetensors")
+    LoRaD(some, style.metadata).save(base.adapters["some-layers"], torch.float32)
     if kind == "a1111":  # which needs the settings beside the checkpoint
         export(models / "Stable-diffusion", base=base.folder, name=base.name)
     # Forge keeps embeddings where A1111 does, unless told otherwise.
@@ -59,10 +65,14 @@ def test_a_learned_word_gives_the_cores_picture(place: tuple[WebUI, Base, Path])
     assert farthest(found, without) > 2
 
 
-def test_rotations_add_up_in_any_order(place: tuple[WebUI, Base, Path]) -> None:
+@pytest.mark.parametrize("name", ["style", "some-layers"])
+def test_rotations_add_up_in_any_order(place: tuple[WebUI, Base, Path], name: str) -> None:
     webui, base, _ = place
-    tags = [f" <lora:{base.adapters[name].stem}:{strength}>" for name, strength in (("one-step", 1), ("style", 0.3))]
-    (expected,) = base.pictures("a fox", [3], [base.adapters["one-step"], (base.adapters["style"], 0.3)])
+    one_step, other = base.adapters["one-step"], base.adapters[name]
+    tags = [f" <lora:{one_step.stem}:1>", f" <lora:{other.stem}:0.3>"]
+    (expected,) = base.pictures("a fox", [3], [one_step, (other, 0.3)])
+    (alone,) = base.pictures("a fox", [3], one_step)
+    assert farthest(expected, alone) > 2
     for order in itertools.permutations(tags):
         (found,) = webui.draw("a fox" + "".join(order)).pictures
         assert farthest(found, expected) <= 2
