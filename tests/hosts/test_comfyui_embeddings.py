@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy_networks
 import numpy as np
+import pytest
 import torch
 from comfy_graph import Graph
 from comfy_server import ROOT, ComfyServer
@@ -17,6 +18,7 @@ from wadi_core import LoRaD, OneStepPipeline, mini
 
 SEEDS = (7, 8)
 WORDS = "a fox {} a red apple, on grass"
+ALL_LAYERS, SOME_LAYERS = (f"wadi-mini-{name}.safetensors" for name in ("sks-hibiscus", "left-of"))
 
 
 def folder_of(comfy: ComfyServer) -> Path:
@@ -24,19 +26,21 @@ def folder_of(comfy: ComfyServer) -> Path:
     return comfy.base / "custom_nodes/wadi/wadi_core/mini"
 
 
-def drawn(comfy: ComfyServer, words: str, styles: tuple[float, ...] = (), first: str = "one-step") -> torch.Tensor:
+def drawn(
+    comfy: ComfyServer, words: str, styles: tuple[float, ...] = (), first: str = "one-step", style: str = ALL_LAYERS
+) -> torch.Tensor:
     """Pictures (n, h, w, 3), 0 to 255, of the embedded model.
 
     Args:
-        styles: strengths of the style that comes with the pack, once for each.
+        styles: strengths of an adapter that comes with the pack, once for each.
         first: which LoRaD comes first.
+        style: the adapter's file.
     """
     graph = Graph()
     base = graph("WaDi_EmbeddedModel")
     chain: list[tuple[str, dict[str, Any]]] = [("WaDi_ApplyLoRaD", {"lorad": base[3], "strength": 1.0, "one_step": True})]
     for strength in styles:
-        name = "wadi-mini-sks-hibiscus.safetensors"
-        chain.append(("WaDi_LoadLoRaD", {"lorad_name": name, "strength": strength, "one_step": True}))
+        chain.append(("WaDi_LoadLoRaD", {"lorad_name": style, "strength": strength, "one_step": True}))
     model = base
     for kind, settings in chain if first == "one-step" else reversed(chain):
         model = graph(kind, model=model[0], **settings)
@@ -98,14 +102,15 @@ def test_a_users_own_word_comes_first(comfy: ComfyServer) -> None:
         own.unlink()
 
 
-def test_rotations_add_up_in_any_order_each_at_its_own_strength(comfy: ComfyServer) -> None:
-    folder = folder_of(comfy)
-    style = folder / mini.ADAPTERS / "wadi-mini-sks-hibiscus.safetensors"
-    plain = WORDS.format("and")
-    assert farthest(drawn(comfy, plain, (0.0,)), drawn(comfy, plain)) == 0
+@pytest.mark.parametrize("style", [ALL_LAYERS, SOME_LAYERS])
+def test_rotations_add_up_in_any_order_each_at_its_own_strength(comfy: ComfyServer, style: str) -> None:
+    folder, plain = folder_of(comfy), WORDS.format("and")
+    assert farthest(drawn(comfy, plain, (0.0,), style=style), drawn(comfy, plain)) == 0
     for strengths in ((0.5,), (1.0, -0.4)):
-        orders = [drawn(comfy, plain, tuple(order), first)
+        orders = [drawn(comfy, plain, tuple(order), first, style)
                   for order in itertools.permutations(strengths) for first in ("one-step", "style")]  # fmt: skip
-        expected = of_core(comfy, plain, [folder / mini.LORAD, *((style, strength) for strength in strengths)])
+        stack = [folder / mini.LORAD, *((folder / mini.ADAPTERS / style, strength) for strength in strengths)]
+        expected = of_core(comfy, plain, stack)
         assert max(farthest(found, expected) for found in orders) <= 1
-    assert farthest(drawn(comfy, plain, (1.0, -1.0)), drawn(comfy, plain)) <= 1  # what is turned there is turned back
+    back = drawn(comfy, plain, (1.0, -1.0), style=style)
+    assert farthest(back, drawn(comfy, plain)) <= 1  # what is turned there is turned back
