@@ -36,13 +36,13 @@ from benchmarks import ablation_page, ruler
 from benchmarks.mini_quality import DIVERSITY, GROUPS
 from benchmarks.rough import Rough
 from benchmarks.sets import Generated, Real, feature_set
-from trainer import config as settings
-from trainer.efficientnet import load_lite
-from trainer.estimate import empty_network, trained_parameters
-from trainer.features import Eye
-from trainer.optimise import Diverged
-from trainer.schema import TrainConfig
-from trainer.script import DIVERGED
+from trainer.distill.estimate import empty_network, trained_parameters
+from trainer.engine.optim import Diverged
+from trainer.evaluation.efficientnet import load_lite
+from trainer.evaluation.features import Eye
+from trainer.settings import fields as settings
+from trainer.settings.cli import DIVERGED
+from trainer.settings.distillation import TrainConfig
 from wadi_core import LoRaD, OneStepPipeline
 from wadi_core import base as bases
 from wadi_core.files import atomic_write, one_line

@@ -27,12 +27,12 @@ from torch import Tensor
 from benchmarks import report, ruler
 from benchmarks.sets import Generated, Real, Source, digest, grain_seeds, images_of, measured
 from benchmarks.streams import Stream
-from trainer.efficientnet import load_lite
-from trainer.features import Eye
+from trainer.engine.logs import contact_sheet
+from trainer.evaluation.efficientnet import load_lite
+from trainer.evaluation.features import Eye
 from trainer.mini import scenes
 from trainer.mini.controlnet import told_in_part
 from trainer.mini.edges import agreement, control_maps, edges
-from trainer.watch import contact_sheet
 from wadi_core import OneStepPipeline, mini
 from wadi_core import base as bases
 from wadi_core.control import ControlNet, Steered, Steering, load

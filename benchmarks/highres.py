@@ -32,11 +32,11 @@ from torch import Tensor
 from benchmarks import report, ruler
 from benchmarks.sets import Generated, Real, Source, grain_seeds, images_of, measured
 from benchmarks.streams import Stream
-from trainer.efficientnet import load_lite
-from trainer.features import GRAIN, Eye
+from trainer.engine.logs import contact_sheet
+from trainer.evaluation.efficientnet import load_lite
+from trainer.evaluation.features import GRAIN, Eye
 from trainer.mini import scenes
 from trainer.mini.vae import to_tensor
-from trainer.watch import contact_sheet
 from wadi_core import OneStepPipeline, highres, mini
 from wadi_core import base as bases
 from wadi_core.pictures import to_pictures

@@ -35,10 +35,10 @@ from benchmarks.places import STARTS, WINDOW, located
 from benchmarks.rough import Rough
 from benchmarks.sets import Generated, Real, Source, grain_seeds, images_of, measured
 from benchmarks.streams import Stream, write_examples
-from trainer.efficientnet import load_lite
-from trainer.features import Eye
+from trainer.engine.logs import contact_sheet
+from trainer.evaluation.efficientnet import load_lite
+from trainer.evaluation.features import Eye
 from trainer.mini import scenes
-from trainer.watch import contact_sheet
 from wadi_core import OneStepPipeline, mini
 from wadi_core.embeddings import Embedding
 from wadi_core.pictures import to_pictures

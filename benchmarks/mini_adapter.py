@@ -27,8 +27,8 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks import report
+from trainer.engine.logs import contact_sheet
 from trainer.mini.teacher import SHEET_CAPTIONS
-from trainer.watch import contact_sheet
 from wadi_core import LoRaD, OneStepPipeline, mini
 from wadi_core import base as bases
 from wadi_core.lorad.analysis import analyze, plot

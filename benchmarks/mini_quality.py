@@ -27,10 +27,10 @@ from benchmarks import report, ruler
 from benchmarks.rough import Rough
 from benchmarks.sets import Generated, Real, Reconstructed, Source, feature_set, images_of
 from benchmarks.streams import Stream
-from trainer.efficientnet import load_lite
-from trainer.features import Eye
-from trainer.placing import set_attention
-from trainer.watch import contact_sheet
+from trainer.engine.logs import contact_sheet
+from trainer.evaluation.efficientnet import load_lite
+from trainer.evaluation.features import Eye
+from trainer.models.placement import set_attention
 from wadi_core import OneStepPipeline, mini
 from wadi_core import base as bases
 from wadi_core.pictures import to_pictures

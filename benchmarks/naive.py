@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.adapters import Adapter, Factors
-from trainer.distillation import Distillation, first_factors
-from trainer.placing import autocast_type, place
-from trainer.roles import FAKE, STUDENT, Roles
+from trainer.distill.distillation import Distillation, first_factors
+from trainer.distill.roles import FAKE, STUDENT, Roles
+from trainer.models.adapters import Adapter, Factors
+from trainer.models.placement import autocast_type, place
 from wadi_core.lorad.linear import autocast_dtype
 from wadi_core.lorad.rotation import working_dtype
 

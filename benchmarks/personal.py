@@ -35,15 +35,15 @@ from benchmarks.retrieval import Prototypes
 from benchmarks.rough import Rough
 from benchmarks.sets import Generated, feature_set, images_of
 from benchmarks.streams import Stream, write_examples
-from trainer import config as settings
-from trainer.efficientnet import load_lite
-from trainer.features import Eye
-from trainer.lesson_schema import PersonalizeConfig
+from trainer.data.picture_files import fingerprint
+from trainer.engine.logs import contact_sheet
+from trainer.evaluation.efficientnet import load_lite
+from trainer.evaluation.features import Eye
 from trainer.mini import scenes
 from trainer.mini.vae import to_tensor
 from trainer.personalize import personalize
-from trainer.picture_files import fingerprint
-from trainer.watch import contact_sheet
+from trainer.settings import fields as settings
+from trainer.settings.finetuning import PersonalizeConfig
 from wadi_core import OneStepPipeline, mini
 from wadi_core import base as bases
 from wadi_core.files import refusal

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.features import Eye
+from trainer.evaluation.features import Eye
 
 from .retrieval import Prototypes
 

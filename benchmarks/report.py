@@ -94,7 +94,7 @@ def gains(sets: dict[str, dict[str, float]], figures: Sequence[str]) -> dict[str
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a benchmark that compares the teacher of wadi-mini with its student."""
-    from trainer.features import GRAIN
+    from trainer.evaluation.features import GRAIN
 
     from .sets import SAMPLERS
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.features import Eye
-from trainer.metrics import Projection, frechet, kid_figures, spread
+from trainer.evaluation.features import Eye
+from trainer.evaluation.metrics import Projection, frechet, kid_figures, spread
 from trainer.mini import scenes
 
 from .retrieval import Prototypes

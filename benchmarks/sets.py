@@ -1,4 +1,4 @@
-"""Sets of pictures, real and generated, and their features, each in a :class:`~trainer.store.Store`.
+"""Sets of pictures, real and generated, and their features, each in a :class:`~trainer.data.tensor_cache.Store`.
 
 What decides a set's pictures: weights, settings, seeds, what draws the scenes. Latents are kept beside the features:
 they are what takes time.
@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.features import Eye
+from trainer.data.tensor_cache import Store
+from trainer.evaluation.features import Eye
 from trainer.mini import scenes
 from trainer.mini.sampling import make_scheduler
 from trainer.mini.vae import to_tensor
-from trainer.store import Store
 from wadi_core.pipeline import OneStepPipeline, noise
 
 from .streams import Stream

@@ -43,8 +43,8 @@ if __name__ == "__main__":
 import torch
 
 from benchmarks.rounds import Target, peak_memory, place, ratio_table, summary, this_machine, use_all_cores, write
-from trainer import config as settings
-from trainer.schema import TrainConfig
+from trainer.settings import fields as settings
+from trainer.settings.distillation import TrainConfig
 from wadi_core import __version__, base, configs
 from wadi_core.files import atomic_write
 from wadi_core.lorad.checkpoint import write_safetensors
@@ -134,7 +134,7 @@ def measure(way: str, options: argparse.Namespace, folder: Path) -> dict[str, An
         ValueError: the naive way does not keep for backward what it says it keeps.
     """
     from benchmarks import naive
-    from trainer.roles import FAKE, STUDENT
+    from trainer.distill.roles import FAKE, STUDENT
 
     run = naive.kinds()[way](make_config(way, options, folder))
     found: dict[str, Any] = {
@@ -160,7 +160,7 @@ def measure(way: str, options: argparse.Namespace, folder: Path) -> dict[str, An
 def kept(run: Any, way: str) -> dict[str, int]:
     """What a layer of the student keeps for backward, checked where it is promised."""
     from benchmarks import naive
-    from trainer.roles import STUDENT
+    from trainer.distill.roles import STUDENT
 
     if way == "lora":
         return {}
@@ -174,7 +174,7 @@ def kept(run: Any, way: str) -> dict[str, int]:
 
 
 def student_paths(run: Any) -> list[str]:
-    from trainer.roles import STUDENT
+    from trainer.distill.roles import STUDENT
 
     return [name.removesuffix(".a") for name in run.roles.adapters[STUDENT].parameters if name.endswith(".a")]
 

@@ -9,8 +9,8 @@ from networks import make_networks, random_lorad
 from PIL import Image, ImageChops
 from training import small_base
 
-from trainer import config as settings
-from trainer.lesson_schema import InvertConfig, PersonalizeConfig
+from trainer.settings import fields as settings
+from trainer.settings.finetuning import InvertConfig, PersonalizeConfig
 
 CAPTIONS = ("a cat <R> a red wall", "a dog <R> a tree")
 

@@ -16,9 +16,9 @@ import torch
 
 from benchmarks import ablation, ablation_page
 from benchmarks.sets import Generated
-from trainer import config as settings
-from trainer.schema import TrainConfig
-from trainer.script import DIVERGED
+from trainer.settings import fields as settings
+from trainer.settings.cli import DIVERGED
+from trainer.settings.distillation import TrainConfig
 from wadi_core.lorad.checkpoint import write_safetensors
 
 

@@ -14,11 +14,13 @@ import torch
 from evaluation_kit import CPU, DUMMY, paint, read, run
 from PIL import Image
 
-from trainer import coco, evaluate, extractors, picture_files
-from trainer.condition import Condition
-from trainer.generators import ModelGenerator, make_sampler
-from trainer.judge import Reference, read_statistics, write_statistics
-from trainer.metrics import moments
+from trainer import evaluate
+from trainer.data import picture_files
+from trainer.evaluation import coco, extractors
+from trainer.evaluation.figures import Reference, read_statistics, write_statistics
+from trainer.evaluation.metrics import moments
+from trainer.models.condition import Condition
+from trainer.models.generators import ModelGenerator, make_sampler
 from wadi_core import pictures
 from wadi_core.schedule import OneStep
 

@@ -13,14 +13,14 @@ from lessons import CAPTIONS, difference, invert_config, make_place, write_pictu
 from networks import make_networks, random_lorad
 from PIL import Image
 
-from trainer import config as settings
-from trainer import script
-from trainer.draws import importance_timesteps
+from trainer.data.random_draws import importance_timesteps
+from trainer.finetune.finetuning import STUDENT, TEACHER
+from trainer.finetune.steering import PREPOSITIONS, content_words, drawn, steering_loss
 from trainer.invert import Inversion, invert
-from trainer.lesson import STUDENT, TEACHER
-from trainer.lesson_schema import InvertConfig
-from trainer.models import call_unet
-from trainer.steering import PREPOSITIONS, content_words, drawn, steering_loss
+from trainer.models.base_models import call_unet
+from trainer.settings import cli
+from trainer.settings import fields as settings
+from trainer.settings.finetuning import InvertConfig
 from wadi_core import OneStepPipeline, configs
 from wadi_core.embeddings import Embedding
 
@@ -244,9 +244,9 @@ def test_a_folder_of_another_run_is_refused(place: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize("preset", ["mini", "sd15", "sd21"])
 def test_presets_and_the_script(preset: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["invert.py", "--config", str(CONFIGS / f"invert-{preset}.yaml"), "--print-config"])
-    assert script.main("About.", InvertConfig, invert) == 0
+    assert cli.main("About.", InvertConfig, invert) == 0
     text = capsys.readouterr().out
     assert "steering: 0.01" in text and "importance: 0.5" in text
     monkeypatch.setattr(sys, "argv", ["invert.py", "--config", str(CONFIGS / f"invert-{preset}.yaml"), "pictures=/nothing"])
-    assert script.main("About.", InvertConfig, invert) == 1
+    assert cli.main("About.", InvertConfig, invert) == 1
     assert capsys.readouterr().err == "error: /nothing: there is no such folder of pictures\n"

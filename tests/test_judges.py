@@ -11,10 +11,11 @@ import torch
 from evaluation_kit import CPU, DUMMY, paint, read, run
 from PIL import Image
 
-from trainer import extractors, picture_files
-from trainer.clip_score import ClipScore
-from trainer.judge import Reference, judge
-from trainer.metrics import frechet, frechet_of_moments, moments, precision_recall
+from trainer.data import picture_files
+from trainer.evaluation import extractors
+from trainer.evaluation.clip_score import ClipScore
+from trainer.evaluation.figures import Reference, judge
+from trainer.evaluation.metrics import frechet, frechet_of_moments, moments, precision_recall
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from test_control_benchmarks import TINY
 
 from benchmarks import inversion, personal, places, report, ruler
 from benchmarks.retrieval import Prototypes
-from trainer.examples import Examples
+from trainer.finetune.examples import Examples
 from trainer.mini import scenes
 from trainer.mini.vae import to_tensor
 from wadi_core import OneStepPipeline

@@ -10,11 +10,11 @@ from lessons import invert_config, make_place, personalize_config
 from networks import make_networks
 from torch import Tensor
 
-from trainer import lesson
+from trainer.distill.vsd import anchor_loss
+from trainer.finetune import finetuning
+from trainer.finetune.finetuning import ANCHOR, ONE_STEP, Lesson
 from trainer.invert import Inversion
-from trainer.lesson import ANCHOR, ONE_STEP, Lesson
 from trainer.personalize import Personalization, personalize
-from trainer.vsd import anchor_loss
 from wadi_core import LoRaD
 from wadi_core.lorad.linear import attach, set_active
 
@@ -106,7 +106,7 @@ def step_gradient(run: Lesson) -> Tensor:
 @pytest.mark.parametrize("kind", ["word", "lora", "lorad"])
 def test_words_and_adapters_are_held(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     # Pictures of the same caption that stay, as a teacher's that has learned its lesson.
-    monkeypatch.setattr(lesson, "teacher_pictures", lambda guided, noising, z, steps: torch.full_like(z, 0.5))
+    monkeypatch.setattr(finetuning, "teacher_pictures", lambda guided, noising, z, steps: torch.full_like(z, 0.5))
     alone = {**HELD, "anchor_weight": 1e4, "rate": 5e-3 if kind == "word" else 3e-2, "batch": 8}
     if kind == "word":
         run: Lesson = Inversion(invert_config(place, tmp_path, steering=0.0, **alone))

@@ -14,11 +14,11 @@ from lessons import write_pictures
 from networks import random_lorad
 from test_train_full import CONFIGS, COUNTS, full_base
 
-from trainer import config as settings
+from trainer.finetune.finetuning import LessonSession
 from trainer.invert import Inversion, invert
-from trainer.lesson import LessonSession
-from trainer.lesson_schema import InvertConfig, PersonalizeConfig
 from trainer.personalize import personalize
+from trainer.settings import fields as settings
+from trainer.settings.finetuning import InvertConfig, PersonalizeConfig
 from wadi_core import LoRaD, OneStepPipeline, configs
 from wadi_core.embeddings import Embedding
 

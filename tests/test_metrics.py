@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from benchmarks.retrieval import Prototypes
-from trainer.efficientnet import Lite, load_lite
-from trainer.features import Eye, enlarge
-from trainer.metrics import Projection, frechet, kid, kid_figures, spread
+from trainer.evaluation.efficientnet import Lite, load_lite
+from trainer.evaluation.features import Eye, enlarge
+from trainer.evaluation.metrics import Projection, frechet, kid, kid_figures, spread
 
 
 def exactly(rng: np.random.Generator, mean: np.ndarray, root: np.ndarray, count: int = 200) -> np.ndarray:

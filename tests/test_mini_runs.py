@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
+from trainer.engine.checkpoints import Checkpoints
 from trainer.mini import decoder, export, latents, scenes, teacher, vae, words
-from trainer.state import Checkpoints
 from wadi_core import configs, mini
 
 

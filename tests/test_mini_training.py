@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from trainer.engine.muon import MuonWithAdamW, orthogonalize
 from trainer.mini import scenes
 from trainer.mini.denoising import draw_timesteps
 from trainer.mini.init import CentredSteps, freeze_samplers, skip_copying, start_as_block_means
@@ -19,7 +20,6 @@ from trainer.mini.teacher import TeacherConfig, make_unet
 from trainer.mini.vae import make_vae, reconstruction_loss
 from trainer.mini.widen import widen
 from trainer.mini.words import WORDS, facts, looks
-from trainer.muon import MuonWithAdamW, orthogonalize
 
 
 def test_there_are_enough_different_things() -> None:

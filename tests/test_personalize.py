@@ -10,10 +10,10 @@ import torch
 from lessons import difference, make_place, personalize_config, write_pictures
 from networks import make_networks, random_lorad
 
-from trainer import config as settings
-from trainer.lesson import STUDENT, TEACHER
-from trainer.lesson_schema import InvertConfig, PersonalizeConfig
+from trainer.finetune.finetuning import STUDENT, TEACHER
 from trainer.personalize import Personalization, personalize
+from trainer.settings import fields as settings
+from trainer.settings.finetuning import InvertConfig, PersonalizeConfig
 from wadi_core import LoRaD, OneStepPipeline
 from wadi_core.embeddings import Embedding
 from wadi_core.lorad.adapter import fuse

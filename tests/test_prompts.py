@@ -14,11 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer import starter
-from trainer.embeddings import EmbeddingCache
-from trainer.prompt_files import read_prompts, without_midjourney_settings
-from trainer.prompt_table import PromptTable, cache_folder
-from trainer.prompts import Prompts, Shuffle, uniform64
+from trainer.data import starter
+from trainer.data.prompt_files import read_prompts, without_midjourney_settings
+from trainer.data.prompt_table import PromptTable, cache_folder
+from trainer.data.prompts import Prompts, Shuffle, uniform64
+from trainer.distill.embedding_cache import EmbeddingCache
 from wadi_core import configs
 
 ROOT = Path(__file__).parents[1]
@@ -315,7 +315,7 @@ def test_articles() -> None:
 
 
 def test_words_that_do_not_suffice_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainer.starter_words import Kind
+    from trainer.data.starter_words import Kind
 
     monkeypatch.setattr(starter, "KINDS", (Kind("few", 3, "a {thing}", {"thing": "cup; jug"}),))
     with pytest.raises(ValueError, match="few: the words yield no more than 2"):

@@ -18,9 +18,9 @@ from PIL import Image
 
 from benchmarks import mini_quality, rough, sets
 from benchmarks.streams import Stream, same_caption
+from trainer.data.tensor_cache import Store
 from trainer.mini import scenes
 from trainer.mini.vae import to_tensor
-from trainer.store import Store
 from wadi_core import OneStepPipeline
 from wadi_core import base as bases
 
@@ -68,7 +68,7 @@ def counting(made: list[range], fail_at: int | None = None) -> Callable[[range],
 
 
 def test_a_stopped_set_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.store.CHUNK", 4)
+    monkeypatch.setattr("trainer.data.tensor_cache.CHUNK", 4)
     made: list[range] = []
     with pytest.raises(KeyboardInterrupt):
         Store(tmp_path, "some", {"seed": 1}).collect("features", 10, counting(made, fail_at=8))

@@ -9,10 +9,10 @@ import pytest
 import torch
 from training import small_base, tiny, write_prompts
 
-from trainer import draws
-from trainer.distillation import Distillation
-from trainer.roles import FAKE, STUDENT, TEACHER
-from trainer.vsd import anchor_loss, teacher_pictures
+from trainer.data import random_draws
+from trainer.distill.distillation import Distillation
+from trainer.distill.roles import FAKE, STUDENT, TEACHER
+from trainer.distill.vsd import anchor_loss, teacher_pictures
 
 EXACT = {"precision": "fp64", "base_weights": "fp64"}
 HELD = {"anchor_weight": 2.0, "anchor_steps": 3, "anchor_every": 3, "anchor_cells": 2}
@@ -87,14 +87,14 @@ def test_from_coarse_to_fine(make: Callable[..., Distillation], monkeypatch: pyt
     run, ranges = make(steps=8, decay_steps=4, timestep_high=900, timestep_high_end=100), []
     drawn = run._draw
 
-    def watched(purpose: int, numbers: range, low: int, high: int) -> draws.Draw:
+    def watched(purpose: int, numbers: range, low: int, high: int) -> random_draws.Draw:
         ranges.append((purpose, low, high))
         return drawn(purpose, numbers, low, high)
 
     monkeypatch.setattr(run, "_draw", watched)
     for _ in range(8):
         run.train_step()
-    judged = [(low, high) for purpose, low, high in ranges if purpose == draws.STUDENT]
+    judged = [(low, high) for purpose, low, high in ranges if purpose == random_draws.STUDENT]
     assert judged == [(20, high) for high in (900, 900, 900, 900, 900, 700, 500, 300)]
 
 

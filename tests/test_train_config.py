@@ -13,8 +13,8 @@ import yaml
 from networks import make_networks, small_settings, states, write_folder, write_settings, write_single_file
 from training import small_base, tiny, values, write_prompts
 
-from trainer import config as settings
-from trainer.schema import TrainConfig
+from trainer.settings import fields as settings
+from trainer.settings.distillation import TrainConfig
 from trainer.train import main
 
 CONFIGS = Path(settings.__file__).parent / "configs"
@@ -211,7 +211,7 @@ def test_a_base_that_predicts_v_asks_for_the_setting(wrong, base: Path, prompts:
     scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "prediction_type": "v_prediction"}))
     write_folder(folder, states(make_networks(folder)))
     assert "set prediction_type=v_prediction" in wrong(base=folder)
-    from trainer.distillation import Distillation
+    from trainer.distill.distillation import Distillation
 
     run = Distillation(tiny(folder, prompts, tmp_path / "run", prediction_type="v_prediction"))
     assert run.one_step.prediction_type == run.noising.prediction_type == "v_prediction"
@@ -219,15 +219,15 @@ def test_a_base_that_predicts_v_asks_for_the_setting(wrong, base: Path, prompts:
 
 
 def test_a_single_file_that_predicts_v_is_found_out(wrong, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainer import models
+    from trainer.models import base_models
 
     folder = write_settings(tmp_path / "small", "sd21", small_settings("sd21"))
     file = write_single_file(tmp_path / "768.safetensors", states(make_networks(folder)), folder)
-    monkeypatch.setattr(models, "detect_architecture", lambda network: "sd21")  # as which the whole one would be known
+    monkeypatch.setattr(base_models, "detect_architecture", lambda network: "sd21")  # as which the whole one would be known
     # With weights at random it answers noise with anything but that noise, as one does that predicts v.
     told = wrong(base=file, base_config=folder)
     assert "predicts v_prediction by its answer to noise: set prediction_type=v_prediction" in told
-    monkeypatch.setattr(models.StableDiffusion, "call", staticmethod(lambda network, x, t, condition: 0.9 * x))
+    monkeypatch.setattr(base_models.StableDiffusion, "call", staticmethod(lambda network, x, t, condition: 0.9 * x))
     refused = wrong(base=file, base_config=folder, prediction_type="v_prediction")
     assert "set prediction_type=epsilon" in refused
 
@@ -249,7 +249,7 @@ def test_a_pickled_checkpoint_and_an_adapter_are_no_base(wrong, base: Path, tmp_
 
 
 def test_a_single_file_works_with_its_settings(base: Path, prompts: Path, tmp_path: Path) -> None:
-    from trainer.distillation import Distillation
+    from trainer.distill.distillation import Distillation
 
     file = write_single_file(tmp_path / "model.safetensors", states(make_networks(base)), base)
     run = Distillation(tiny(file, prompts, tmp_path / "run", base_config=str(base)))

@@ -10,8 +10,8 @@ import pytest
 from networks import small_settings, write_settings
 from training import tiny
 
-from trainer.distillation import layers_of_roles
-from trainer.estimate import Estimate, empty_network, estimate
+from trainer.distill.distillation import layers_of_roles
+from trainer.distill.estimate import Estimate, empty_network, estimate
 from trainer.train import main
 
 

@@ -20,12 +20,12 @@ from networks import make_networks, small_settings, states, write_folder, write_
 from pixart import write_pixart
 from training import small_base, write_prompts
 
-from trainer import config as settings
-from trainer.estimate import estimate
-from trainer.roles import FAKE, STUDENT
-from trainer.schema import TrainConfig
-from trainer.session import train
-from trainer.state import read_checkpoint
+from trainer.distill.estimate import estimate
+from trainer.distill.roles import FAKE, STUDENT
+from trainer.engine.checkpoints import read_checkpoint
+from trainer.engine.session import train
+from trainer.settings import fields as settings
+from trainer.settings.distillation import TrainConfig
 from wadi_core import LoRaD, configs
 from wadi_core.base import STEMS
 from wadi_core.lorad.checkpoint import write_safetensors

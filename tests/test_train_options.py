@@ -11,12 +11,12 @@ import pytest
 import torch
 from training import small_base, tiny, write_prompts
 
-from trainer import draws
-from trainer.condition import Condition
-from trainer.distillation import Distillation
-from trainer.models import StableDiffusion
-from trainer.quantise import LEVELS, QuantisedLinear
-from trainer.roles import FAKE, STUDENT, TEACHER
+from trainer.data import random_draws
+from trainer.distill.distillation import Distillation
+from trainer.distill.roles import FAKE, STUDENT, TEACHER
+from trainer.models.base_models import StableDiffusion
+from trainer.models.condition import Condition
+from trainer.models.quantise import LEVELS, QuantisedLinear
 from wadi_core.lorad import Metadata
 from wadi_core.lorad.linear import RotatedLinear, rotated_layers
 from wadi_core.lorad.rotation import rotate
@@ -166,11 +166,11 @@ def test_half_precision_stays_near(make: Callable[..., Distillation], precision:
 def test_rounding_once_is_what_autocast_does_each_time(
     make: Callable[..., Distillation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trainer import placing
+    from trainer.models import placement
 
     once = make(precision="bf16")
     assert once.model.network.conv_in.weight.dtype == torch.bfloat16
-    monkeypatch.setattr(placing, "round_once", lambda *_: None)
+    monkeypatch.setattr(placement, "round_once", lambda *_: None)
     always = make(precision="bf16")
     assert always.model.network.conv_in.weight.dtype == torch.float32
     x, t, text = torch.randn(2, 4, 8, 8), torch.tensor([999, 20]), once.encode(["a", "b"])
@@ -376,13 +376,13 @@ def test_embeddings_are_kept_and_the_encoder_rests(
 
 
 def test_noise_belongs_to_its_sample() -> None:
-    whole = draws.draw(7, draws.STUDENT, range(6), (4, 8, 8), 20, 980)
-    part = draws.draw(7, draws.STUDENT, range(3, 5), (4, 8, 8), 20, 980)
+    whole = random_draws.draw(7, random_draws.STUDENT, range(6), (4, 8, 8), 20, 980)
+    part = random_draws.draw(7, random_draws.STUDENT, range(3, 5), (4, 8, 8), 20, 980)
     for name in ("z", "eps", "t", "lot"):
         assert torch.equal(getattr(whole, name)[3:5], getattr(part, name))
-    other = draws.draw(7, draws.FAKE, range(6), (4, 8, 8), 20, 980)
+    other = random_draws.draw(7, random_draws.FAKE, range(6), (4, 8, 8), 20, 980)
     assert not torch.equal(whole.z, other.z) and not torch.equal(whole.z, whole.eps)
-    many = draws.draw(0, draws.FAKE, range(2000), (1, 4, 4), 0, 999)
+    many = random_draws.draw(0, random_draws.FAKE, range(2000), (1, 4, 4), 0, 999)
     assert abs(many.z.mean()) < 0.02 and abs(many.z.std() - 1) < 0.02
     assert many.t.min() >= 0 and many.t.max() <= 999 and abs(many.t.float().mean() - 499.5) < 25
     assert abs(many.lot.mean() - 0.5) < 0.03

@@ -10,10 +10,10 @@ import torch
 from pixart import write_pixart
 from training import tiny, write_prompts
 
-from trainer.distillation import Distillation
-from trainer.models import T5_TOKENS, PixArt, load
-from trainer.roles import STUDENT, TEACHER
-from trainer.session import train
+from trainer.distill.distillation import Distillation
+from trainer.distill.roles import STUDENT, TEACHER
+from trainer.engine.session import train
+from trainer.models.base_models import T5_TOKENS, PixArt, load
 from wadi_core import LoRaD
 
 

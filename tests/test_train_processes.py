@@ -14,9 +14,9 @@ from training import command, small_base, write_prompts
 
 from benchmarks.report import origin
 from benchmarks.scaling import SKIPPED, as_markdown, launcher, step_seconds
-from trainer.processes import Processes
-from trainer.roles import FAKE, STUDENT
-from trainer.state import read_checkpoint
+from trainer.distill.roles import FAKE, STUDENT
+from trainer.engine.checkpoints import read_checkpoint
+from trainer.engine.processes import Processes
 
 STEPS = 20
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from training import command, small_base, start, tiny, write_prompts
 
-from trainer.distillation import Distillation
-from trainer.optimise import Guard, student_rate
-from trainer.roles import FAKE, STUDENT
-from trainer.session import Session, train
-from trainer.state import Checkpoints, FolderLock, read_checkpoint
-from trainer.stopping import stop_signals
+from trainer.distill.distillation import Distillation
+from trainer.distill.roles import FAKE, STUDENT
+from trainer.engine.checkpoints import Checkpoints, FolderLock, read_checkpoint
+from trainer.engine.optim import Guard, student_rate
+from trainer.engine.session import Session, train
+from trainer.engine.signals import stop_signals
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_of_two_signals_at_once_the_second_is_the_same(monkeypatch: pytest.Monke
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGTERM)
             assert caught == [signal.SIGINT, signal.SIGTERM]
-            monkeypatch.setattr("trainer.stopping.PATIENCE", -1.0)
+            monkeypatch.setattr("trainer.engine.signals.PATIENCE", -1.0)
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

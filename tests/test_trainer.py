@@ -11,10 +11,10 @@ import torch
 from networks import make_networks
 from training import command, small_base, start, tiny, write_prompts
 
-from trainer.distillation import Distillation
-from trainer.roles import FAKE, STUDENT, TEACHER
-from trainer.session import train
-from trainer.vsd import Noising, fake_loss, generate, student_loss
+from trainer.distill.distillation import Distillation
+from trainer.distill.roles import FAKE, STUDENT, TEACHER
+from trainer.distill.vsd import Noising, fake_loss, generate, student_loss
+from trainer.engine.session import train
 from wadi_core import LoRaD
 from wadi_core.schedule import OneStep
 

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import naive, training
 from benchmarks.rounds import summary
-from trainer.roles import FAKE, STUDENT
+from trainer.distill.roles import FAKE, STUDENT
 from wadi_core.lorad.rotation import rotate
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from networks import make_networks, small_settings, states, write_folder, write_settings
 
-from trainer import config as settings
-from trainer.schema import TrainConfig
+from trainer.settings import fields as settings
+from trainer.settings.distillation import TrainConfig
 
 SCRIPT = Path(__file__).parents[1] / "trainer" / "train.py"
 PROMPTS = "a cat\na dog\n\na red apple\na boat on the sea\n"

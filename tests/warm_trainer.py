@@ -11,10 +11,10 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel  # noqa
 from matplotlib import pyplot  # noqa: F401
 from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
 
-from trainer import config as settings
+from trainer.engine.session import train
 from trainer.mini import scenes, teacher  # noqa: F401
-from trainer.schema import TrainConfig
-from trainer.session import train
+from trainer.settings import fields as settings
+from trainer.settings.distillation import TrainConfig
 
 
 def run(preset: str, words: Sequence[str]) -> None:

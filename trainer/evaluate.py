@@ -32,14 +32,15 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor
 
-from trainer import coco, extractors, picture_files
-from trainer.clip_score import ClipScore
-from trainer.extractors import Extractor
-from trainer.generators import Generator, load_generator
-from trainer.judge import Judgement, Reference, judge, read_statistics, write_statistics
-from trainer.prompt_table import PromptTable
-from trainer.prompts import MINI, OWN, STARTER
-from trainer.store import Store
+from trainer.data import picture_files
+from trainer.data.prompt_table import PromptTable
+from trainer.data.prompts import MINI, OWN, STARTER
+from trainer.data.tensor_cache import Store
+from trainer.evaluation import coco, extractors
+from trainer.evaluation.clip_score import ClipScore
+from trainer.evaluation.extractors import Extractor
+from trainer.evaluation.figures import Judgement, Reference, judge, read_statistics, write_statistics
+from trainer.models.generators import Generator, load_generator
 from wadi_core import __version__, pictures
 from wadi_core.cli_tools import adapters
 from wadi_core.files import atomic_write, one_line

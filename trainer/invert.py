@@ -23,12 +23,12 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor, nn
 
-from trainer import script
-from trainer.condition import Condition
-from trainer.lesson import Lesson, learn
-from trainer.lesson_schema import InvertConfig
-from trainer.models import StableDiffusion
-from trainer.steering import PREPOSITIONS, content_words, drawn, steering_loss
+from trainer.finetune.finetuning import Lesson, learn
+from trainer.finetune.steering import PREPOSITIONS, content_words, drawn, steering_loss
+from trainer.models.base_models import StableDiffusion
+from trainer.models.condition import Condition
+from trainer.settings import cli
+from trainer.settings.finetuning import InvertConfig
 from wadi_core.embeddings import Embedding, Vocabulary, text_encoder_sha256
 
 if TYPE_CHECKING:
@@ -159,4 +159,4 @@ def invert(config: InvertConfig) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(script.main(__doc__, InvertConfig, invert))
+    sys.exit(cli.main(__doc__, InvertConfig, invert))

@@ -22,16 +22,16 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor, nn
 
-from trainer import script
-from trainer.adapters import LoRaDAdapter, PeftAdapter
-from trainer.condition import Condition
-from trainer.export import thumbnail
-from trainer.lesson import PRIOR, ROLE, TEACHER, Lesson, learn
-from trainer.lesson_schema import PersonalizeConfig
-from trainer.models import StableDiffusion
-from trainer.processes import Processes
-from trainer.prompts import Shuffle
-from trainer.store import Store
+from trainer.data.prompts import Shuffle
+from trainer.data.tensor_cache import Store
+from trainer.distill.export import thumbnail
+from trainer.engine.processes import Processes
+from trainer.finetune.finetuning import PRIOR, ROLE, TEACHER, Lesson, learn
+from trainer.models.adapters import LoRaDAdapter, PeftAdapter
+from trainer.models.base_models import StableDiffusion
+from trainer.models.condition import Condition
+from trainer.settings import cli
+from trainer.settings.finetuning import PersonalizeConfig
 from wadi_core.lorad import LoRaD, Metadata
 from wadi_core.lorad.convert import LoRA
 from wadi_core.lorad.layers import student_layers
@@ -192,4 +192,4 @@ def personalize(config: PersonalizeConfig) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(script.main(__doc__, PersonalizeConfig, personalize))
+    sys.exit(cli.main(__doc__, PersonalizeConfig, personalize))

@@ -18,26 +18,26 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from trainer import script
-from trainer.schema import TrainConfig
+from trainer.settings import cli
+from trainer.settings.distillation import TrainConfig
 
 
 def estimated(config: TrainConfig) -> object:
     """What a run with these settings will need."""
-    from trainer.estimate import estimate
+    from trainer.distill.estimate import estimate
 
     return estimate(config)
 
 
 def distil(config: TrainConfig) -> None:
     """A whole run."""
-    from trainer.session import train
+    from trainer.engine.session import train
 
     train(config)
 
 
 def main() -> int:
-    return script.main(__doc__, TrainConfig, distil, estimated)
+    return cli.main(__doc__, TrainConfig, distil, estimated)
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ from wadi_core.control import Steered, Steering
 from wadi_core.lorad.checkpoint import write_safetensors
 from wadi_core.pipeline import noise
 
-from .. import config as settings
-from ..muon import ENDS
-from ..watch import contact_sheet
+from ..engine.logs import contact_sheet
+from ..engine.muon import ENDS
+from ..settings import fields as settings
 from . import scenes
 from .denoising import Denoising, DenoisingConfig
 from .edges import agreement, control_maps, edges, pack, unpack

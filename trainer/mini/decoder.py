@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 from wadi_core import pictures
 
-from .. import config as settings
-from ..muon import MuonWithAdamW
-from ..state import Checkpoints
-from ..stopping import stop_signals
-from ..watch import LossTable, contact_sheet
+from ..engine.checkpoints import Checkpoints
+from ..engine.logs import LossTable, contact_sheet
+from ..engine.muon import MuonWithAdamW
+from ..engine.signals import stop_signals
+from ..settings import fields as settings
 from . import scenes
 from .latents import read_shards
 from .perception import Perception

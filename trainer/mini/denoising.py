@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from wadi_core import pictures
 
-from ..muon import ENDS, MuonWithAdamW
-from ..state import Checkpoints, random_state, restore_random_state
-from ..stopping import stop_signals
-from ..watch import LossTable
+from ..engine.checkpoints import Checkpoints, random_state, restore_random_state
+from ..engine.logs import LossTable
+from ..engine.muon import ENDS, MuonWithAdamW
+from ..engine.signals import stop_signals
 from .init import CentredSteps
 from .sampling import make_scheduler
 

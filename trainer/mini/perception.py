@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..efficientnet import load_lite
+from ..evaluation.efficientnet import load_lite
 
 STAGES = slice(1, 6)  # maps of the first stages: a half to a sixteenth of the side
 ENLARGED = 2  # objects are small here, and the network was trained on pictures of 240 px

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from wadi_core.pipeline import noise
 
-from .. import config as settings
-from ..watch import contact_sheet
+from ..engine.logs import contact_sheet
+from ..settings import fields as settings
 from . import scenes
 from .denoising import Denoising, DenoisingConfig
 from .init import freeze_samplers, skip_copying, start_as_identity

@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from wadi_core import pictures
 
-from .. import config as settings
-from ..muon import MuonWithAdamW
-from ..state import Checkpoints, random_state, restore_random_state
-from ..stopping import stop_signals
-from ..watch import LossTable, contact_sheet
+from ..engine.checkpoints import Checkpoints, random_state, restore_random_state
+from ..engine.logs import LossTable, contact_sheet
+from ..engine.muon import MuonWithAdamW
+from ..engine.signals import stop_signals
+from ..settings import fields as settings
 from . import scenes
 from .init import freeze_samplers, start_as_block_means
 from .perception import Perception

@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import config as settings
-from ..muon import MuonWithAdamW
-from ..watch import LossTable
+from ..engine.logs import LossTable
+from ..engine.muon import MuonWithAdamW
+from ..settings import fields as settings
 from . import scenes
 from .sampling import tokenize
 from .teacher import TeacherConfig, make_text_encoder, take_weights

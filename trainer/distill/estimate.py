@@ -23,10 +23,10 @@ from wadi_core.lorad.layers import detect_architecture, fake_score_layers, linea
 from wadi_core.lorad.linear import attach, rotated_layers
 from wadi_core.pipeline import find_device
 
-from .condition import Condition
-from .models import LATENT_CHANNELS, T5_TOKENS, call_pixart, call_unet, is_pixart
-from .placing import set_attention
-from .schema import TrainConfig
+from ..models.base_models import LATENT_CHANNELS, T5_TOKENS, call_pixart, call_unet, is_pixart
+from ..models.condition import Condition
+from ..models.placement import set_attention
+from ..settings.distillation import TrainConfig
 
 GB = 1e9
 STORED = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "nf4": 0.5625, "fp64": 8.0}  # bytes a number

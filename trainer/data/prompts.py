@@ -89,7 +89,7 @@ class Prompts:
         self.table: PromptTable | None = None
         self._shuffle: tuple[int, Shuffle] | None = None
         if str(source) == MINI:
-            from .mini.teacher import SHEET_CAPTIONS
+            from ..mini.teacher import SHEET_CAPTIONS
 
             self.count, self.digest, self.shown = None, MINI, SHEET_CAPTIONS
         else:
@@ -106,7 +106,7 @@ class Prompts:
     def at(self, numbers: Sequence[int]) -> list[str]:
         """The prompts of some samples."""
         if self.table is None:
-            from .mini.scenes import draw_plan
+            from ..mini.scenes import draw_plan
 
             return [draw_plan(random.Random(f"{self.seed} {number}")).caption for number in numbers]
         return self.table.read([self._row(number) for number in numbers])

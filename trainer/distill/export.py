@@ -12,7 +12,7 @@ import torch
 from wadi_core.lorad import Metadata
 from wadi_core.lorad.checkpoint import write_safetensors
 
-from .adapters import LoRaDAdapter
+from ..models.adapters import LoRaDAdapter
 from .distillation import Distillation
 
 if TYPE_CHECKING:

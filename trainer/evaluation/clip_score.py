@@ -16,7 +16,7 @@ from torch import Tensor
 from wadi_core import configs
 from wadi_core.files import refusal
 
-from .picture_files import middle_square
+from ..data.picture_files import middle_square
 
 if TYPE_CHECKING:
     from transformers import CLIPModel

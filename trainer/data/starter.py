@@ -1,6 +1,6 @@
 """Writes the list of prompts that ships with the trainer, so that a first run needs nothing.
 
-    python -m trainer.starter
+    python -m trainer.data.starter
 
 Kinds of pictures, each with some sentences and the words that fit into them; all of it written for this project. No
 person is named. Of each kind as many prompts are drawn as it says, words in turn so that all of them occur, the same
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from trainer.starter_words import KINDS, SHARED
+from trainer.data.starter_words import KINDS, SHARED
 from wadi_core.files import atomic_write
 
 OUTPUT = Path(__file__).parent / "starter_prompts.txt"

@@ -13,17 +13,17 @@ from tqdm import tqdm
 from wadi_core import pictures
 from wadi_core.files import atomic_write, one_line
 
-from . import export
-from .adapters import LoRaDAdapter
-from .angles import angles_by_block
-from .config import as_yaml
-from .distillation import Distillation
+from ..distill import export
+from ..distill.angles import angles_by_block
+from ..distill.distillation import Distillation
+from ..distill.roles import FAKE, STUDENT
+from ..models.adapters import LoRaDAdapter
+from ..settings.distillation import TrainConfig
+from ..settings.fields import as_yaml
+from .checkpoints import Checkpoints, FolderLock, read_checkpoint
+from .logs import Events, LossTable, contact_sheet, memory_in_use
 from .processes import Processes
-from .roles import FAKE, STUDENT
-from .schema import TrainConfig
-from .state import Checkpoints, FolderLock, read_checkpoint
-from .stopping import stop_signals
-from .watch import Events, LossTable, contact_sheet, memory_in_use
+from .signals import stop_signals
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,7 +35,7 @@ PLOTTED = ("fake_loss", "vsd_grad", "x0_std")
 
 
 class Session:
-    """Drives a :class:`~.distillation.Distillation`.
+    """Drives a :class:`~trainer.distill.distillation.Distillation`.
 
     Args:
         run: the distillation, at its start.

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from wadi_core.files import refusal
 
-from .mini.vae import to_tensor
-from .models import Model
-from .picture_files import load, pictures_in
-from .prompts import Shuffle, uniform64
+from ..data.picture_files import load, pictures_in
+from ..data.prompts import Shuffle, uniform64
+from ..mini.vae import to_tensor
+from ..models.base_models import Model
 
 PICTURE, CAPTION = 31, 32  # purposes of random numbers
 

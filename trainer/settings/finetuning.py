@@ -9,8 +9,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .config import setting
-from .schema import VERSION, TrainConfig, check_together
+from .distillation import VERSION, TrainConfig, check_together
+from .fields import setting
 
 _SHARED = {field.name: field for field in dataclasses.fields(TrainConfig)}
 TEMPLATES = ("a photo of {}", "a picture of {}", "{}")

@@ -18,17 +18,18 @@ from wadi_core.lorad.layers import fake_score_layers, student_layers
 from wadi_core.pipeline import noise
 from wadi_core.schedule import OneStep
 
-from . import draws, models
-from .adapters import Adapter, Factors, FullAdapter, LoRaDAdapter, PeftAdapter, factors_of_file
-from .condition import Condition
-from .embeddings import EmbeddingCache
-from .optimise import Guard, Updater, all_finite, decay_left, make_optimizer, student_rate, warmed_up
-from .placing import autocast_type, place, working_type
-from .processes import Processes
-from .prompts import Prompts
+from ..data import random_draws
+from ..data.prompts import Prompts
+from ..engine.checkpoints import random_state, restore_random_state
+from ..engine.optim import Guard, Updater, all_finite, decay_left, make_optimizer, student_rate, warmed_up
+from ..engine.processes import Processes
+from ..models import base_models
+from ..models.adapters import Adapter, Factors, FullAdapter, LoRaDAdapter, PeftAdapter, factors_of_file
+from ..models.condition import Condition
+from ..models.placement import autocast_type, place, working_type
+from ..settings.distillation import TrainConfig
+from .embedding_cache import EmbeddingCache
 from .roles import FAKE, STUDENT, TEACHER, Roles
-from .schema import TrainConfig
-from .state import random_state, restore_random_state
 from .vsd import Noising, anchor_loss, fake_loss, generate, student_loss, teacher_pictures
 
 if TYPE_CHECKING:
@@ -109,10 +110,10 @@ class Distillation:
             raise ValueError("embedding_cache: captions of mini's scenes never come again, so there is nothing to keep")
         torch.manual_seed(config.seed)
         self.device, self.dtype = self.processes.device, working_type(config)
-        self.model = models.load(config.base, config.base_config, config.prediction_type)
+        self.model = base_models.load(config.base, config.base_config, config.prediction_type)
         width, height = [config.resolution] * 2 if config.resolution else self.model.native_size
         self.size = width, height
-        self.latent_shape = (models.LATENT_CHANNELS, height // bases.FACTOR, width // bases.FACTOR)
+        self.latent_shape = (base_models.LATENT_CHANNELS, height // bases.FACTOR, width // bases.FACTOR)
         self.model.settle(self.device, self._helper_type(), config.offload)
         self.roles = self._make_roles()
         self.updaters = {
@@ -184,10 +185,10 @@ class Distillation:
         embedded = self.model.embed(prompts) if self.cache is None else self.cache.encode(prompts, self.model.embed)
         return self._fit(self.model.condition(embedded))
 
-    def _draw(self, purpose: int, numbers: range, low: int, high: int) -> draws.Draw:
-        drawn = draws.draw(self.config.seed, purpose, numbers, self.latent_shape, low, high)
+    def _draw(self, purpose: int, numbers: range, low: int, high: int) -> random_draws.Draw:
+        drawn = random_draws.draw(self.config.seed, purpose, numbers, self.latent_shape, low, high)
         z, eps = (noise.to(self.device, self.dtype) for noise in (drawn.z, drawn.eps))
-        return draws.Draw(z, eps, drawn.t.to(self.device), drawn.lot)
+        return random_draws.Draw(z, eps, drawn.t.to(self.device), drawn.lot)
 
     def _calls(self, numbers: range) -> list[range]:
         return self.processes.share(numbers, self.config.micro_batch)
@@ -232,7 +233,7 @@ class Distillation:
         high = round(end + (config.timestep_high - end) * left)
         calls = self._calls(numbers)
         for call, condition in self._told(calls):
-            drawn = self._draw(draws.STUDENT, call, config.timestep_low, high)
+            drawn = self._draw(random_draws.STUDENT, call, config.timestep_low, high)
             with self._accumulating(STUDENT, call is calls[-1]):
                 with torch.set_grad_enabled(learning):
                     x0 = generate(self.roles, drawn.z, condition, self.one_step)
@@ -269,7 +270,7 @@ class Distillation:
         """Further pictures of the student, for further updates of the fake score."""
         samples = []
         for call, condition in self._told(self._calls(numbers)):
-            drawn = self._draw(draws.STUDENT, call, 0, draws.TIMESTEPS - 1)
+            drawn = self._draw(random_draws.STUDENT, call, 0, random_draws.TIMESTEPS - 1)
             samples.append(Sample(call, generate(self.roles, drawn.z, condition, self.one_step), condition))
         return samples
 
@@ -277,7 +278,7 @@ class Distillation:
         """One update of the fake-score model on pictures of the student."""
         config, logs = self.config, []
         for sample in samples:
-            drawn = self._draw(draws.FAKE, sample.numbers, 0, draws.TIMESTEPS - 1)
+            drawn = self._draw(random_draws.FAKE, sample.numbers, 0, random_draws.TIMESTEPS - 1)
             condition = sample.condition.where((drawn.lot < config.null_share).to(self.device), self.null)
             with self._accumulating(FAKE, sample is samples[-1]):
                 loss = fake_loss(self.roles, self.noising, sample.x0, condition, drawn.t, drawn.eps)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .config import setting
+from .fields import setting
 
 VERSION = 1
 ADAPTERS = ("lorad", "lora", "dora", "full")

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
-from . import config as settings
+from . import fields as settings
 
 DIVERGED = 3  # exit status
 C = TypeVar("C")

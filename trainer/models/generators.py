@@ -17,7 +17,7 @@ from wadi_core.lorad.adapter import check_together, fuse
 from wadi_core.pipeline import find_device, find_dtype, load_adapters, noise
 from wadi_core.schedule import OneStep
 
-from .models import Model, PixArt, StableDiffusion, is_pixart, weights_key
+from .base_models import Model, PixArt, StableDiffusion, is_pixart, weights_key
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ..settings.distillation import TrainConfig
 from .quantise import QuantisedLinear, quantise_linears
-from .schema import TrainConfig
 
 if TYPE_CHECKING:
-    from .lesson_schema import LessonConfig
+    from ..settings.finetuning import LessonConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 PLAIN_TOKENS = 1024  # up to so many latent pixels plain attention trains faster on a CPU than the fused kernel

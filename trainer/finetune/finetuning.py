@@ -27,19 +27,20 @@ from wadi_core.lorad import LoRaD
 from wadi_core.lorad.linear import attach, rotated_layers, set_active
 from wadi_core.schedule import OneStep
 
-from . import draws, models
-from .condition import Condition
+from ..data import random_draws
+from ..data.prompts import Shuffle
+from ..distill.vsd import Noising, anchor_loss, teacher_pictures
+from ..engine.checkpoints import FolderLock, random_state, restore_random_state
+from ..engine.logs import contact_sheet
+from ..engine.optim import Guard, Updater, all_finite, make_optimizer, student_rate
+from ..engine.processes import Processes
+from ..engine.session import Session
+from ..models import base_models
+from ..models.condition import Condition
+from ..models.generators import ModelGenerator
+from ..models.placement import autocast_type, place, working_type
+from ..settings.finetuning import LessonConfig
 from .examples import Examples
-from .generators import ModelGenerator
-from .lesson_schema import LessonConfig
-from .optimise import Guard, Updater, all_finite, make_optimizer, student_rate
-from .placing import autocast_type, place, working_type
-from .processes import Processes
-from .prompts import Shuffle
-from .session import Session
-from .state import FolderLock, random_state, restore_random_state
-from .vsd import Noising, anchor_loss, teacher_pictures
-from .watch import contact_sheet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -76,9 +77,9 @@ class Lesson:
         self.examples = Examples.read(config.pictures, config.templates, self.wrong_caption)
         torch.manual_seed(config.seed)
         self.device, self.dtype = self.processes.device, working_type(config)
-        self.model = models.load(config.base, config.base_config, config.prediction_type)
+        self.model = base_models.load(config.base, config.base_config, config.prediction_type)
         self.size = (config.resolution, config.resolution) if config.resolution else self.model.native_size
-        self.latent_shape = (models.LATENT_CHANNELS, self.size[1] // bases.FACTOR, self.size[0] // bases.FACTOR)
+        self.latent_shape = (base_models.LATENT_CHANNELS, self.size[1] // bases.FACTOR, self.size[0] // bases.FACTOR)
         self.one_step, factors = self._read_student()
         turned = {*factors, *self.prepare()}
         self.settle()
@@ -165,12 +166,12 @@ class Lesson:
         # An error of eps is one of v times alpha: weighted by 1 / alpha^2, up to the cap, it counts as that of v does.
         return loss if velocity else loss * (1 / alpha.flatten() ** 2).clamp(max=self.config.weight_cap)
 
-    def draw(self, purpose: int, numbers: Sequence[int]) -> draws.Draw:
+    def draw(self, purpose: int, numbers: Sequence[int]) -> random_draws.Draw:
         """The random numbers of some samples, on the device."""
-        drawn = draws.draw(self.config.seed, purpose, numbers, self.latent_shape, 0, draws.TIMESTEPS - 1)
+        drawn = random_draws.draw(self.config.seed, purpose, numbers, self.latent_shape, 0, random_draws.TIMESTEPS - 1)
         z, eps = (noise.to(self.device, self.dtype) for noise in (drawn.z, drawn.eps))
-        t = draws.importance_timesteps(drawn.lot, self.config.importance, self.config.noisy_share)
-        return draws.Draw(z, eps, t.to(self.device), drawn.lot)
+        t = random_draws.importance_timesteps(drawn.lot, self.config.importance, self.config.noisy_share)
+        return random_draws.Draw(z, eps, t.to(self.device), drawn.lot)
 
     def loss(self, numbers: range) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a network call, and what to log of it."""

@@ -8,7 +8,7 @@ import torch
 
 from wadi_core.lorad.rotation import angles
 
-from .adapters import LoRaDAdapter
+from ..models.adapters import LoRaDAdapter
 
 
 def block_of(path: str) -> str:

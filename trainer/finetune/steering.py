@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .prompts import uniform64
+from ..data.prompts import uniform64
 
 # Words that say how things stand to each other: English has few, and each is a single word of CLIP's vocabulary.
 PREPOSITIONS = tuple(

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from wadi_core.schedule import OneStep
 
-from .condition import Condition
+from ..models.condition import Condition
 from .roles import FAKE, STUDENT, TEACHER, Roles
 
 

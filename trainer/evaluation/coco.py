@@ -13,7 +13,7 @@ from pathlib import Path
 
 from wadi_core.files import refusal
 
-from .prompts import Shuffle
+from ..data.prompts import Shuffle
 
 
 @dataclass(frozen=True)

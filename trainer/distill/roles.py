@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from .adapters import Adapter, Factors, LoRaDAdapter
-from .condition import Condition
-from .models import call_unet
+from ..models.adapters import Adapter, Factors, LoRaDAdapter
+from ..models.base_models import call_unet
+from ..models.condition import Condition
 
 STUDENT, FAKE, TEACHER = "student", "fake", "teacher"
 

@@ -1,0 +1,1 @@
+"""Prompts, pictures and random numbers that runs draw from."""

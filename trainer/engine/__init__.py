@@ -1,0 +1,1 @@
+"""What every run needs: session, checkpoints, signals, logs, processes and optimisers."""

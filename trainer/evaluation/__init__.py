@@ -1,0 +1,1 @@
+"""Feature extractors, distances and scores of sets of pictures."""

@@ -1,0 +1,1 @@
+"""Networks as the trainer uses them: base models, adapters, placement and storage."""

@@ -1,0 +1,1 @@
+"""Settings of the runs: their fields, their files and the command line."""
