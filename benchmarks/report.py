@@ -96,7 +96,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of a benchmark that compares the teacher of wadi-mini with its student."""
     from trainer.evaluation.features import GRAIN
 
-    from .sets import SAMPLERS
+    from .quality.sets import SAMPLERS
 
     add = parser.add_argument
     add("--study", type=int, default=6000, help="pictures of one object, and of two, to learn from (default: 6000 each)")

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
-sys.path[:0] = [path for path in (str(HERE), str(HERE.parent)) if path not in sys.path]
+sys.path[:0] = [path for path in (str(HERE), str(HERE.parent / "helpers")) if path not in sys.path]
 
 CHROMIUM = os.environ.get("CHROMIUM_PATH") or shutil.which("chromium") or shutil.which("google-chrome")
 # --disable-sync and the like: the browser talks to nobody but the server.

@@ -1,0 +1,1 @@
+"""Adapters and ranks compared by distillation runs of equal length."""

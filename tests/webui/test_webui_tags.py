@@ -1,0 +1,152 @@
+"""Tags of a prompt and the check line of the panel in A1111 and Forge; the programs are stood in for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from layout_networks import sdxl_shapes
+from lorad_networks import SMALL, unet
+from networks import random_lorad
+from safetensors.torch import save_file
+from test_webui_network import program
+from webui_stand_ins import standing_in
+
+from wadi_core import LoRaD
+from wadi_core.lorad import Metadata
+
+
+@dataclass
+class Program:
+    """A program that is stood in for: its modules, and a function that imports those of the extension."""
+
+    modules: dict[str, ModuleType]
+    extension: Callable[[str], Any]
+
+    def prepared(self, *prompts: str, own: str = "") -> tuple[list[str], str]:
+        """Prompts as the program is to read them, and all that is told."""
+        told: list[str] = []
+        return self.extension("tags").prepare(list(prompts), own, told.append), " | ".join(told)
+
+    def line(self, name: str = "None", strength: float = 1.0, **page: Any) -> str:
+        return self.extension("check").line(name, strength, **page)
+
+    def becomes_sdxl(self) -> None:
+        state = {name: torch.empty(shape, device="meta") for name, shape in sdxl_shapes().items()}
+        network = self.modules["modules"].sd_models.model_data.sd_model.model.diffusion_model
+        network.state_dict = lambda: state
+
+
+@pytest.fixture(scope="module")
+def made() -> LoRaD:
+    """An adapter for the small network."""
+    return random_lorad(unet(SMALL), seed=1)
+
+
+@pytest.fixture
+def host(tmp_path: Path, made: LoRaD) -> Iterator[Program]:
+    """A program with a small network and adapters of several kinds."""
+    meta = {**vars(made.metadata), "resolution": "64x64"}
+    for name, changes in {
+        "one-step": {},
+        "other": {"alpha_T_squared": 0.02},
+        "style": {"alpha_T_squared": None, "timestep": None},
+        "foreign": {"architecture": "sd21"},
+        "a&b": {},
+    }.items():
+        LoRaD(made.factors, Metadata(**{**meta, **changes})).save(tmp_path / f"{name}.safetensors")
+    whole = (tmp_path / "one-step.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    lora = {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.zeros(1, 1)}
+    save_file(lora, tmp_path / "ordinary.safetensors")
+    (tmp_path / "Stable-diffusion").mkdir()
+    save_file({"x": torch.zeros(1)}, tmp_path / "Stable-diffusion" / "base.safetensors")
+    modules, _ = program(tmp_path)
+    with standing_in(modules) as extension:
+        yield Program(modules, extension)
+
+
+def test_tags_are_read_as_the_programs_read_them(host: Program) -> None:
+    tags = host.extension("tags")
+    prompt = "a <lora:one> b <lorad:two:0.5> <lora:three:1:unet=-0.3> <lora:four:0.2:0.9> <lora:five:much> <hypernet:six:1>"
+    assert [(tag.kind, tag.name, tag.strength) for tag in tags.read(prompt)] == [
+        ("lora", "one", 1.0),
+        ("lorad", "two", 0.5),
+        ("lora", "three", -0.3),
+        ("lora", "four", 0.9),
+    ]
+    assert tags.tag("one-step", 0.5) == "<lora:one-step:0.5>"
+    with pytest.raises(ValueError, match="cannot hold"):
+        tags.tag("one:step", 1)
+
+
+def test_what_works_becomes_the_programs_own_tag(host: Program) -> None:
+    prompts, told = host.prepared("a <lorad:one-step:0.5>", "b", own="<lora:style:1>")
+    assert prompts == ["<lora:style:1>a <lora:one-step:0.5>", "<lora:style:1>b"] and told == ""
+    assert host.prepared("nothing of the kind") == (["nothing of the kind"], "")
+    assert host.prepared() == ([], "")
+
+
+@pytest.mark.parametrize(
+    ("tag", "sentence"),
+    [
+        ("<lora:cut:1>", "cut is left out: "),
+        ("<lorad:foreign:1>", "foreign is left out: the LoRaD does not fit this network: it is made for sd21"),
+        ("<lorad:nowhere:1>", "nowhere is left out: there is no adapter file of this name"),
+    ],
+)
+def test_what_cannot_work_is_left_out_and_told(host: Program, tag: str, sentence: str) -> None:
+    prompts, told = host.prepared(f"a {tag}<lora:ordinary:1>")
+    assert prompts == ["a <lora:ordinary:1>"] and sentence in told and "\n" not in told
+
+
+def test_lorads_that_disagree_are_left_out_unless_one_is_off(host: Program) -> None:
+    prompts, told = host.prepared("a<lora:one-step:1><lora:other:1>")
+    assert prompts == ["a"] and "all LoRaDs are left out" in told
+    prompts, told = host.prepared("a<lora:one-step:1><lora:other:0>")
+    assert prompts == ["a<lora:one-step:1><lora:other:0>"] and told == ""
+
+
+def test_a_lora_in_front_is_told(host: Program) -> None:
+    assert "rotation first" in host.prepared("<lora:ordinary:1><lora:one-step:1>")[1]
+    assert host.prepared("<lora:one-step:1><lora:ordinary:1>")[1] == ""
+
+
+def test_a_name_that_no_lorad_has_is_the_programs_business(host: Program) -> None:
+    assert host.prepared("a <lora:nowhere:1>") == (["a <lora:nowhere:1>"], "")
+
+
+def test_stable_diffusion_xl_is_named(host: Program) -> None:
+    host.becomes_sdxl()
+    prompts, told = host.prepared("a<lora:one-step:1>")
+    assert prompts == ["a"] and "Stable Diffusion XL" in told
+    assert "Stable Diffusion XL" in host.line() and "Stable Diffusion XL" in host.line("one-step")
+
+
+def test_the_check_line_of_one_that_fits(host: Program) -> None:
+    layers = len(LoRaD.load(host.extension("catalog").file_of("one-step")).factors)
+    line = host.line("one-step", 1.0, sampler="WaDi one-step", width=64, height=64)
+    assert f"one-step: {layers} of {layers} layers, rank 4" in line and "on base.safetensors" in line and "⚠" not in line
+    assert "an ordinary adapter" in host.line("style", 0.5) and "angles times 0.5" in host.line("style", 0.5)
+    assert "a&amp;b: " in host.line("a&b")
+
+
+def test_the_check_line_warns(host: Program) -> None:
+    assert "no one-step weights" in host.line(sampler="WaDi one-step") and "⚠" not in host.line(sampler="Euler")
+    assert "choose the sampler WaDi one-step instead of Euler" in host.line("one-step", sampler="Euler")
+    assert "was trained at 64x64" in host.line("one-step", sampler="WaDi one-step", width=128, height=64)
+    assert "⚠ foreign" not in host.line("foreign") and "⚠ it is made for sd21" in host.line("foreign")
+    assert "⚠ ordinary: this is no LoRaD" in host.line("ordinary")
+    assert "⚠ nowhere: there is no file" in host.line("nowhere")
+    assert "⚠ cut: " in host.line("cut")
+
+
+def test_the_check_line_reads_the_prompt(host: Program) -> None:
+    line = host.line(sampler="WaDi one-step", prompt="a cat <lorad:one-step:0.5> <lora:ordinary:1>")
+    assert "angles times 0.5" in line and "⚠" not in line
+    assert "schedules differ" in host.line("other", sampler="WaDi one-step", prompt="<lorad:one-step:1>")
