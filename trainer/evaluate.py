@@ -26,25 +26,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if __name__ == "__main__":
+if not __package__:  # run as a script: the package's folder is this file's
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    __package__ = "trainer"
 
 import torch
 from torch import Tensor
 
-from trainer.data import picture_files
-from trainer.data.prompt_table import PromptTable
-from trainer.data.prompts import MINI, OWN, STARTER
-from trainer.data.tensor_cache import Store
-from trainer.evaluation import coco, extractors
-from trainer.evaluation.clip_score import ClipScore
-from trainer.evaluation.extractors import Extractor
-from trainer.evaluation.figures import Judgement, Reference, judge, read_statistics, write_statistics
-from trainer.models.generators import Generator, load_generator
 from wadi_core import __version__, pictures
 from wadi_core.cli_tools import adapters
 from wadi_core.files import atomic_write, one_line
 from wadi_core.pipeline import find_device
+
+from .data import picture_files
+from .data.prompt_table import PromptTable
+from .data.prompts import MINI, OWN, STARTER
+from .data.tensor_cache import Store
+from .evaluation import coco, extractors
+from .evaluation.clip_score import ClipScore
+from .evaluation.extractors import Extractor
+from .evaluation.figures import Judgement, Reference, judge, read_statistics, write_statistics
+from .models.generators import Generator, load_generator
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -76,7 +78,7 @@ class Drawn:
         return {"scenes": MINI_REAL, "side": side}
 
     def load(self, rows: range, side: int | None) -> list[Image]:
-        from trainer.mini import scenes
+        from .mini import scenes
 
         return [picture_files.framed(scenes.draw(scenes.scene(MINI_REAL + row)), side) for row in rows]
 
@@ -161,7 +163,7 @@ def read_prompts(options: argparse.Namespace, preset: coco.CocoData | None) -> P
     if preset and not source:
         lines, key = preset.prompts, options.preset
     elif source == MINI:
-        from trainer.mini import scenes
+        from .mini import scenes
 
         lines = [scenes.scene(MINI_PROMPTS + row).caption for row in range(count or MINI_COUNT)]
         key = f"{MINI} {MINI_PROMPTS}"

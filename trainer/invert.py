@@ -17,19 +17,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if __name__ == "__main__":
+if not __package__:  # run as a script: the package's folder is this file's
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    __package__ = "trainer"
 
 import torch
 from torch import Tensor, nn
 
-from trainer.finetune.finetuning import Lesson, learn
-from trainer.finetune.steering import PREPOSITIONS, content_words, drawn, steering_loss
-from trainer.models.base_models import StableDiffusion
-from trainer.models.condition import Condition
-from trainer.settings import cli
-from trainer.settings.finetuning import InvertConfig
 from wadi_core.embeddings import Embedding, Vocabulary, text_encoder_sha256
+
+from .finetune.finetuning import Lesson, learn
+from .finetune.steering import PREPOSITIONS, content_words, drawn, steering_loss
+from .models.base_models import StableDiffusion
+from .models.condition import Condition
+from .settings import cli
+from .settings.finetuning import InvertConfig
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -16,25 +16,27 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if __name__ == "__main__":
+if not __package__:  # run as a script: the package's folder is this file's
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    __package__ = "trainer"
 
 import torch
 from torch import Tensor, nn
 
-from trainer.data.prompts import Shuffle
-from trainer.data.tensor_cache import Store
-from trainer.distill.export import thumbnail
-from trainer.engine.processes import Processes
-from trainer.finetune.finetuning import PRIOR, ROLE, TEACHER, Lesson, learn
-from trainer.models.adapters import LoRaDAdapter, PeftAdapter
-from trainer.models.base_models import StableDiffusion
-from trainer.models.condition import Condition
-from trainer.settings import cli
-from trainer.settings.finetuning import PersonalizeConfig
 from wadi_core.lorad import LoRaD, Metadata
 from wadi_core.lorad.convert import LoRA
 from wadi_core.lorad.layers import student_layers
+
+from .data.prompts import Shuffle
+from .data.tensor_cache import Store
+from .distill.export import thumbnail
+from .engine.processes import Processes
+from .finetune.finetuning import PRIOR, ROLE, TEACHER, Lesson, learn
+from .models.adapters import LoRaDAdapter, PeftAdapter
+from .models.base_models import StableDiffusion
+from .models.condition import Condition
+from .settings import cli
+from .settings.finetuning import PersonalizeConfig
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -15,23 +15,24 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":
+if not __package__:  # run as a script: the package's folder is this file's
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    __package__ = "trainer"
 
-from trainer.settings import cli
-from trainer.settings.distillation import TrainConfig
+from .settings import cli
+from .settings.distillation import TrainConfig
 
 
 def estimated(config: TrainConfig) -> object:
     """What a run with these settings will need."""
-    from trainer.distill.estimate import estimate
+    from .distill.estimate import estimate
 
     return estimate(config)
 
 
 def distil(config: TrainConfig) -> None:
     """A whole run."""
-    from trainer.engine.session import train
+    from .engine.session import train
 
     train(config)
 

@@ -16,11 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from trainer.data.starter_words import KINDS, SHARED
 from wadi_core.files import atomic_write
+
+from .starter_words import KINDS, SHARED
 
 OUTPUT = Path(__file__).parent / "starter_prompts.txt"
 SEED = 20
