@@ -128,7 +128,8 @@ def _fitting_dtype(base: Weights, student: Weights) -> Any:
 
 def _analyze(options: argparse.Namespace) -> None:
     """Say how far norms and directions of two networks are apart."""
-    from .lorad.analysis import analyze, plot, swapped
+    from .lorad.analysis import analyze, swapped
+    from .lorad.chart import plot
     from .lorad.reports import analysis_table, analysis_totals
     from .lorad.weights import check_output, write_stream
 

@@ -31,7 +31,8 @@ from trainer.engine.logs import contact_sheet
 from trainer.mini.teacher import SHEET_CAPTIONS
 from wadi_core import LoRaD, OneStepPipeline, mini
 from wadi_core import base as bases
-from wadi_core.lorad.analysis import analyze, plot
+from wadi_core.lorad.analysis import analyze
+from wadi_core.lorad.chart import plot
 from wadi_core.lorad.convert import LoRA, eps_error, to_lora
 from wadi_core.lorad.merge import merged_tensors
 from wadi_core.lorad.weights import Weights

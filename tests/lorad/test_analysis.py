@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from wadi_core.lorad.adapter import fuse
-from wadi_core.lorad.analysis import RANK_SHARE, analyze, compare_layer, energy_at, plot, swapped
+from wadi_core.lorad.analysis import RANK_SHARE, analyze, compare_layer, energy_at, swapped
+from wadi_core.lorad.chart import plot
 from wadi_core.lorad.layers import student_layers
 from wadi_core.lorad.weights import Weights, write_stream
 

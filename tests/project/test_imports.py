@@ -29,6 +29,18 @@ ADAPTER |= {f"lorad.{module}" for module in ("linear", "layers", "format", "meta
 TOP = {"base", "pipeline", "control", "cli", "cli_control", "cli_study", "cli_tools", "__main__", "settings", "pictures"}
 TOP |= {"decoding", "devices", "embeddings", "preprocess", "stack"}
 
+# The trainer's rooms, and which of the others each may know. Its entry points, beside these, may know them all.
+TRAINER_ROOMS: dict[str, set[str]] = {
+    "settings": set(),
+    "data": set(),
+    "models": {"settings"},
+    "engine": {"settings"},
+    "evaluation": {"data"},
+    "mini": {"settings", "data", "engine", "evaluation"},
+    "distill": {"settings", "data", "models", "engine"},
+    "finetune": {"settings", "data", "models", "engine"},
+}
+
 
 @dataclass(frozen=True)
 class Import:
@@ -45,8 +57,8 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(path: Path) -> Iterator[Import]:
-    """Every import of a file; `if TYPE_CHECKING:` blocks are left out, they import nothing at run time."""
+def imports(path: Path, hints: bool = False) -> Iterator[Import]:
+    """Every import of a file, with those in `if TYPE_CHECKING:` blocks, which import nothing at run time, or without."""
     package = module_name(path).split(".")
     if path.name != "__init__.py":
         package = package[:-1]
@@ -64,8 +76,8 @@ def imports(path: Path) -> Iterator[Import]:
                     target = [*base, alias.name] if is_module([*base, alias.name]) else base
                     yield Import(".".join(target), child.level > 0, at_top, child.lineno)
             elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-                for other in child.orelse:
-                    yield from visit(other, at_top)
+                for other in [*(child.body if hints else ()), *child.orelse]:
+                    yield from visit(ast.Module([other], []), at_top)
             else:
                 in_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
                 yield from visit(child, at_top and not in_function)
@@ -186,10 +198,12 @@ def test_no_arrow_of_the_core_runs_up() -> None:
     assert not wrong
 
 
-def test_the_core_has_no_circle() -> None:
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_no_circle_of_modules(room: str) -> None:
+    """Lazy imports and those for type hints count too: two modules that know each other are one."""
     uses = {
-        module_name(path): {found.name for found in imports(path) if found.relative and found.at_top}
-        for path in files_of("wadi_core")
+        module_name(path): {found.name for found in imports(path, hints=True) if found.name.startswith(f"{room}.")}
+        for path in files_of(room)
     }
     done: set[str] = set()
 
@@ -202,7 +216,22 @@ def test_the_core_has_no_circle() -> None:
             done.add(name)
 
     for name in sorted(uses):
-        walk(name, ())
+        # The package's own __init__ hands names out for type checkers, from every floor.
+        if name != room:
+            walk(name, (room,))
+
+
+def test_rooms_of_the_trainer_know_only_those_below() -> None:
+    """The engine knows neither distillation nor fine-tuning, and those two do not know each other."""
+    wrong = []
+    for path in files_of("trainer"):
+        parts = module_name(path).split(".")
+        own = parts[1] if len(parts) > 1 else ""
+        for found in imports(path, hints=True):
+            other = [*found.name.split("."), ""][1] if root_of(found.name) == "trainer" else own
+            if own in TRAINER_ROOMS and other not in (own, *TRAINER_ROOMS[own]):
+                wrong.append(f"{where(path, found.line)} imports {found.name}")
+    assert not wrong
 
 
 def test_third_party_modules_are_those_of_each_floor() -> None:

@@ -15,16 +15,13 @@ what is compared; the exact forms are this project's.
 from __future__ import annotations
 
 import math
-import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..files import atomic_write
 from .extract import comparable_layers
 from .rotation import angles
 from .weights import Entry, Weights
@@ -213,17 +210,3 @@ def angle_statistics(factors: Iterable[tuple[Tensor, Tensor]]) -> AngleStatistic
 
 def _spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.fmean(values), statistics.pstdev(values))
-
-
-def plot(analysis: Analysis, path: str | os.PathLike[str], title: str = "What distillation changed") -> Path:
-    """Write :func:`~.chart.picture` as a file. Needs Pillow.
-
-    Raises:
-        OSError: it cannot be written; one line.
-    """
-    from .chart import picture
-
-    content = picture(analysis, title)
-    with atomic_write(path) as file:
-        file.write(content)
-    return Path(path)

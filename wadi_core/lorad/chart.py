@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ..files import atomic_write
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
@@ -48,6 +52,18 @@ def picture(analysis: Analysis, title: str) -> bytes:
     content = io.BytesIO()
     sheet.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS).save(content, "png")
     return content.getvalue()
+
+
+def plot(analysis: Analysis, path: str | os.PathLike[str], title: str = "What distillation changed") -> Path:
+    """Write :func:`picture` as a file.
+
+    Raises:
+        OSError: it cannot be written; one line.
+    """
+    content = picture(analysis, title)
+    with atomic_write(path) as file:
+        file.write(content)
+    return Path(path)
 
 
 def _draw_changes(draw: ImageDraw, analysis: Analysis) -> None:
