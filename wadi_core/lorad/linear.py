@@ -80,6 +80,16 @@ class _Kept(dict[tuple[str, ...], tuple[tuple[Any, ...], Tensor]]):
         return _Kept()  # a copy of a layer has factors of its own
 
 
+class _FactorDict(nn.ParameterDict):
+    """Factors by the names of their adapters. They are no part of the network's state dict, which stays the base's."""
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        pass
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
 def autocast_dtype(kind: str) -> torch.dtype | None:
     """The type that autocast wants on this kind of device; None where it is off."""
     if kind == "meta":  # where tensors have shapes alone, and torch knows no autocast
@@ -110,8 +120,8 @@ class RotatedLinear(nn.Linear):
         self.bias = linear.bias
         self.training = linear.training
         self._original = (linear,)  # in a tuple: not a submodule of its own
-        self.lorad_a = nn.ParameterDict()
-        self.lorad_b = nn.ParameterDict()
+        self.lorad_a = _FactorDict()
+        self.lorad_b = _FactorDict()
         self.strengths: dict[str, float] = {}
         self.active: tuple[str, ...] = ()
         self.recompute = False
