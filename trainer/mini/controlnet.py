@@ -26,6 +26,7 @@ from wadi_core import pictures
 from wadi_core.control import Steered, Steering
 from wadi_core.lorad.checkpoint import write_safetensors
 from wadi_core.pipeline import noise
+from wadi_core.thirdparty import DiffusersNetwork, Tokenizer
 
 from ..engine.logs import contact_sheet
 from ..engine.muon import ENDS
@@ -59,7 +60,7 @@ class ControlNetConfig(DenoisingConfig):
     part_share: float = 0.3  # of the captions: only one of two objects is named
 
 
-def make_controlnet(unet: nn.Module) -> nn.Module:
+def make_controlnet(unet: DiffusersNetwork) -> nn.Module:
     """A ControlNet that begins as a copy of the U-Net's first half and adds nothing yet."""
     from diffusers import ControlNetModel
 
@@ -91,7 +92,7 @@ class Scenes:
     first: int = 0
 
     @classmethod
-    def read(cls, config: ControlNetConfig, tokenizer: object) -> Scenes:
+    def read(cls, config: ControlNetConfig, tokenizer: Tokenizer) -> Scenes:
         """The shards of a folder of latents; maps that are not there yet are drawn and kept.
 
         Raises:
@@ -126,7 +127,7 @@ def make_maps(index: int, path: Path) -> None:
 
 
 @torch.no_grad()
-def check_latents(vae: nn.Module, data: Scenes) -> None:
+def check_latents(vae: DiffusersNetwork, data: Scenes) -> None:
     """Raises ValueError if the latents are none that this autoencoder makes of the scenes."""
     images = to_tensor([scenes.draw(scenes.scene(data.first + row)) for row in range(4)])
     own = vae.encode(images).latent_dist.mean * vae.config.scaling_factor
@@ -229,7 +230,7 @@ def run(config: ControlNetConfig) -> None:
 
 def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    arguments = settings.parser(__doc__.splitlines()[0]).parse_args()
+    arguments = settings.parser((__doc__ or "").splitlines()[0]).parse_args()
     run(settings.load(ControlNetConfig, arguments.config, arguments.overrides))
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from wadi_core import pictures
+from wadi_core.thirdparty import DiffusersNetwork, Tokenizer
 
 from ..engine.checkpoints import Checkpoints
 from ..engine.logs import LossTable, contact_sheet
@@ -71,7 +72,7 @@ class Painter:
         unet, text_encoder, tokenizer: its parts.
     """
 
-    def __init__(self, unet: nn.Module, text_encoder: nn.Module, tokenizer: object) -> None:
+    def __init__(self, unet: DiffusersNetwork, text_encoder: nn.Module, tokenizer: Tokenizer) -> None:
         self.unet, self.text_encoder, self.tokenizer = unet.eval(), text_encoder.eval(), tokenizer
         self.alpha_bar = make_scheduler().alphas_cumprod
 
@@ -195,7 +196,7 @@ def run(config: DecoderConfig) -> None:
 
 def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    arguments = settings.parser(__doc__.splitlines()[0]).parse_args()
+    arguments = settings.parser((__doc__ or "").splitlines()[0]).parse_args()
     run(settings.load(DecoderConfig, arguments.config, arguments.overrides))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from wadi_core import pictures
+from wadi_core.thirdparty import DiffusersNetwork
 
 from ..engine.checkpoints import Checkpoints, random_state, restore_random_state
 from ..engine.logs import LossTable
@@ -80,7 +81,7 @@ class Denoising:
         ends: parts of the names of layers that AdamW takes instead of Muon.
     """
 
-    def __init__(self, model: nn.Module, unet: nn.Module, config: DenoisingConfig, ends: tuple[str, ...] = ENDS) -> None:
+    def __init__(self, model: nn.Module, unet: DiffusersNetwork, config: DenoisingConfig, ends: tuple[str, ...] = ENDS) -> None:
         self.config = config
         self.output = Path(config.output)
         self.model = model

@@ -59,7 +59,7 @@ def export_part(source: Path, part: str, target: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--vae", type=Path, help="folder of the autoencoder")
     parser.add_argument("--teacher", type=Path, help="folder with unet/ and text_encoder/")
     parser.add_argument("--lorad", type=Path, help="the one-step LoRaD file")

@@ -22,6 +22,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from wadi_core.thirdparty import DiffusersNetwork
+
 OFFSET = 3.0  # the constant in each channel
 SIGNAL = 0.5  # by which the input is scaled on its way in: small against the offset
 
@@ -42,7 +44,7 @@ def freeze_samplers(network: nn.Module) -> None:
 
 
 @torch.no_grad()
-def skip_copying(unet: nn.Module) -> None:
+def skip_copying(unet: DiffusersNetwork) -> None:
     """Leave out the convolutions behind enlarging wherever they only copy: the same numbers, a tenth sooner."""
     for name, layer in unet.named_modules():
         if name.rpartition(".")[0].endswith("upsamplers"):
@@ -138,7 +140,7 @@ def _average(conv: nn.Conv2d) -> None:
 
 
 @torch.no_grad()
-def start_as_block_means(vae: nn.Module) -> None:
+def start_as_block_means(vae: DiffusersNetwork) -> None:
     """Begin an ``AutoencoderKL`` as the codec of block means (three latent channels; the fourth is free)."""
     for name, layer in vae.named_modules():
         last = name.rpartition(".")[2]
@@ -165,7 +167,7 @@ def start_as_block_means(vae: nn.Module) -> None:
 
 
 @torch.no_grad()
-def start_as_identity(unet: nn.Module) -> None:
+def start_as_identity(unet: DiffusersNetwork) -> None:
     """Begin a ``UNet2DConditionModel`` with eps = x_t, carried by the outermost skip connection."""
     _write_pairs(unet.conv_in)
     for name, layer in unet.named_modules():

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from wadi_core.lorad.checkpoint import write_safetensors
+from wadi_core.thirdparty import DiffusersNetwork
 
 from . import scenes
 from .vae import to_tensor
@@ -25,7 +26,7 @@ SHARD = 4096  # scenes
 
 
 @torch.no_grad()
-def make_shard(vae: torch.nn.Module, index: int, path: Path) -> None:
+def make_shard(vae: DiffusersNetwork, index: int, path: Path) -> None:
     """Draw, encode (posterior means, scaled) and write one shard: ``latents`` (4096, 4, 16, 16) float16."""
     latents, captions = [], []
     for start in tqdm(range(index * SHARD, (index + 1) * SHARD, 32), desc=path.name, mininterval=5):
@@ -59,7 +60,7 @@ def read_shards(folder: Path) -> tuple[torch.Tensor, list[str]]:
 def main() -> None:
     from diffusers import AutoencoderKL
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--vae", required=True, help="the autoencoder's folder")
     parser.add_argument("--output", required=True, type=Path, help="folder of the shards")
     parser.add_argument("--shards", type=int, default=4, help="how many there shall be")

@@ -16,7 +16,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from wadi_core.thirdparty import DiffusersNetwork
 
 from . import scenes
 
@@ -50,7 +52,7 @@ class Pointing:
         ValueError: it has another number of heads.
     """
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(self, unet: DiffusersNetwork) -> None:
         self._heard: list[Tensor] = []
         for place in (*unet.down_blocks[0].attentions, *unet.up_blocks[-2].attentions, *unet.up_blocks[-1].attentions):
             attention = place.transformer_blocks[0].attn2

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wadi_core.pictures import to_pictures
+from wadi_core.thirdparty import DiffusersNetwork, DiffusersScheduler, Tokenizer
 
 
-def make_scheduler() -> object:
+def make_scheduler() -> DiffusersScheduler:
     """Stable Diffusion's noise schedule with DDIM steps that begin at t = 999."""
     from diffusers import DDIMScheduler
 
@@ -24,13 +25,13 @@ def make_scheduler() -> object:
     )
 
 
-def tokenize(tokenizer: object, captions: Sequence[str]) -> Tensor:
+def tokenize(tokenizer: Tokenizer, captions: Sequence[str]) -> Tensor:
     """(n, 77) token ids, padded as the text encoder expects."""
     return tokenizer(list(captions), padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
 
 
 @torch.no_grad()
-def many_steps(unet: nn.Module, z: Tensor, text: Tensor, null: Tensor, steps: int = 25, guidance: float = 3.0) -> Tensor:
+def many_steps(unet: DiffusersNetwork, z: Tensor, text: Tensor, null: Tensor, steps: int = 25, guidance: float = 3.0) -> Tensor:
     """DDIM with classifier-free guidance from z at t = 999 to x0. ``text`` and ``null``: (n, 77, width)."""
     scheduler = make_scheduler()
     scheduler.set_timesteps(steps)
@@ -44,7 +45,7 @@ def many_steps(unet: nn.Module, z: Tensor, text: Tensor, null: Tensor, steps: in
 
 
 @torch.no_grad()
-def decode(vae: nn.Module, latents: Tensor) -> list:
+def decode(vae: DiffusersNetwork, latents: Tensor) -> list:
     """Scaled latents (n, 4, h, w) as PIL pictures."""
     with torch.autocast(latents.device.type, torch.bfloat16):
         images = vae.decode(latents / vae.config.scaling_factor).sample

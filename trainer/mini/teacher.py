@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wadi_core.pipeline import noise
+from wadi_core.thirdparty import DiffusersNetwork, Tokenizer
 
 from ..engine.logs import contact_sheet
 from ..settings import fields as settings
@@ -137,7 +138,7 @@ class Teacher(nn.Module):
         return self.unet(x, t, text).sample
 
 
-def sheet(teacher: Teacher, vae: nn.Module, tokenizer: object, guidance: float) -> object:
+def sheet(teacher: Teacher, vae: DiffusersNetwork, tokenizer: Tokenizer, guidance: float) -> object:
     """Pictures of fixed captions and seeds: 25 guided steps (two seeds) and one step."""
     ids = tokenize(tokenizer, [*SHEET_CAPTIONS, ""])
     with torch.no_grad():
@@ -202,7 +203,7 @@ def run(config: TeacherConfig) -> None:
 
 def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    arguments = settings.parser(__doc__.splitlines()[0]).parse_args()
+    arguments = settings.parser((__doc__ or "").splitlines()[0]).parse_args()
     run(settings.load(TeacherConfig, arguments.config, arguments.overrides))
 
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from wadi_core import pictures
+from wadi_core.thirdparty import DiffusersNetwork
 
 from ..engine.checkpoints import Checkpoints, random_state, restore_random_state
 from ..engine.logs import LossTable, contact_sheet
@@ -123,7 +124,7 @@ def picture_loss(
     return loss, values
 
 
-def keep_layout(vae: torch.nn.Module) -> None:
+def keep_layout(vae: DiffusersNetwork) -> None:
     """Take out of training what must only pass a picture on: all that halves and doubles, and where the width changes."""
     freeze_samplers(vae)
     for name, layer in vae.named_modules():
@@ -212,7 +213,7 @@ def run(config: VaeConfig) -> None:
 
 
 def main() -> None:
-    arguments = settings.parser(__doc__.splitlines()[0]).parse_args()
+    arguments = settings.parser((__doc__ or "").splitlines()[0]).parse_args()
     run(settings.load(VaeConfig, arguments.config, arguments.overrides))
 
 

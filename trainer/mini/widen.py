@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from wadi_core.thirdparty import DiffusersNetwork
+
 from .vae import make_vae
 
 UNEVEN = 0.5  # standard deviation of the shares around their mean, relative
@@ -34,7 +36,7 @@ def expand(weight: Tensor, shape: Sequence[int], uneven: float, generator: torch
 
 
 @torch.no_grad()
-def widen(narrow: torch.nn.Module, channels: Sequence[int], seed: int = 0) -> torch.nn.Module:
+def widen(narrow: DiffusersNetwork, channels: Sequence[int], seed: int = 0) -> torch.nn.Module:
     """An ``AutoencoderKL`` with ``channels`` that computes what ``narrow`` does.
 
     Args:
@@ -67,7 +69,7 @@ def widen(narrow: torch.nn.Module, channels: Sequence[int], seed: int = 0) -> to
 def main() -> None:
     from diffusers import AutoencoderKL
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--vae", required=True, help="the autoencoder's folder")
     parser.add_argument("--channels", required=True, type=int, nargs=4, help="of the blocks, from the picture inwards")
     parser.add_argument("--output", required=True, help="folder of the wider one")

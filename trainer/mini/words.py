@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from wadi_core.thirdparty import DiffusersNetwork
+
 from ..engine.logs import LossTable
 from ..engine.muon import MuonWithAdamW
 from ..settings import fields as settings
@@ -66,7 +68,7 @@ def _cells(maps: Tensor, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def _maps(vae: nn.Module, size: int) -> Tensor:
+def _maps(vae: DiffusersNetwork, size: int) -> Tensor:
     """(objects, 5, 16, 16): latents of each object in the middle less those of its background, and what it fills."""
     middle = scenes.SIZE // 2 - size // 2 % scenes.GRID  # as near as its edges on the grid allow
     maps = []
@@ -85,7 +87,7 @@ def _maps(vae: nn.Module, size: int) -> Tensor:
     return torch.cat(maps)
 
 
-def looks(vae: nn.Module) -> Tensor:
+def looks(vae: DiffusersNetwork) -> Tensor:
     """(objects + 1, 49, 25): the five numbers of each cell's latent of the small object, then of its 2x2 of the big one.
 
     The last row is no object: zeros.
@@ -192,7 +194,7 @@ def run(config: WordsConfig) -> None:
 
 def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    arguments = settings.parser(__doc__.splitlines()[0]).parse_args()
+    arguments = settings.parser((__doc__ or "").splitlines()[0]).parse_args()
     run(settings.load(WordsConfig, arguments.config, arguments.overrides))
 
 
