@@ -130,7 +130,7 @@ def run(config: DecoderConfig) -> None:
     if captions[: len(captions) // 100 + 1] != [scenes.scene(seed).caption for seed in range(len(captions) // 100 + 1)]:
         raise ValueError(f"{config.latents}: these latents are of other scenes; make them anew with trainer.mini.latents")
     painter = make_painter(config)
-    vae = AutoencoderKL.from_pretrained(config.vae).float().train()
+    vae: DiffusersNetwork = AutoencoderKL.from_pretrained(config.vae).float().train()
     keep_layout(vae)
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)

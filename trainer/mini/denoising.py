@@ -65,7 +65,8 @@ def draw_timesteps(count: int, config: DenoisingConfig) -> Tensor:
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
     """One step of an exponential moving average of the parameters."""
-    averaged, current = list(average.parameters()), list(model.parameters())
+    averaged: list[Tensor] = list(average.parameters())
+    current: list[Tensor] = list(model.parameters())
     torch._foreach_mul_(averaged, decay)
     torch._foreach_add_(averaged, current, alpha=1 - decay)
 

@@ -65,7 +65,7 @@ class CentredSteps:
         readers = ("controlnet_down_blocks.", "controlnet_mid_block")
         named = network.named_modules()
         convs = [layer for name, layer in named if name.endswith("conv_shortcut") or name.startswith(readers)]
-        self._convs = [(conv, _offsets(conv.in_channels)) for conv in convs]
+        self._convs: list[tuple[Any, Tensor]] = [(conv, _offsets(conv.in_channels)) for conv in convs if isinstance(conv, nn.Conv2d)]
         self._arrived: list[Tensor] = []
 
     @torch.no_grad()

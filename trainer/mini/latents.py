@@ -65,7 +65,8 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="folder of the shards")
     parser.add_argument("--shards", type=int, default=4, help="how many there shall be")
     arguments = parser.parse_args()
-    vae = AutoencoderKL.from_pretrained(arguments.vae).to(memory_format=torch.channels_last).eval()
+    vae: DiffusersNetwork = AutoencoderKL.from_pretrained(arguments.vae)
+    vae = vae.to(memory_format=torch.channels_last).eval()
     for index in range(arguments.shards):
         path = arguments.output / f"shard-{index:03d}.safetensors"
         if not path.exists():

@@ -61,11 +61,12 @@ class VaeConfig:
     measured: int = 512  # scenes of which the spread of the latents is taken at the end
 
 
-def make_vae(channels: tuple[int, ...]) -> torch.nn.Module:
+def make_vae(channels: tuple[int, ...]) -> DiffusersNetwork:
     """An ``AutoencoderKL`` of factor 8, laid out as Stable Diffusion's, that knows the means of 8x8 blocks."""
     from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL(
+    kind: DiffusersNetwork = AutoencoderKL
+    vae = kind(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=channels,

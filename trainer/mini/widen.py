@@ -36,7 +36,7 @@ def expand(weight: Tensor, shape: Sequence[int], uneven: float, generator: torch
 
 
 @torch.no_grad()
-def widen(narrow: DiffusersNetwork, channels: Sequence[int], seed: int = 0) -> torch.nn.Module:
+def widen(narrow: DiffusersNetwork, channels: Sequence[int], seed: int = 0) -> DiffusersNetwork:
     """An ``AutoencoderKL`` with ``channels`` that computes what ``narrow`` does.
 
     Args:
