@@ -19,6 +19,8 @@ output to a fraction of a per cent, so this matters here. Widths are multiples o
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -64,8 +66,8 @@ class CentredSteps:
     def __init__(self, network: nn.Module) -> None:
         readers = ("controlnet_down_blocks.", "controlnet_mid_block")
         named = network.named_modules()
-        convs = [layer for name, layer in named if name.endswith("conv_shortcut") or name.startswith(readers)]
-        self._convs: list[tuple[Any, Tensor]] = [(conv, _offsets(conv.in_channels)) for conv in convs if isinstance(conv, nn.Conv2d)]
+        convs: list[Any] = [layer for name, layer in named if name.endswith("conv_shortcut") or name.startswith(readers)]
+        self._convs: list[tuple[Any, Tensor]] = [(conv, _offsets(int(conv.in_channels))) for conv in convs]
         self._arrived: list[Tensor] = []
 
     @torch.no_grad()
@@ -85,6 +87,7 @@ class CentredSteps:
 @torch.no_grad()
 def calm_group_norms(network: nn.Module) -> None:
     """Give every stream of channels its offset and every GroupNorm the values that take it off again."""
+    layer: Any
     for name, layer in network.named_modules():
         if isinstance(layer, nn.GroupNorm):
             layer.weight.fill_(OFFSET * (2 / 3) ** 0.5)
@@ -103,7 +106,7 @@ def _signal_channels(k: int) -> tuple[int, int]:
     return 6 * k + 2, 6 * k + 5
 
 
-def _write_pairs(conv: nn.Conv2d) -> None:
+def _write_pairs(conv: Any) -> None:
     """Input k goes to its two channels as +SIGNAL and -SIGNAL; the other channels keep their random features."""
     for k in range(conv.in_channels):
         for channel, sign in zip(_signal_channels(k), (1.0, -1.0), strict=True):
@@ -111,7 +114,7 @@ def _write_pairs(conv: nn.Conv2d) -> None:
             conv.weight[channel, k, 1, 1] = sign * SIGNAL
 
 
-def _read_pairs(conv: nn.Conv2d, count: int) -> None:
+def _read_pairs(conv: Any, count: int) -> None:
     """Output k < count is read from its two channels, less what their anchors took; the rest begins small."""
     conv.weight.mul_(0.1)
     conv.bias.zero_()
@@ -122,7 +125,7 @@ def _read_pairs(conv: nn.Conv2d, count: int) -> None:
             conv.weight[k, channel - 2, 1, 1] = -sign / SIGNAL
 
 
-def _copy(conv: nn.Conv2d, source: int, count: int) -> None:
+def _copy(conv: Any, source: int, count: int) -> None:
     """The first ``count`` output channels copy input channels from ``source`` on."""
     side = conv.kernel_size[0] // 2
     for k in range(count):
@@ -130,7 +133,7 @@ def _copy(conv: nn.Conv2d, source: int, count: int) -> None:
         conv.weight[k, source + k, side, side] = 1.0
 
 
-def _average(conv: nn.Conv2d) -> None:
+def _average(conv: Any) -> None:
     """A strided 3x3 convolution that halves: each channel is the mean of the 2x2 pixels it stands for."""
     # Diffusers' autoencoder pads on the far sides only, before the convolution, and its U-Net on all sides, in it.
     first = conv.padding[0]
@@ -142,6 +145,7 @@ def _average(conv: nn.Conv2d) -> None:
 @torch.no_grad()
 def start_as_block_means(vae: DiffusersNetwork) -> None:
     """Begin an ``AutoencoderKL`` as the codec of block means (three latent channels; the fourth is free)."""
+    layer: Any
     for name, layer in vae.named_modules():
         last = name.rpartition(".")[2]
         if not isinstance(layer, (nn.Conv2d, nn.Linear)):
