@@ -79,7 +79,9 @@ def _inspect(options: argparse.Namespace) -> None:
     if options.base:
         from .lorad.weights import Weights
 
-        report["base"] = base_facts(adapter, Weights.open(options.base), options.base)
+        base = Weights.open(options.base)
+        base.check_numbers()
+        report["base"] = base_facts(adapter, base, options.base)
     if options.json:
         _write(report)
         return

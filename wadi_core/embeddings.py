@@ -87,7 +87,7 @@ class Embedding:
             raise refusal(path, "this is no embedding: one tensor of (vectors, width) is expected")
         if len(shape) == 2 and not 0 < shape[0] <= TOKENS - 2:
             raise refusal(path, f"{shape[0]} vectors make no word: a prompt takes 1 to {TOKENS - 2}")
-        if not header.places[name].dtype.startswith(("F", "BF")):
+        if header.places[name].dtype not in ("F64", "F32", "F16", "BF16"):  # float8 would want its scale
             raise refusal(path, f"vectors of the type {header.places[name].dtype} are no embedding")
         vectors = checkpoint.read_tensors(header)[name].float().reshape(-1, shape[-1])
         if not vectors.isfinite().all():
