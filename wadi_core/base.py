@@ -111,10 +111,11 @@ def find(base: str | os.PathLike[str], config: str | os.PathLike[str] | None = N
         raise FileNotFoundError(one_line(f"{path}: {why} (nothing is downloaded; a base is {wanted})"))
     if path.suffix.lower() in checkpoint.PICKLE_ENDINGS:
         raise refusal(path, "checkpoints are read as .safetensors only: convert this one first")
-    header = checkpoint.read_header(path)
-    source = Source(path, Path(config) if config else configs.folder(_architecture_of_file(path, header.shapes)))
-    single_file.check_names(path, header.places)
+    shapes = checkpoint.read_header(path).shapes
+    _check_file(path, shapes)
+    source = Source(path, Path(config) if config else configs.folder(_architecture_of_file(path, shapes)))
     prediction_type(source)
+    single_file.check_names(path, shapes)
     return source
 
 
@@ -214,8 +215,8 @@ def alphas_cumprod(folder: Path) -> Tensor:
     return found.double()
 
 
-def _architecture_of_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> str:
-    """Which of the shipped settings a single file is for, by the widths of its U-Net."""
+def _check_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises ValueError if a single file is something else than a whole checkpoint of Stable Diffusion 1 or 2."""
     if not any(name.startswith(LDM_UNET) for name in shapes):
         if any(name.endswith((".lorad_a", ".theta_a", ".lora_down.weight", ".lora_A.weight")) for name in shapes):
             raise refusal(path, "this is an adapter, not a base network")
@@ -228,6 +229,11 @@ def _architecture_of_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> str
     entry = shapes.get(LDM_UNET + "input_blocks.0.0.weight", ())
     if entry[1:2] not in ((), (4,)):
         raise refusal(path, f"this is a checkpoint {kinds.of_inputs(entry[1])}; supported are {SUPPORTED}")
+
+
+def _architecture_of_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> str:
+    """Which of the shipped settings a single file is for, by the widths of its U-Net."""
+    entry = shapes.get(LDM_UNET + "input_blocks.0.0.weight", ())
     context = shapes.get(LDM_CONTEXT, ())
     for architecture, folder in configs.FOLDERS.items():
         settings = configs.read(folder / "unet" / "config.json")
