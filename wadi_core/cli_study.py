@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_tools import DTYPES, progress_bar
-from .files import one_line
+from .files import known_name, one_line
 
 if TYPE_CHECKING:
     from .lorad.weights import Weights
@@ -154,7 +154,7 @@ def _analyze(options: argparse.Namespace) -> None:
             with progress_bar("B", scale=True) as progress:
                 write_stream(output, swapped(base, student, kept), student.metadata, inputs, progress)
     if options.plot:
-        plot(analysis, options.plot, f"{Path(options.base).name} and {Path(options.student).name}")
+        plot(analysis, options.plot, f"{known_name(options.base)} and {known_name(options.student)}")
     if options.json:
         totals = {name: total and asdict(total) for name, total in analysis_totals(analysis).items()}
         _write({**totals, **asdict(analysis)})

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from . import mini
 from .base import TOKENS
-from .files import one_line, refusal, sha256_of_file
+from .files import known_name, one_line, refusal, sha256_of_file
 from .lorad import checkpoint
 from .lorad.layers import sha256_of_layers
 from .settings import Learned
@@ -93,12 +93,13 @@ class Embedding:
         if not vectors.isfinite().all():
             raise refusal(path, "this embedding holds NaN or Inf")
         said = header.metadata
-        token = (said.get("wadi.token") or (path.stem if name in NAMELESS else name)).strip()
+        stem = Path(known_name(path)).stem
+        token = (said.get("wadi.token") or (stem if name in NAMELESS else name)).strip()
         if not token:
             raise refusal(path, "this embedding has no word: its tensor has an empty name")
         own = {key: text for key, text in said.items() if not key.startswith("wadi.")}
         return cls(
-            token, vectors, path.stem, said.get("wadi.architecture"), said.get("wadi.text_encoder"), own, sha256_of_file(path)
+            token, vectors, stem, said.get("wadi.architecture"), said.get("wadi.text_encoder"), own, sha256_of_file(path)
         )
 
     def save(self, path: File) -> None:

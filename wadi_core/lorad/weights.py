@@ -40,6 +40,7 @@ class Weights(Stored):
         layout: names and places of the layers.
         folder: the folder that was opened; None for a file or a state dict.
         found: the files of the network; None for a state dict.
+        prediction_type: what the network returns, as the base says it itself; None where it does not.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class Weights(Stored):
         self.folder = folder
         self.found = found
         self.layout: Layout = detect(self.shapes)
+        said = declared.of_file(source, self._holders, self.metadata)
+        self.prediction_type = said if folder is None else declared.of_folder(folder) or said
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Weights:
@@ -89,16 +92,6 @@ class Weights(Stored):
     @property
     def architecture(self) -> str:
         return self.layout.architecture
-
-    @property
-    def prediction_type(self) -> str | None:
-        """What the network returns, as the base says it itself; None where it does not.
-
-        Raises:
-            OSError, ValueError: something that this package cannot follow; one line.
-        """
-        said = declared.of_file(self.source, self._holders, self.metadata)
-        return said if self.folder is None else declared.of_folder(self.folder) or said
 
     def layers(self) -> dict[str, Place]:
         """Canonical path -> place of the layers that a one-step student's LoRaD turns."""
