@@ -26,7 +26,7 @@ from torch import Tensor
 
 from wadi_core.lorad.format import LORAD_ENDINGS
 from wadi_core.lorad.rotation import rotate_
-from wadi_core.schedule import OneStep
+from wadi_core.schedule import OneStep, check_latents
 
 from . import large, sampler
 
@@ -110,7 +110,7 @@ def sample_one_step(
     denoiser: Any, x: Tensor, sigma: Tensor, extra_args: dict[str, Any], callback: Callable[[dict[str, Any]], None]
 ) -> Tensor:
     """x0 (n, 4, h, w) from noise of that shape as Forge scales it, in the form that the program knows of samplers."""
-    x0 = denoiser(x, sigma.expand(len(x)), **extra_args)
+    x0 = check_latents(denoiser(x, sigma.expand(len(x)), **extra_args), x.dtype)
     denoiser.sampler.last_latent = x0
     sd_samplers_common.store_latent(x0)
     callback({"i": 0, "x": x0})

@@ -23,7 +23,7 @@ from modules.script_callbacks import (
 from modules.sd_samplers_timesteps import CFGDenoiserTimesteps, CompVisSampler, CompVisTimestepsDenoiser
 from torch import Tensor
 
-from wadi_core.schedule import OneStep
+from wadi_core.schedule import OneStep, check_latents
 from wadi_core.settings import SAMPLER as NAME
 
 from . import host, large, schedule
@@ -90,7 +90,7 @@ def sample_one_step(
 ) -> Tensor:
     """x0 (n, 4, h, w) from standard normal noise z of the same shape, in the form that the program knows of samplers."""
     prediction = denoiser(z, z.new_full((len(z),), float(one_step.timestep)), **extra_args)
-    x0 = one_step.x0(z.float(), prediction)
+    x0 = check_latents(one_step.x0(z.float(), prediction), z.dtype)
     denoiser.sampler.last_latent = x0
     sd_samplers_common.store_latent(x0)
     callback({"i": 0, "x": x0})

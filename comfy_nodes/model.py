@@ -60,7 +60,7 @@ class ModelWeights(Weights):
     def dtype(self, name: str) -> torch.dtype:
         return torch.float32 if self._is_computed(name) else super().dtype(name)
 
-    def tensor(self, name: str) -> Tensor:
+    def _read(self, name: str) -> Tensor:
         stored = self._holders[name].detach()
         if not self._is_computed(name):
             return stored.to("cpu")

@@ -22,7 +22,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..wadi_core.schedule import OneStep
+from ..wadi_core.schedule import OneStep, check_latents
 from . import pixart
 from .model import layout_of, prediction_type
 from .schema import MAXIMUM_SEED, schema
@@ -98,7 +98,7 @@ def sample_wadi_one_step(
         sigmas: only counted, to fill the progress bar.
 
     Raises:
-        ValueError: there is no noise; one line.
+        ValueError: there is no noise, or the network returned NaN or Inf; one line.
     """
     z = model.noise
     if not z.any():
@@ -106,7 +106,7 @@ def sample_wadi_one_step(
     sampling = model.inner_model.inner_model.model_sampling
     sigma = sampling.sigma_max.to(z)
     start = sampling.noise_scaling(sigma, z, torch.zeros_like(z), max_denoise=True)
-    denoised = model(start, sigma.expand(z.shape[0]), **(extra_args or {}))
+    denoised = check_latents(model(start, sigma.expand(z.shape[0]), **(extra_args or {})), start.dtype)
     if callback is not None:
         callback({"x": start, "i": max(len(sigmas) - 2, 0), "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
     return denoised

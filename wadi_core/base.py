@@ -7,22 +7,25 @@ should be is refused in one line before a network exists.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from . import configs, mini
-from .files import refusal
-from .lorad import checkpoint
+from . import configs, mini, single_file
+from .files import known_name, one_line, refusal
+from .lorad import checkpoint, declared, kinds
+from .lorad.folders import STEM, TEXT_STEM, weight_files
 from .lorad.layers import detect_architecture
 from .lorad.metadata import Metadata
-from .lorad.weights import network_files
+from .lorad.stored import Stored, open_files
 from .schedule import OneStep
+from .single_file import LDM_CONTEXT, LDM_UNET
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -30,30 +33,13 @@ if TYPE_CHECKING:
 TOKENS = 77  # of a prompt, with its start and end
 FACTOR = 8  # pixels per latent
 PARTS = ("unet", "vae", "text_encoder")
-STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+STEMS = {"unet": STEM, "vae": STEM, "text_encoder": TEXT_STEM}
 SUPPORTED = 'Stable Diffusion 1.5, 2.1-base and "mini"'
 
-# Where the parts of a single-file (LDM) checkpoint begin. The two text encoders are OpenAI's CLIP and OpenCLIP.
-LDM_UNET, LDM_VAE = "model.diffusion_model.", "first_stage_model."
-LDM_CLIP, LDM_OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
-LDM_CONTEXT = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
-
-# OpenCLIP's names of a text encoder and CLIP's; query, key and value are one tensor in the former.
-OPEN_CLIP_TOP = {
-    "token_embedding.weight": "embeddings.token_embedding.weight",
-    "positional_embedding": "embeddings.position_embedding.weight",
-    "ln_final.weight": "final_layer_norm.weight",
-    "ln_final.bias": "final_layer_norm.bias",
-}
-OPEN_CLIP_LAYER = {
-    "ln_1.": "layer_norm1.",
-    "ln_2.": "layer_norm2.",
-    "mlp.c_fc.": "mlp.fc1.",
-    "mlp.c_proj.": "mlp.fc2.",
-    "attn.out_proj.": "self_attn.out_proj.",
-}
 # What the autoencoder's attention was called in folders written by diffusers before 0.18.
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+# The schedule that Stable Diffusion 1 and 2 were trained with ends at this share of signal.
+_LAST_ALPHA_SQUARED = 0.0046601
 
 
 @dataclass
@@ -65,8 +51,9 @@ class Base:
         architecture: one of :data:`~.lorad.layers.ARCHITECTURES`.
         unet, vae, text_encoder: diffusers' and transformers' own modules, without gradients.
         tokenizer: CLIP's; ``pad`` is the token that fills up short prompts.
-        prediction_type: what the base's own schedule says.
+        prediction_type: what the network returns; noise, where the base does not say.
         one_step: the schedule, where the file says that it is a one-step network itself.
+        says_prediction: whether the prediction type is the base's own word, and not only what is usual.
     """
 
     name: str
@@ -78,6 +65,7 @@ class Base:
     pad: int
     prediction_type: str
     one_step: OneStep | None
+    says_prediction: bool = False
 
     @property
     def native_size(self) -> tuple[int, int]:
@@ -119,11 +107,16 @@ def find(base: str | os.PathLike[str], config: str | os.PathLike[str] | None = N
         return Source(path, path)
     if not path.exists():
         wanted = 'a diffusers folder, a .safetensors checkpoint, or "mini"'
-        raise FileNotFoundError(f"{path}: there is no such file or folder (nothing is downloaded; a base is {wanted})")
+        why = "a link to a file that is not there" if path.is_symlink() else "there is no such file or folder"
+        raise FileNotFoundError(one_line(f"{path}: {why} (nothing is downloaded; a base is {wanted})"))
     if path.suffix.lower() in checkpoint.PICKLE_ENDINGS:
         raise refusal(path, "checkpoints are read as .safetensors only: convert this one first")
     shapes = checkpoint.read_header(path).shapes
-    return Source(path, Path(config) if config else configs.folder(_architecture_of_file(path, shapes)))
+    _check_file(path, shapes)
+    source = Source(path, Path(config) if config else configs.folder(_architecture_of_file(path, shapes)))
+    prediction_type(source)
+    single_file.check_names(path, shapes)
+    return source
 
 
 def load(
@@ -138,11 +131,12 @@ def load(
         OSError, ValueError: as :func:`find`, or a part is damaged or does not fit its settings; one line.
     """
     source = find(base, config)
+    said = prediction_type(source)
+    opened = {part: _open(part, source) for part in PARTS}
     networks = {}
-    for part in PARTS:
+    for part, stored in opened.items():
         network = _empty_network(part, source.settings / part / "config.json")
-        tensors, where = _weights(part, source, network)
-        networks[part] = fill(network, tensors, where, device, dtype)
+        networks[part] = fill(network, _tensors(part, source, stored, network), Path(stored.source), device, dtype)
     try:
         architecture = detect_architecture(networks["unet"])
     except ValueError as error:
@@ -150,12 +144,13 @@ def load(
     _check_parts(source.path, networks)
     tokenizer, pad = _load_tokenizer(source.settings / "tokenizer")
     return Base(
-        name="mini" if str(base) == "mini" else source.path.resolve().name,
+        name="mini" if str(base) == "mini" else known_name(source.path),
         architecture=architecture,
         tokenizer=tokenizer,
         pad=pad,
-        prediction_type=_prediction_type(source),
-        one_step=_merged_one_step(source),
+        prediction_type=said or "epsilon",
+        says_prediction=said is not None,
+        one_step=_merged_one_step(source, opened["unet"]),
         **networks,
     )
 
@@ -170,7 +165,7 @@ def unet_shapes(base: str | os.PathLike[str], config: str | os.PathLike[str] | N
     if source.single_file:
         shapes = checkpoint.read_header(source.path).shapes
         tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items() if name.startswith(LDM_UNET)}
-        converted = _convert_unet(tensors, configs.read(source.settings / "unet" / "config.json"))
+        converted = single_file.convert_unet(tensors, configs.read(source.settings / "unet" / "config.json"))
     else:
         converted = _empty_network("unet", source.path / "unet" / "config.json").state_dict()
     return {name: tuple(tensor.shape) for name, tensor in converted.items()}
@@ -180,26 +175,65 @@ def _check_folder(folder: Path) -> None:
     index = folder / "model_index.json"
     if index.exists():
         name = str(configs.read(index).get("_class_name"))
-        if not name.startswith("StableDiffusion") or "XL" in name or "StableDiffusion3" in name:
-            raise refusal(folder, f"this folder is for {name}; supported are {SUPPORTED}")
+        if what := kinds.of_pipeline(name):
+            raise refusal(folder, f"this folder is for {name}: {what}; supported are {SUPPORTED}")
     for part in PARTS:
         if not (folder / part / "config.json").is_file():
             raise FileNotFoundError(f"{folder}: this is no Stable Diffusion in diffusers layout: {part}/config.json is missing")
+    declared.of_folder(folder)
+    _check_schedule(folder)
 
 
-def _architecture_of_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> str:
-    """Which of the shipped settings a single file is for, by the widths of its U-Net."""
+def _check_schedule(folder: Path) -> None:
+    """Raises ValueError if a folder's noise schedule is not the one that one-step networks are made for."""
+    if declared.scheduler_settings(folder):
+        last = math.sqrt(float(alphas_cumprod(folder)[-1]))
+        if abs(last - math.sqrt(_LAST_ALPHA_SQUARED)) > 1e-3:
+            wanted = 'Stable Diffusion\'s is "scaled_linear" from 0.00085 to 0.012'
+            raise refusal(folder, f"its scheduler's betas end at alpha_T^2 {last**2:.3g}: another schedule; {wanted}")
+
+
+def alphas_cumprod(folder: Path) -> Tensor:
+    """The noise schedule (1000,) in float64, from a folder's scheduler settings.
+
+    Raises:
+        OSError, ValueError: they cannot be read, or are none of a diffusion model; one line.
+    """
+    from diffusers import DDPMScheduler
+
+    declared.of_folder(folder)
+    path = folder / "scheduler" / "scheduler_config.json"
+    read = configs.read(path)
+    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+    try:
+        found = DDPMScheduler(**{name: read[name] for name in names if name in read}).alphas_cumprod
+    except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
+        why = str(error).strip().partition("\n")[0]
+        raise refusal(path, f"no noise schedule can be made of these settings: {why}") from error
+    if len(found) != 1000:
+        raise refusal(path, f"a schedule of 1000 timesteps is needed, not of {len(found)}")
+    return found.double()
+
+
+def _check_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raises ValueError if a single file is something else than a whole checkpoint of Stable Diffusion 1 or 2."""
     if not any(name.startswith(LDM_UNET) for name in shapes):
         if any(name.endswith((".lorad_a", ".theta_a", ".lora_down.weight", ".lora_A.weight")) for name in shapes):
             raise refusal(path, "this is an adapter, not a base network")
         if any(name.startswith(("down_blocks.", "unet.down_blocks.")) for name in shapes):
             raise refusal(path, "this is a U-Net alone (diffusers layout): a base needs its text encoder and autoencoder too")
-        raise refusal(path, f"this is no checkpoint of Stable Diffusion; supported are {SUPPORTED}")
-    if any(name.startswith(LDM_UNET + "label_emb.") for name in shapes):
-        raise refusal(path, f"this is a checkpoint of Stable Diffusion XL; supported are {SUPPORTED}")
+        what = kinds.of_names(shapes) or "no checkpoint of Stable Diffusion"
+        raise refusal(path, f"this is {what}; supported are {SUPPORTED}")
+    if what := kinds.of_names(shapes):
+        raise refusal(path, f"this is {what}; supported are {SUPPORTED}")
     entry = shapes.get(LDM_UNET + "input_blocks.0.0.weight", ())
-    if entry[1:2] == (9,):
-        raise refusal(path, f"this is a checkpoint for inpainting, with 9 input channels; supported are {SUPPORTED}")
+    if entry[1:2] not in ((), (4,)):
+        raise refusal(path, f"this is a checkpoint {kinds.of_inputs(entry[1])}; supported are {SUPPORTED}")
+
+
+def _architecture_of_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> str:
+    """Which of the shipped settings a single file is for, by the widths of its U-Net."""
+    entry = shapes.get(LDM_UNET + "input_blocks.0.0.weight", ())
     context = shapes.get(LDM_CONTEXT, ())
     for architecture, folder in configs.FOLDERS.items():
         settings = configs.read(folder / "unet" / "config.json")
@@ -217,6 +251,8 @@ def _empty_network(part: str, config: Path) -> nn.Module:
     settings = configs.read(config)
     if part == "text_encoder" and settings.get("model_type") != "clip_text_model":
         raise refusal(config, f"a text encoder of the kind {settings.get('model_type')}, where CLIP's is needed")
+    if part == "unet" and (what := kinds.of_settings(settings)):
+        raise refusal(config, f"this is {what}; supported are {SUPPORTED}")
     try:
         with torch.device("meta"):
             if part == "text_encoder":
@@ -226,90 +262,28 @@ def _empty_network(part: str, config: Path) -> nn.Module:
         raise refusal(config, f"no network can be built from these settings: {error}") from error
 
 
-def _weights(part: str, source: Source, network: nn.Module) -> tuple[dict[str, Tensor], Path]:
-    """The tensors of a part in today's diffusers names, and the file or folder they come from."""
+def _open(part: str, source: Source) -> Stored:
+    """What holds the tensors of a part; of a single file that of all parts."""
     if source.single_file:
-        return _weights_of_file(part, source, network), source.path
+        return Stored(*open_files([source.path]), source.path)
     folder = source.path / part
-    tensors = _weights_of_folder(folder, STEMS[part])
+    return Stored(*open_files(weight_files(folder, STEMS[part]).files), folder)
+
+
+def _tensors(part: str, source: Source, stored: Stored, network: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a part in today's diffusers names, as plain numbers."""
+    names = single_file.wanted(stored.names)
+    if source.single_file:
+        names = [name for name in names if name.startswith(single_file.BEGINNINGS[part])]
+        if not names:
+            raise refusal(source.path, f"this checkpoint holds no {part.replace('_', ' ')}")
+    tensors = {name: stored.values(name) for name in names}
+    if source.single_file:
+        settings = network.config.to_dict() if part == "text_encoder" else network.config
+        return single_file.in_diffusers_names(part, source.path, tensors, settings)
     if part == "vae":
-        tensors = {_renamed(name, OLD_ATTENTION): tensor for name, tensor in tensors.items()}
-    return tensors, folder
-
-
-def _weights_of_folder(folder: Path, stem: str) -> dict[str, Tensor]:
-    """All tensors of one network: from one .safetensors file, from several with an index, or from a pickle."""
-    for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
-        if (folder / name).is_file():
-            return checkpoint.read_tensors(checkpoint.read_header(folder / name))
-    index = folder / f"{stem}.safetensors.index.json"
-    if index.is_file():
-        places = configs.read(index).get("weight_map")
-        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-            raise refusal(index, "this index does not say which file holds which tensor")
-        tensors: dict[str, Tensor] = {}
-        for name in sorted(set(places.values())):
-            tensors |= checkpoint.read_tensors(checkpoint.read_header(folder / Path(name).name))
-        return tensors
-    pickle = folder / ("pytorch_model.bin" if stem == "model" else f"{stem}.bin")
-    if pickle.is_file():
-        return checkpoint.read_pickle(pickle)
-    raise FileNotFoundError(f"{folder}: {stem}.safetensors is missing")
-
-
-def _weights_of_file(part: str, source: Source, network: nn.Module) -> dict[str, Tensor]:
-    header = checkpoint.read_header(source.path)
-    beginnings = {"unet": (LDM_UNET,), "vae": (LDM_VAE,), "text_encoder": (LDM_CLIP, LDM_OPEN_CLIP)}[part]
-    tensors = checkpoint.read_tensors(header, [name for name in header.places if name.startswith(beginnings)])
-    if not tensors:
-        raise refusal(source.path, f"this checkpoint holds no {part.replace('_', ' ')}")
-    settings = configs.read(source.settings / part / "config.json")
-    if part == "unet":
-        return _convert_unet(tensors, settings)
-    if part == "vae":
-        from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-
-        return convert_ldm_vae_checkpoint(tensors, settings)
-    if any(name.startswith(LDM_OPEN_CLIP) for name in tensors):
-        return _convert_open_clip(tensors, network.config.num_hidden_layers)
-    return {name.removeprefix(LDM_CLIP): tensor for name, tensor in tensors.items()}
-
-
-def _convert_unet(tensors: dict[str, Tensor], settings: dict[str, Any]) -> dict[str, Tensor]:
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-
-    return convert_ldm_unet_checkpoint(tensors, settings)
-
-
-def _convert_open_clip(tensors: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """OpenCLIP's text encoder in CLIP's names.
-
-    Stable Diffusion 2 reads the output of the last layer but one, so the last layer is in the file and not wanted.
-    """
-    converted = {}
-    for full_name, tensor in tensors.items():
-        name = full_name.removeprefix(LDM_OPEN_CLIP)
-        if name in OPEN_CLIP_TOP:
-            converted[OPEN_CLIP_TOP[name]] = tensor
-        if not name.startswith("transformer.resblocks."):
-            continue
-        number, _, inner = name.removeprefix("transformer.resblocks.").partition(".")
-        if not number.isdigit() or int(number) >= layers:
-            continue
-        layer = f"encoder.layers.{number}."
-        if inner.startswith("attn.in_proj_"):
-            kind = inner.removeprefix("attn.in_proj_")
-            for which, share in zip("qkv", tensor.chunk(3), strict=True):
-                converted[f"{layer}self_attn.{which}_proj.{kind}"] = share
-        else:
-            converted[layer + _renamed(inner, OPEN_CLIP_LAYER)] = tensor
-    return converted
-
-
-def _renamed(name: str, table: dict[str, str]) -> str:
-    for old, new in table.items():
-        name = name.replace(old, new)
-    return name
+        tensors = {single_file.renamed(name, OLD_ATTENTION): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def fill(network: nn.Module, tensors: dict[str, Tensor], where: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -322,12 +296,13 @@ def fill(network: nn.Module, tensors: dict[str, Tensor], where: Path, device: to
     # transformers 5.6 dropped the "text_model." of its CLIP text encoder; files have it or not.
     prefix = "text_model."
     bare = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    bare.pop("embeddings.position_ids", None)  # a constant that older files store
     names = {name.removeprefix(prefix): name for name in shapes}
     _refuse_names(where, "is missing", names.keys() - bare.keys())
     _refuse_names(where, "has no place in the network of these settings", bare.keys() - names.keys())
     wrong = [name for name, full in names.items() if tuple(bare[name].shape) != shapes[full]]
     _refuse_names(where, "has another shape than the settings say", wrong)
+    if dtype == torch.float16:
+        _refuse_names(where, "is too large for float16: take bf16 or fp32", [name for name in names if _overflows(bare[name])])
     network.load_state_dict({full: bare.pop(name).to(device, dtype) for name, full in names.items()}, assign=True)
     for name, buffer in list(network.named_buffers()):
         if buffer.is_meta:  # no file stores CLIP's position_ids, and on the meta device they have no values
@@ -335,6 +310,14 @@ def fill(network: nn.Module, tensors: dict[str, Tensor], where: Path, device: to
             values = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
             network.get_submodule(parent).register_buffer(attribute, values, persistent=False)
     return network.eval().requires_grad_(False)
+
+
+def _overflows(tensor: Tensor) -> bool:
+    """Whether a number is too large for float16; of those that have been looked at already, in types that reach further."""
+    if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16) or not tensor.numel():
+        return False
+    low, high = tensor.aminmax()
+    return max(-float(low), float(high)) > torch.finfo(torch.float16).max
 
 
 def _refuse_names(where: Path, what: str, names: Iterable[str]) -> None:
@@ -347,8 +330,13 @@ def _refuse_names(where: Path, what: str, names: Iterable[str]) -> None:
 def _check_parts(path: Path, networks: dict[str, nn.Module]) -> None:
     """Whether the parts fit together and are what the pipeline knows how to call."""
     unet, vae, text_encoder = (networks[part].config for part in PARTS)
-    if unet.in_channels != 4 or unet.out_channels != 4:
-        raise refusal(path, f"a U-Net with {unet.in_channels} input channels (inpainting or the like) is not supported")
+    if unet.in_channels != 4:
+        raise refusal(path, f"this is a U-Net {kinds.of_inputs(unet.in_channels)}; supported are {SUPPORTED}")
+    if unet.out_channels != 4:
+        raise refusal(path, f"this U-Net returns {unet.out_channels} channels, where 4 are needed")
+    if vae.in_channels != 3 or vae.out_channels != 3:
+        channels = f"{vae.out_channels} channels"
+        raise refusal(path, f"this autoencoder makes pictures of {channels} (LDM3D has 6, sound 1), where 3 are needed")
     if vae.latent_channels != 4 or 2 ** (len(vae.block_out_channels) - 1) != FACTOR:
         raise refusal(path, "an autoencoder of 4 channels that shrinks eightfold is needed")
     size = unet.sample_size if isinstance(unet.sample_size, (list, tuple)) else [unet.sample_size] * 2
@@ -385,18 +373,23 @@ def _load_tokenizer(folder: Path) -> tuple[CLIPTokenizer, int]:
     return tokenizer, tokenizer.convert_tokens_to_ids(pad or end)
 
 
-def _prediction_type(source: Source) -> str:
-    path = source.settings / "scheduler" / "scheduler_config.json"
-    kind = configs.read(path).get("prediction_type", "epsilon") if path.is_file() else "epsilon"
-    return kind if kind == "v_prediction" else "epsilon"
+def prediction_type(source: Source) -> str | None:
+    """What the network of a base returns, as the base itself says it; None where it does not.
+
+    Raises:
+        OSError, ValueError: something that this package cannot follow; one line.
+    """
+    if not source.single_file:
+        return declared.of_folder(source.settings)
+    header = checkpoint.read_header(source.path)
+    said, settings = declared.of_file(source.path, header.places, header.metadata), declared.of_folder(source.settings)
+    # Settings that stand for many files say only what is usual; another kind has been written there on purpose.
+    return said or (settings if settings != "epsilon" else None)
 
 
-def _merged_one_step(source: Source) -> OneStep | None:
+def _merged_one_step(source: Source, unet: Stored) -> OneStep | None:
     """What the file with the U-Net's weights says of itself, in the words of an adapter file."""
-    path = source.path if source.single_file else network_files(source.path)[0]
-    if path.suffix.lower() in checkpoint.PICKLE_ENDINGS:  # which say nothing of themselves
-        return None
     try:
-        return Metadata.from_strings(checkpoint.read_header(path).metadata).one_step
+        return Metadata.from_strings(unet.metadata).one_step
     except ValueError as error:
-        raise refusal(path, str(error)) from None
+        raise refusal(unet.files[0] if unet.files else source.path, str(error)) from None

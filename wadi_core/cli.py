@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if not options.debug:
         _silence()
+    _show_messages()
     sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
     try:
         options.command(options)
@@ -135,7 +136,6 @@ def _generate(options: argparse.Namespace) -> None:
 
     from .pipeline import OneStepPipeline
 
-    _show_messages()
     pipe = OneStepPipeline.from_pretrained(
         options.base,
         lorad=cli_tools.adapters(options.lorad),
@@ -203,10 +203,11 @@ def _silence() -> None:
 
 def _show_messages() -> None:
     """This program's own notes and warnings, a line each on stderr, above a progress bar."""
-    from tqdm import tqdm
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
+            from tqdm import tqdm
+
             kind = "warning: " if record.levelno >= logging.WARNING else ""
             tqdm.write(f"wadi: {kind}{one_line(record.getMessage())}", file=sys.stderr)
 

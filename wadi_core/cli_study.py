@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_tools import DTYPES, progress_bar
-from .files import one_line
+from .files import known_name, one_line
 
 if TYPE_CHECKING:
     from .lorad.weights import Weights
@@ -79,7 +79,9 @@ def _inspect(options: argparse.Namespace) -> None:
     if options.base:
         from .lorad.weights import Weights
 
-        report["base"] = base_facts(adapter, Weights.open(options.base), options.base)
+        base = Weights.open(options.base)
+        base.check_numbers()
+        report["base"] = base_facts(adapter, base, options.base)
     if options.json:
         _write(report)
         return
@@ -153,7 +155,7 @@ def _analyze(options: argparse.Namespace) -> None:
             with progress_bar("B", scale=True) as progress:
                 write_stream(output, swapped(base, student, kept), student.metadata, inputs, progress)
     if options.plot:
-        plot(analysis, options.plot, f"{Path(options.base).name} and {Path(options.student).name}")
+        plot(analysis, options.plot, f"{known_name(options.base)} and {known_name(options.student)}")
     if options.json:
         totals = {name: total and asdict(total) for name, total in analysis_totals(analysis).items()}
         _write({**totals, **asdict(analysis)})

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from . import base as bases
-from . import configs, mini
-from .files import existing_file, one_line, refusal, sha256_of_file
-from .lorad import checkpoint
+from . import configs, mini, single_file
+from .files import existing_file, known_name, one_line, refusal, sha256_of_file
+from .lorad.folders import weight_files
+from .lorad.stored import Stored, open_files
 from .settings import Control
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class ControlNet:
     Attributes:
         file: the name of its file or folder, without the folders above it.
         network: diffusers' ``ControlNetModel``, without gradients.
-        sha256: of the file with the weights.
+        sha256: of the file with the weights, or of the first of several.
     """
 
     file: str
@@ -82,17 +83,19 @@ def load(path: File, base: bases.Base, device: torch.device, dtype: torch.dtype)
     place = mini.control_path() if str(path) == "mini" else Path(path)
     settings: dict[str, Any] | None = None
     if place.is_dir():
-        settings, weights = _settings_of_folder(place), _weights_of_folder(place)
+        settings, files = _settings_of_folder(place), weight_files(place).files
     else:
-        weights = existing_file(place)
-    tensors = _tensors(weights)
-    _check_form(place, {name: tensor.shape for name, tensor in tensors.items()}, base)
+        files = (existing_file(place),)
+    stored = Stored(*open_files(files), place)
+    names = _own_names(stored)
+    _check_form(place, {name: stored.shape(full) for name, full in names.items()}, base)
     network = _empty_network(place, settings, base)
     if settings is None and "shuffle" in place.stem.lower():
         # This one kind says nothing of places in the picture, and its weights do not tell.
         network.register_to_config(global_pool_conditions=True)
-    network = bases.fill(network, _in_diffusers_names(tensors, network.config), place, device, dtype)
-    return ControlNet("mini" if str(path) == "mini" else place.resolve().name, network, sha256_of_file(weights))
+    tensors = {name: stored.values(full) for name, full in names.items()}
+    network = bases.fill(network, _in_diffusers_names(place, tensors, network.config), place, device, dtype)
+    return ControlNet("mini" if str(path) == "mini" else known_name(place), network, sha256_of_file(files[0]))
 
 
 def load_all(control: Controls, base: bases.Base, device: torch.device, dtype: torch.dtype) -> tuple[ControlNet, ...]:
@@ -115,24 +118,10 @@ def _settings_of_folder(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _weights_of_folder(folder: Path) -> Path:
-    stem = bases.STEMS["unet"]
-    for name in (f"{stem}.safetensors", f"{stem}.fp16.safetensors", f"{stem}.bin"):
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(one_line(f"{folder}: {stem}.safetensors is missing"))
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, of the ControlNet alone where another network is in it too."""
-    if path.suffix.lower() in checkpoint.PICKLE_ENDINGS:
-        tensors = checkpoint.read_pickle(path)
-    else:
-        header = checkpoint.read_header(path)
-        own = [name for name in header.places if name.startswith(LDM_PREFIX)]
-        tensors = checkpoint.read_tensors(header, own or None)
-    own = {name.removeprefix(LDM_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(LDM_PREFIX)}
-    return own or tensors
+def _own_names(stored: Stored) -> dict[str, str]:
+    """The ControlNet's own name of each tensor -> its name in the file, where another network may be in it too."""
+    own = [name for name in stored.names if name.startswith(LDM_PREFIX)] or stored.names
+    return {name.removeprefix(LDM_PREFIX): name for name in single_file.wanted(own)}
 
 
 def _check_form(path: Path, shapes: Shapes, base: bases.Base) -> None:
@@ -167,13 +156,15 @@ def _empty_network(path: Path, settings: dict[str, Any] | None, base: bases.Base
         raise refusal(path, f"no ControlNet can be built from its settings: {error}") from error
 
 
-def _in_diffusers_names(tensors: dict[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor]:
+def _in_diffusers_names(path: Path, tensors: dict[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor]:
     if "zero_convs.0.0.weight" not in tensors:
         return tensors
     from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 
     converted = convert_controlnet_checkpoint(tensors, settings)
-    return {name: tensor for name, tensor in converted.items() if tensor is not None}
+    found = {name: tensor for name, tensor in converted.items() if tensor is not None}
+    single_file.refuse_unused(path, single_file.unused(tensors, found))
+    return found
 
 
 # --- control images --------------------------------------------------------------------------------------------------

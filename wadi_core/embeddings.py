@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from . import mini
 from .base import TOKENS
-from .files import one_line, refusal, sha256_of_file
+from .files import known_name, one_line, refusal, sha256_of_file
 from .lorad import checkpoint
 from .lorad.layers import sha256_of_layers
 from .settings import Learned
@@ -87,18 +87,19 @@ class Embedding:
             raise refusal(path, "this is no embedding: one tensor of (vectors, width) is expected")
         if len(shape) == 2 and not 0 < shape[0] <= TOKENS - 2:
             raise refusal(path, f"{shape[0]} vectors make no word: a prompt takes 1 to {TOKENS - 2}")
-        if not header.places[name].dtype.startswith(("F", "BF")):
+        if header.places[name].dtype not in ("F64", "F32", "F16", "BF16"):  # float8 would want its scale
             raise refusal(path, f"vectors of the type {header.places[name].dtype} are no embedding")
         vectors = checkpoint.read_tensors(header)[name].float().reshape(-1, shape[-1])
         if not vectors.isfinite().all():
             raise refusal(path, "this embedding holds NaN or Inf")
         said = header.metadata
-        token = (said.get("wadi.token") or (path.stem if name in NAMELESS else name)).strip()
+        stem = Path(known_name(path)).stem
+        token = (said.get("wadi.token") or (stem if name in NAMELESS else name)).strip()
         if not token:
             raise refusal(path, "this embedding has no word: its tensor has an empty name")
         own = {key: text for key, text in said.items() if not key.startswith("wadi.")}
         return cls(
-            token, vectors, path.stem, said.get("wadi.architecture"), said.get("wadi.text_encoder"), own, sha256_of_file(path)
+            token, vectors, stem, said.get("wadi.architecture"), said.get("wadi.text_encoder"), own, sha256_of_file(path)
         )
 
     def save(self, path: File) -> None:

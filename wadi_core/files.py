@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 MESSAGE_LENGTH = 400
+_CACHED = "models--"  # how the folder of a repository begins in a model hub's cache
 
 
 def one_line(text: object) -> str:
@@ -43,10 +44,24 @@ def existing_file(path: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         raise IsADirectoryError(one_line(f"{path}: this is a folder, a file is needed"))
     if not path.exists():
-        raise FileNotFoundError(one_line(f"{path}: there is no such file"))
+        why = "this is a link to a file that is not there: download it again" if path.is_symlink() else "there is no such file"
+        raise FileNotFoundError(one_line(f"{path}: {why}"))
     if not path.is_file():
         raise OSError(one_line(f"{path}: this is no ordinary file"))
     return path
+
+
+def known_name(path: str | os.PathLike[str]) -> str:
+    """What people call a file or folder: its name as it was given, without the folders above it. Links are not followed.
+
+    In a model hub's cache (``models--ORG--NAME/snapshots/REVISION/FILE``, a link to ``blobs/SHA256``) a revision or a
+    blob stands for ORG/NAME.
+    """
+    place = Path(os.path.abspath(path))
+    holder = place.parent
+    if holder.name in ("snapshots", "blobs") and holder.parent.name.startswith(_CACHED):
+        return holder.parent.name.removeprefix(_CACHED).replace("--", "/")
+    return place.name
 
 
 @contextmanager

@@ -24,10 +24,18 @@ MARGIN = 4
 
 
 def to_pictures(images: Tensor) -> list[Image]:
-    """(n, 3, h, w) with values from -1 to 1 as n RGB pictures; what lies outside is cut off."""
+    """(n, 3, h, w) with values from -1 to 1 as n RGB pictures; what lies outside is cut off.
+
+    Raises:
+        ValueError: NaN or Inf among the pixels, which would be drawn black; one line.
+    """
     import torch
     from PIL import Image
 
+    if not images.isfinite().all():
+        kind = str(images.dtype).removeprefix("torch.")
+        why = "its autoencoder is damaged, or its numbers are too large for float16: try bf16 or fp32"
+        raise ValueError(f"the picture has NaN or Inf among its pixels (in {kind}): {why}")
     array = images.float().add(1).mul(127.5).round().clamp(0, 255).to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(picture) for picture in array]
 

@@ -27,7 +27,7 @@ from .control import ControlImages, ControlNet, Controls, Steered, Steering
 from .devices import find_device, find_dtype
 from .embeddings import Embeddings, Vocabulary, load_embeddings
 from .lorad.adapter import Fused, check_together, fuse
-from .schedule import OneStep
+from .schedule import OneStep, check_latents
 from .settings import Settings
 from .stack import Adapters, Stacked, load_adapters
 
@@ -205,6 +205,10 @@ class OneStepPipeline:
         for adapter, _ in stack:
             adapter.matched(shapes).check()
         schedule = check_together(adapter for adapter, kept in stack if kept.strength)
+        returns = self.base.prediction_type if self.base.says_prediction else None
+        if schedule is not None and returns not in (None, schedule.prediction_type):
+            said = f"predicts {returns} by its own settings"
+            raise ValueError(f"{self.base.name} {said}, and the one-step weights are for {schedule.prediction_type}")
         if schedule is not None and self._own_one_step is not None:
             raise ValueError("a one-step LoRaD is made for a multi-step base, and this base is a one-step network already")
 
@@ -361,7 +365,7 @@ class OneStepPipeline:
             prediction = unet(z, self.one_step.timestep, encoder_hidden_states=text).sample
         self._wait()
         seconds = time.perf_counter() - start
-        x0 = self.one_step.x0(z.float(), prediction)
+        x0 = check_latents(self.one_step.x0(z.float(), prediction), self.dtype)
         return Pictures(self.decode(x0), list(wanted), x0.cpu(), seconds, 1)
 
     @torch.no_grad()

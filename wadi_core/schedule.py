@@ -75,3 +75,19 @@ class OneStep:
         else:
             x0 = self.alpha_T * noise - self.sigma_T * output
         return x0.to(z.dtype)
+
+
+def check_latents(latents: Tensor, dtype: torch.dtype) -> Tensor:
+    """The latents themselves, if all of their numbers are finite: no picture can be made of others.
+
+    Args:
+        dtype: in which the network was called, for the message.
+
+    Raises:
+        ValueError: NaN or Inf; one line.
+    """
+    if not latents.isfinite().all():
+        kind = str(dtype).removeprefix("torch.")
+        why = "its weights or an adapter are damaged, or its numbers are too large for float16: try bf16 or fp32"
+        raise ValueError(f"the network returned NaN or Inf (in {kind}), and there is no picture: {why}")
+    return latents

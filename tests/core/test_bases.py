@@ -18,8 +18,9 @@ from torch import Tensor
 
 from wadi_core import LoRaD, OneStepPipeline, configs
 from wadi_core import base as bases
-from wadi_core.lorad import Metadata
+from wadi_core.lorad import Metadata, checkpoint
 from wadi_core.lorad.checkpoint import write_safetensors
+from wadi_core.single_file import LDM_CLIP, renamed
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -55,9 +56,9 @@ def test_the_names_that_old_folders_give_to_the_autoencoders_attention(sd15: Kit
     file = folder / "vae" / "diffusion_pytorch_model.safetensors"
     weights = weights_of(sd15.load().base.vae)
     old = {new: before for before, new in bases.OLD_ATTENTION.items()}
-    renamed = {bases._renamed(name, old): tensor for name, tensor in weights.items()}
-    assert "decoder.mid_block.attentions.0.proj_attn.weight" in renamed
-    write_safetensors(file, renamed)
+    as_before = {renamed(name, old): tensor for name, tensor in weights.items()}
+    assert "decoder.mid_block.attentions.0.proj_attn.weight" in as_before
+    write_safetensors(file, as_before)
     assert equal(weights_of(bases.load(folder, torch.device("cpu"), torch.float32).vae), weights)
 
 
@@ -166,8 +167,8 @@ def test_refused_bases(sd15: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     pruned = {name: t for name, t in networks.states(networks.make_networks(sd15.folder)).items()}
     without_text = tmp_path / "no-text.safetensors"
     networks.write_single_file(without_text, {**pruned, "text_encoder": {}}, sd15.folder)
-    content = bases.checkpoint.read_tensors(bases.checkpoint.read_header(without_text))
-    write_safetensors(without_text, {name: t for name, t in content.items() if not name.startswith(bases.LDM_CLIP)})
+    content = checkpoint.read_tensors(checkpoint.read_header(without_text))
+    write_safetensors(without_text, {name: t for name, t in content.items() if not name.startswith(LDM_CLIP)})
     with pytest.raises(ValueError, match="holds no text encoder"):
         OneStepPipeline.from_pretrained(without_text, config=sd15.folder, device="cpu")
 

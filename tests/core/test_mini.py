@@ -8,9 +8,11 @@ from pathlib import Path
 import networks
 import pytest
 import torch
+from pipeline_kit import largest_difference
 
 from wadi_core import LoRaD, OneStepPipeline, configs, mini
 from wadi_core import base as bases
+from wadi_core.pipeline import noise
 
 BUDGET = 80_000_000  # bytes of all weights together
 INSTALLED = all((mini.FOLDER / name).is_file() for name in (*mini.WEIGHTS.values(), mini.LORAD))
@@ -43,6 +45,7 @@ def test_settings_are_those_of_a_small_stable_diffusion() -> None:
     schedule = configs.read(mini.FOLDER / "scheduler" / "scheduler_config.json")
     assert (schedule["beta_schedule"], schedule["prediction_type"]) == ("scaled_linear", "epsilon")
     assert (schedule["beta_start"], schedule["beta_end"], schedule["num_train_timesteps"]) == (0.00085, 0.012, 1000)
+    assert schedule["timestep_spacing"] == "trailing"  # one step of any scheduler starts at the last timestep
 
 
 def test_one_copy_of_the_vocabulary_serves_all() -> None:
@@ -109,6 +112,35 @@ def test_the_trained_student_draws_different_pictures_for_different_words() -> N
     light, dark = (image.convert("L").resize((1, 1)).getpixel((0, 0)) for image in made.images)
     assert light > dark + 40
     assert made.latents.isfinite().all()
+
+
+@needs_weights
+def test_diffusers_own_pipeline_draws_the_same_from_the_folder_as_it_is() -> None:
+    from diffusers import StableDiffusionPipeline
+
+    prompts = ["a red apple", "a cat and a bicycle"]
+    stock = StableDiffusionPipeline.from_pretrained(mini.folder(), local_files_only=True)
+    stock.set_progress_bar_config(disable=True)
+    assert stock.tokenizer("a red apple").input_ids == [49406, 320, 736, 3055, 49407]
+    ours = OneStepPipeline.from_pretrained(device="cpu")(prompts, seed=3).images
+    LoRaD.load(mini.lorad_path()).fuse_into(stock.unet)
+    z = noise([3, 4], 128, 128)
+    theirs = stock(prompts, num_inference_steps=1, guidance_scale=1.0, latents=z).images
+    assert max(map(largest_difference, ours, theirs)) <= 2
+
+
+@needs_weights
+def test_diffusers_own_pipeline_draws_the_teachers_pictures_in_25_steps_too() -> None:
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+    from trainer.generators import load_generator
+
+    stock = StableDiffusionPipeline.from_pretrained(mini.folder(), local_files_only=True)
+    stock.set_progress_bar_config(disable=True)
+    stock.scheduler = DPMSolverMultistepScheduler.from_config(stock.scheduler.config)
+    theirs = stock("two owls", num_inference_steps=25, guidance_scale=3.0, latents=noise([7], 128, 128)).images[0]
+    ours = load_generator("mini", device="cpu", steps=25, guidance=3.0).pictures(["two owls"], [7])[0]
+    assert largest_difference(ours, theirs) <= 2
 
 
 @needs_weights

@@ -22,6 +22,7 @@ from wadi_core.lorad.layers import adapter_key, student_layers
 from wadi_core.lorad.rotation import rotate
 from wadi_core.pipeline import noise
 from wadi_core.settings import Settings
+from wadi_core.single_file import LDM_OPEN_CLIP
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -66,7 +67,7 @@ def test_open_clip_weights_mean_what_open_clip_computes(tmp_path: Path) -> None:
     kit = make_kit(tmp_path, "sd21")
     from safetensors.torch import load_file
 
-    prefix = bases.LDM_OPEN_CLIP
+    prefix = LDM_OPEN_CLIP[0]
     w = {name.removeprefix(prefix): tensor for name, tensor in load_file(kit.single_file).items() if name.startswith(prefix)}
     ids = torch.randint(0, 49408, (2, 77))
     x = w["token_embedding.weight"][ids] + w["positional_embedding"]

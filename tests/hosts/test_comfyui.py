@@ -240,7 +240,7 @@ def of_diffusers(folder: Path, lorad: Path, words: str, seeds: tuple[int, ...]) 
     unet = UNet2DConditionModel.from_pretrained(folder / "unet")
     LoRaD.load(lorad).fuse_into(unet)
     vae = AutoencoderKL.from_pretrained(folder / "vae")
-    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "wadi_core/configs/tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "wadi_core/mini/tokenizer")
     ids = tokenizer(words, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
     told = CLIPTextModel.from_pretrained(folder / "text_encoder").float()(ids)[0].expand(len(seeds), -1, -1)
     z = torch.cat([torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in seeds])

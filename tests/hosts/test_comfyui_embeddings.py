@@ -75,7 +75,7 @@ def of_diffusers(folder: Path, words: str) -> torch.Tensor:
     pipe = StableDiffusionPipeline(
         unet=unet, vae=AutoencoderKL.from_pretrained(folder / "vae").float(), safety_checker=None, feature_extractor=None,
         text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder").float(), scheduler=DDIMScheduler(),
-        tokenizer=CLIPTokenizer.from_pretrained(ROOT / "wadi_core/configs/tokenizer"), requires_safety_checker=False,
+        tokenizer=CLIPTokenizer.from_pretrained(ROOT / "wadi_core/mini/tokenizer"), requires_safety_checker=False,
     )  # fmt: skip
     pipe.load_textual_inversion(folder / mini.EMBEDDINGS / "left-of.safetensors")
     told, _ = pipe.encode_prompt(words, "cpu", len(SEEDS), False)

@@ -25,9 +25,9 @@ ROOMS = {"wadi_core", "trainer", "comfy_nodes", "a1111_extension"}
 # is an operation on networks and stands between ADAPTER and TOP: no diffusers.
 FOUNDATION = {"lorad.rotation"}
 ADAPTER = {"", "files", "schedule", "lorad"}
-ADAPTER |= {f"lorad.{module}" for module in ("linear", "layers", "format", "metadata", "adapter", "checkpoint")}
+ADAPTER |= {f"lorad.{module}" for module in ("linear", "layers", "format", "metadata", "adapter", "checkpoint", "kinds")}
 TOP = {"base", "pipeline", "control", "cli", "cli_control", "cli_study", "cli_tools", "__main__", "settings", "pictures"}
-TOP |= {"decoding", "devices", "embeddings", "preprocess", "stack"}
+TOP |= {"decoding", "devices", "embeddings", "single_file", "preprocess", "stack"}
 
 # The trainer's rooms, and which of the others each may know. Its entry points, beside these, may know them all.
 TRAINER_ROOMS: dict[str, set[str]] = {

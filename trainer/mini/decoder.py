@@ -49,7 +49,7 @@ class DecoderConfig:
     vae: str = "runs/mini-vae/vae"
     teacher: str = "runs/mini-teacher"  # a folder with unet/ and text_encoder/
     latents: str = "runs/mini-latents"
-    tokenizer: str = "wadi_core/configs/tokenizer"
+    tokenizer: str = "wadi_core/mini/tokenizer"
     steps: int = 2000
     batch: int = 8
     crop: int = 64  # pixels

@@ -45,7 +45,7 @@ class TeacherConfig(DenoisingConfig):
     output: str = "runs/mini-teacher"
     vae: str = "runs/mini-vae/vae"
     latents: str = "runs/mini-latents"
-    tokenizer: str = "wadi_core/configs/tokenizer"
+    tokenizer: str = "wadi_core/mini/tokenizer"
     channels: tuple[int, ...] = (96, 192, 192)
     heads: int = 2
     text_width: int = 128

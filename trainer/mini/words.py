@@ -46,7 +46,7 @@ class WordsConfig:
     output: str = "runs/mini-words"
     seed: int = 0
     vae: str = "runs/mini-vae/vae"
-    tokenizer: str = "wadi_core/configs/tokenizer"
+    tokenizer: str = "wadi_core/mini/tokenizer"
     text_width: int = 128
     text_layers: int = 5
     start_from: str | None = None  # a folder with a text_encoder/ that has had lessons before, of the same shape

@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from wadi_core import base as bases
 from wadi_core import configs
 from wadi_core.files import one_line, refusal
+from wadi_core.lorad import declared
+from wadi_core.lorad.folders import STEM, TEXT_STEM, weight_files
 from wadi_core.lorad.layers import detect_architecture, network_sha256
+from wadi_core.lorad.stored import is_finite
 from wadi_core.pictures import to_pictures
 from wadi_core.pipeline import OneStepPipeline
-from wadi_core.schedule import PREDICTION_TYPES
 
 from .condition import Condition
 
@@ -75,7 +77,7 @@ class Model:
         self.network = network.requires_grad_(False)
         self.architecture = detect_architecture(network)
         self.base_sha256 = network_sha256(network, self.architecture)
-        self.alphas_cumprod = schedule(folder)
+        self.alphas_cumprod = bases.alphas_cumprod(folder)
         self.native_size = native_size
         self.vae = vae.requires_grad_(False).eval()
         self.device, self.dtype, self.offload = CPU, torch.float32, False
@@ -189,14 +191,14 @@ class PixArt(Model):
             self._tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
         except Exception as error:  # a tokenizer that is missing, damaged or lacks its library can raise nearly anything
             raise refusal(self.folder / "tokenizer", f"no T5 tokenizer can be read here: {first_line(error)}") from error
-        encoder = read_part(T5EncoderModel, self.folder / "text_encoder", dtype=self.dtype)
+        encoder = read_part(T5EncoderModel, self.folder / "text_encoder", TEXT_STEM, self.dtype)
         width, wanted = encoder.config.d_model, self.network.config.caption_channels
         if width != wanted:
             raise refusal(self.folder, f"text encoder and transformer do not belong together: widths {width} and {wanted}")
         self._text_encoder = encoder.requires_grad_(False).eval().to(CPU if self.offload else self.device)
 
 
-def read_part(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
+def read_part(kind: Any, folder: Path, stem: str = STEM, dtype: torch.dtype = torch.float32) -> nn.Module:
     """One network of a diffusers folder; nothing is fetched.
 
     Raises:
@@ -204,10 +206,23 @@ def read_part(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) -> nn
     """
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder.parent}: {folder.name}/config.json is missing")
+    found = weight_files(folder, stem)
     try:
-        return kind.from_pretrained(folder, local_files_only=True, torch_dtype=dtype)
+        network, told = kind.from_pretrained(
+            folder,
+            local_files_only=True,
+            torch_dtype=dtype,
+            variant=found.variant or None,
+            use_safetensors=found.files[0].suffix == ".safetensors",
+            output_loading_info=True,
+        )
     except Exception as error:  # of a damaged folder nearly anything can come
         raise refusal(folder, f"these weights cannot be read: {first_line(error)}") from error
+    if missing := sorted(told["missing_keys"]):
+        raise refusal(folder, f"these weights do not fit: {missing[0]} is missing")
+    if broken := [name for name, tensor in network.state_dict().items() if not is_finite(tensor)]:
+        raise refusal(folder, f"{broken[0]} holds NaN or Inf: take another copy of these weights")
+    return network
 
 
 def first_line(error: BaseException) -> str:
@@ -223,26 +238,6 @@ def weights_key(module: nn.Module) -> str:
         if tensor.is_floating_point():
             digest.update(tensor.detach().to("cpu", torch.float16).contiguous().numpy())
     return digest.hexdigest()
-
-
-def schedule(folder: Path) -> Tensor:
-    """alphas_cumprod (1000,) in float64, from a folder's scheduler settings.
-
-    Raises:
-        OSError, ValueError: they cannot be read, or are none of a diffusion model; one line.
-    """
-    from diffusers import DDPMScheduler
-
-    path = folder / "scheduler" / "scheduler_config.json"
-    read = configs.read(path)
-    names = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-    try:
-        found = DDPMScheduler(**{name: read[name] for name in names if name in read}).alphas_cumprod
-    except (TypeError, ValueError, NotImplementedError) as error:
-        raise refusal(path, f"no noise schedule can be made of these settings: {first_line(error)}") from error
-    if len(found) != 1000:
-        raise refusal(path, f"a schedule of 1000 timesteps is needed, not of {len(found)}")
-    return found.double()
 
 
 def is_pixart(base: str | os.PathLike[str]) -> bool:
@@ -274,24 +269,18 @@ def load(base: str, config: str, prediction_type: str) -> Model:
     if not base:
         raise ValueError("base: name the model to distil, a diffusers folder or a .safetensors checkpoint: base=PATH")
     if base != "mini" and is_pixart(base):
-        check_prediction(base, scheduler_says(Path(base)), prediction_type)
+        check_prediction(base, declared.of_folder(Path(base)), prediction_type)
         return PixArt(Path(base))
     source = bases.find(base, config or None)
-    # A single file does not say what its network returns; its settings are those of the usual kind.
-    check_prediction(base, None if source.single_file else scheduler_says(source.settings), prediction_type)
+    said = bases.prediction_type(source)
+    check_prediction(base, said, prediction_type)
     loaded = bases.load(base, CPU, torch.float32, config or None)
     if loaded.one_step is not None:
         raise refusal(base, "this is a one-step network already; a multi-step one is needed to learn from")
     model = StableDiffusion(loaded, source.settings)
-    if source.single_file and model.architecture == "sd21":  # the one of 512 pixels or the one of 768, in the same shapes
+    if said is None and model.architecture == "sd21":  # the one of 512 pixels or the one of 768, in the same shapes
         check_prediction(base, answer_to_noise(model), prediction_type, "by its answer to noise")
     return model
-
-
-def scheduler_says(folder: Path) -> str | None:
-    """The prediction type in a folder's scheduler settings, where they name one."""
-    path = folder / "scheduler" / "scheduler_config.json"
-    return configs.read(path).get("prediction_type") if path.is_file() else None
 
 
 @torch.no_grad()
@@ -311,7 +300,5 @@ def check_prediction(base: str, said: str | None, wanted: str, how: str = "by it
     Raises:
         ValueError: they do not; one line that says what to set.
     """
-    if said not in (None, *PREDICTION_TYPES):
-        raise refusal(base, f"this base predicts {said} {how}; one that predicts {' or '.join(PREDICTION_TYPES)} is needed")
     if said is not None and said != wanted:
         raise refusal(base, f"this base predicts {said} {how}: set prediction_type={said} if that is right")

@@ -15,7 +15,7 @@ from wadi_core import base as bases
 from wadi_core.files import one_line
 from wadi_core.lorad.adapter import check_together, fuse
 from wadi_core.pipeline import find_device, find_dtype, load_adapters, noise
-from wadi_core.schedule import OneStep
+from wadi_core.schedule import OneStep, check_latents
 
 from .base_models import Model, PixArt, StableDiffusion, is_pixart, weights_key
 
@@ -74,7 +74,7 @@ class ModelGenerator:
         z = z.to(self.dtype)
         t = torch.full((len(z),), self.one_step.timestep, device=z.device)
         prediction = self.model.call(self.model.network, z, t, self._condition(prompts))
-        return self.one_step.x0(z.float(), prediction)
+        return check_latents(self.one_step.x0(z.float(), prediction), self.dtype)
 
     @torch.no_grad()
     def _many(self, prompts: Sequence[str], x: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from typing import Any
 
 HERE = Path(__file__).parent
 FOLDERS = {"sd15": HERE / "sd15", "sd21": HERE / "sd21", "wadi-mini": HERE.parent / "mini"}
-TOKENIZER = HERE / "tokenizer"  # the one copy of vocab.json and merges.txt
+# The one copy of vocab.json and merges.txt: wadi-mini is a whole pipeline for other programs too, the rest share it.
+TOKENIZER = FOLDERS["wadi-mini"] / "tokenizer"
 
 
 def folder(architecture: str) -> Path:

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from torch import Tensor
 from ..files import atomic_write, existing_file, refusal
 
 HEADER_LIMIT = 100_000_000  # bytes, the limit of the safetensors library
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 PICKLE_ENDINGS = (".pth", ".pt", ".bin", ".ckpt")
 
 DTYPES = {
@@ -67,6 +68,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     path = existing_file(path)
     with open(path, "rb") as file:
         total = os.fstat(file.fileno()).st_size
+        _refuse_pointer(path, file)
         start = file.read(8)
         length = int.from_bytes(start, "little")
         if total < 10 or length < 2:
@@ -92,6 +94,13 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     if end < total:
         raise refusal(path, f"the file is damaged: {total - end} bytes too many at its end")
     return Header(path, metadata, dict(places))
+
+
+def _refuse_pointer(path: Path, file: BinaryIO) -> None:
+    """Raises ValueError if the file is what git leaves in the place of a large file that it did not fetch."""
+    if file.read(len(LFS_POINTER)) == LFS_POINTER:
+        raise refusal(path, "this is a git-lfs pointer, not the file itself: run 'git lfs pull', or download the file")
+    file.seek(0)
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
@@ -208,6 +217,8 @@ def read_pickle(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ValueError: it is not a pickle of plain tensors. Both with a message of one line.
     """
     path = existing_file(path)
+    with open(path, "rb") as file:
+        _refuse_pointer(path, file)
     nothing_else = "this is no pickle of plain tensors (nothing else is loaded), or it is damaged"
     try:
         if _inflates(path):

@@ -15,6 +15,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from . import kinds
+
 # A network, or "<path>.weight" -> shape for each of its tensors (others may be in it).
 Network: TypeAlias = "nn.Module | Mapping[str, Sequence[int]]"
 
@@ -64,15 +66,7 @@ _KNOWN_UNETS = {
     _UNetForm((96, 192, 192), 128, 81): "wadi-mini",
 }
 
-# Parts of layer names that only other networks have.
-_OTHERS = {
-    "add_embedding.": "a Stable Diffusion XL U-Net",
-    "controlnet_": "a ControlNet",
-    "context_embedder": "a Stable Diffusion 3 or Flux transformer",
-    "model.diffusion_model.": "a single-file checkpoint (LDM layout), not a network in diffusers layout",
-    "temporal_transformer": "a video network",
-    "motion_modules": "a video network",
-}
+_LDM_MARK = "model.diffusion_model."
 
 
 def linear_shapes(network: Network) -> dict[str, tuple[int, int]]:
@@ -96,9 +90,11 @@ def detect_architecture(network: Network) -> str:
     """
     shapes = linear_shapes(network)
     names = network.keys() if isinstance(network, Mapping) else shapes.keys()
-    for part, what in _OTHERS.items():
-        if any(part in name for name in names):
-            raise ValueError(f"this is {what}; supported are {SUPPORTED}")
+    what = kinds.of_names(names)
+    if any(name.startswith(_LDM_MARK) for name in names):
+        what = "a single-file checkpoint (LDM layout), not a network in diffusers layout"
+    if what is not None:
+        raise ValueError(f"this is {what}; supported are {SUPPORTED}")
     if "adaln_single.linear" in shapes and "transformer_blocks.0.attn1.to_q" in shapes:
         return "pixart-alpha"
     architecture = unet_architecture({_UNET.key(path): shape for path, shape in shapes.items() if _UNET.student(path)})

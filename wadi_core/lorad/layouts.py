@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from . import kinds
 from .format import LORA_MARKS, LORAD_ENDINGS
 from .layers import SUPPORTED, detect_architecture, student_layers
 
@@ -70,16 +71,8 @@ _NAMINGS: dict[str, tuple[_Rules, str]] = {
     "diffusers transformer": (_DIFFUSERS, "transformer_blocks.0.attn1.to_q.weight"),
     "pixart": (_PIXART, "blocks.0.cross_attn.kv_linear.weight"),
 }
-# What only networks (and files) of other kinds have in their names.
-_OTHERS = {
-    "label_emb.": "a Stable Diffusion XL (or unCLIP) U-Net",
-    "joint_blocks.": "a Stable Diffusion 3 transformer",
-    "double_blocks.": "a Flux transformer",
-    "input_hint_block.": "a ControlNet",
-    "zero_convs.": "a ControlNet",
-    "time_stack.": "a video network",
-    "temporal_transformer": "a video network",
-    "motion_modules": "a video network",
+# What only adapters have in their names.
+_ADAPTERS = {
     **{ending: "a LoRaD adapter, not a network" for ending in LORAD_ENDINGS},
     ".theta_a": "the authors' LoRaD factors, not a network",
     **{mark: "an ordinary LoRA, not a network" for mark in LORA_MARKS},
@@ -223,6 +216,6 @@ def _row_length(shapes: Shapes) -> int:
 
 
 def _refuse_others(names: Mapping[str, object]) -> None:
-    for part, what in _OTHERS.items():
-        if any(part in name for name in names):
-            raise ValueError(f"this is {what}; supported are {SUPPORTED}")
+    adapters = (what for part, what in _ADAPTERS.items() if any(part in name for name in names))
+    if what := kinds.of_names(names) or next(adapters, None):
+        raise ValueError(f"this is {what}; supported are {SUPPORTED}")

@@ -21,10 +21,11 @@ from ..files import one_line
 from ..schedule import OneStep
 from .adapter import LoRaD, check_together
 from .checkpoint import PICKLE_ENDINGS
+from .folders import STEM, WeightFiles
 from .metadata import Metadata
 from .quantised import FLOAT8, cast, quantise
 from .rotation import Factors, rotate_, working_dtype
-from .weights import STEM, Entry, Weights, check_output, network_files, write_stream
+from .weights import Entry, Weights, check_output, write_stream
 
 Stack = Sequence[tuple[LoRaD | str | os.PathLike[str], float]]
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
@@ -132,6 +133,13 @@ def merged_metadata(base: Weights, adapters: Sequence[tuple[LoRaD, float]]) -> d
     return strings
 
 
+def _check_prediction(base: Weights, adapters: Sequence[LoRaD]) -> None:
+    said = base.prediction_type
+    for adapter in adapters:
+        if said not in (None, adapter.metadata.prediction_type):
+            raise base.refusal(f"this base predicts {said}, and the LoRaD is for {adapter.metadata.prediction_type}")
+
+
 def _one_step_of(base: Weights) -> OneStep | None:
     try:
         return Metadata.from_strings(base.metadata).one_step
@@ -149,6 +157,7 @@ def factors_by_layer(base: Weights, adapters: Iterable[tuple[LoRaD, float]]) -> 
     if not all(math.isfinite(strength) for _, strength in active):
         raise ValueError("the strength of an adapter must be a finite number")
     check_together(adapter for adapter, _ in active)
+    _check_prediction(base, [adapter for adapter, _ in active])
     layers: dict[str, list[Factors]] = {}
     for adapter, strength in active:
         match = adapter.matched(base.layout.network)
@@ -205,9 +214,11 @@ def _write_folder(
     """A folder like the base's, its network's weights replaced; it appears under its name when all of it is there."""
     if output.exists():
         raise FileExistsError(one_line(f"{output}: there is something of this name already: choose another one"))
-    folder, network = base.folder, network_files(base.folder)[0].parent
-    in_pieces = len(base.files) > 1
-    others = [path for path in sorted(folder.rglob("*")) if path.is_file() and _belongs(path, folder, network, in_pieces)]
+    folder, found = base.folder, base.found
+    if folder is None or found is None:
+        raise ValueError(one_line(f"{output}: a folder is written only where the base is one"))
+    network = found.files[0].parent
+    others = [path for path in sorted(folder.rglob("*")) if path.is_file() and _belongs(path, folder, found)]
     total = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape, _ in entries)
     check_output(output, [folder], total + sum(path.stat().st_size for path in others))
     temporary = output.resolve().with_name(f".wadi-{secrets.token_hex(8)}.tmp")
@@ -235,13 +246,15 @@ def _write_folder(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _belongs(path: Path, folder: Path, network: Path, in_pieces: bool) -> bool:
+def _belongs(path: Path, folder: Path, found: WeightFiles) -> bool:
     """Whether a file of the base's folder goes into the merged one as it is.
 
-    Not the network's weights, in whatever form, and no checkpoints beside the parts: these would be the base's own.
+    Not the network's weights, in whatever form, and no checkpoints beside the parts: these would be the base's own. Of
+    the lists of shards only the one of those that are written, which a pickle's are not.
     """
+    network = found.files[0].parent
     if path.suffix == ".py" or any(part.startswith((".", "__")) for part in path.relative_to(folder).parts):
         return False
     if path.parent == network and ".index" in path.name:
-        return in_pieces
+        return path == found.index and found.files[0].suffix == ".safetensors"
     return path.parent not in (folder, network) or not path.name.lower().endswith(_WEIGHT_ENDINGS)

@@ -47,14 +47,17 @@ def base_facts(adapter: LoRaD, base: Weights, name: str) -> dict[str, Any]:
         name: of the base, as the user knows it.
     """
     match, trained_on = adapter.matched(base.layout.network), adapter.metadata.base_sha256
+    problems, returns = list(match.problems), base.prediction_type
+    if returns not in (None, adapter.metadata.prediction_type):
+        problems.append(f"it is for a network that returns {adapter.metadata.prediction_type}, and this one returns {returns}")
     return {
         "name": name,
         "architecture": match.architecture,
         "layout": base.layout.name,
         "layers_matched": len(match.paths),
         "layers": match.layers,
-        "trained_on": None if trained_on is None or match.problems else base.sha256() == trained_on,
-        "problems": list(match.problems),
+        "trained_on": None if trained_on is None or problems else base.sha256() == trained_on,
+        "problems": problems,
     }
 
 

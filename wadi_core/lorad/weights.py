@@ -16,51 +16,47 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from .. import configs, mini
+from .. import mini
 from ..files import RefusedFile, atomic_write, one_line, refusal
-from .checkpoint import (
-    DTYPES,
-    PICKLE_ENDINGS,
-    Header,
-    encode_header,
-    raw_bytes,
-    read_header,
-    read_pickle,
-    read_tensors,
-)
+from . import declared
+from .checkpoint import Header, encode_header, raw_bytes
+from .folders import STEM, WeightFiles, has_weights, weight_files
 from .layers import sha256_of_layers
 from .layouts import Layout, Place, detect
-from .quantised import dequantise, scale_name
+from .stored import Stored, open_files
 
 # A tensor to be written: name, type, shape, and a function that returns it when its turn has come.
 Entry = tuple[str, torch.dtype, tuple[int, ...], Callable[[], Tensor]]
 
-STEM = "diffusion_pytorch_model"
 SUBFOLDERS = ("unet", "transformer")
 _SYNC_EVERY = 1 << 28  # bytes
 _WAITING = 1 << 26  # bytes of tensors that may wait for the disk
 
 
-class Weights:
-    """The tensors of a state dict, and where in it a network's linear layers are.
+class Weights(Stored):
+    """The tensors of a network, and where in it the linear layers are.
 
     Attributes:
         layout: names and places of the layers.
-        metadata: what the file says of itself; empty for a state dict in memory.
-        files: the files that the tensors are read from.
-        source: what was opened, for messages.
         folder: the folder that was opened; None for a file or a state dict.
+        found: the files of the network; None for a state dict.
+        prediction_type: what the network returns, as the base says it itself; None where it does not.
     """
 
     def __init__(
-        self, holders: Mapping[str, Header | Tensor], metadata: Mapping[str, str], source: str, folder: Path | None = None
+        self,
+        holders: Mapping[str, Header | Tensor],
+        metadata: Mapping[str, str],
+        source: str,
+        folder: Path | None = None,
+        found: WeightFiles | None = None,
     ) -> None:
-        self._holders = dict(holders)
-        self.metadata = dict(metadata)
-        self.source = source
+        super().__init__(holders, metadata, source)
         self.folder = folder
-        self.files = tuple(dict.fromkeys(holder.path for holder in self._holders.values() if isinstance(holder, Header)))
-        self.layout: Layout = detect({name: self.shape(name) for name in self._holders})
+        self.found = found
+        self.layout: Layout = detect(self.shapes)
+        said = declared.of_file(source, self._holders, self.metadata)
+        self.prediction_type = said if folder is None else declared.of_folder(folder) or said
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Weights:
@@ -76,15 +72,9 @@ class Weights:
         """
         place = mini.folder() if str(path) == "mini" else Path(path)
         folder = place if place.is_dir() else None
-        files = network_files(place) if folder else [place]
+        found = network_files(place) if folder else WeightFiles((place,), None, "")
         try:
-            if files[0].suffix.lower() in PICKLE_ENDINGS:
-                return cls(read_pickle(files[0]), {}, str(path), folder)
-            headers = [read_header(file) for file in files]
-            holders = {name: header for header in headers for name in header.places}
-            if len(holders) < sum(len(header.places) for header in headers):
-                raise ValueError("two of its files hold the same tensor")
-            return cls(holders, headers[0].metadata, str(path), folder)
+            return cls(*open_files(found.files), str(path), folder, found)
         except RefusedFile:
             raise
         except ValueError as error:
@@ -103,42 +93,6 @@ class Weights:
     def architecture(self) -> str:
         return self.layout.architecture
 
-    @property
-    def names(self) -> list[str]:
-        """Names of all tensors, those of other parts in the same file too."""
-        return list(self._holders)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        holder = self._holders[name]
-        return holder.places[name].shape if isinstance(holder, Header) else tuple(holder.shape)
-
-    def dtype(self, name: str) -> torch.dtype:
-        """The type of a tensor.
-
-        Raises:
-            ValueError: one that this program does not know.
-        """
-        holder = self._holders[name]
-        if isinstance(holder, Tensor):
-            return holder.dtype
-        if holder.places[name].dtype not in DTYPES:
-            raise refusal(holder.path, f"{name[:80]!r} is of the unknown type {holder.places[name].dtype[:20]!r}")
-        return DTYPES[holder.places[name].dtype]
-
-    def tensor(self, name: str) -> Tensor:
-        """One tensor as it is stored: from a file a copy of its own, from a state dict the tensor itself.
-
-        Raises:
-            OSError, ValueError: the file has gone or changed; one line.
-        """
-        holder = self._holders[name]
-        return read_tensors(holder, [name])[name] if isinstance(holder, Header) else holder.detach()
-
-    def file_of(self, name: str) -> Path | None:
-        """The file that holds a tensor; None in memory."""
-        holder = self._holders[name]
-        return holder.path if isinstance(holder, Header) else None
-
     def layers(self) -> dict[str, Place]:
         """Canonical path -> place of the layers that a one-step student's LoRaD turns."""
         return self.layout.layers()
@@ -154,58 +108,37 @@ class Weights:
         place = self.layout.places[path]
         return self.values(place.name)[place.rows or slice(None)]
 
-    def values(self, name: str) -> Tensor:
-        """A tensor as :meth:`linear` gives it: with its scale, if there is one.
+    def check_numbers(self) -> None:
+        """Read every tensor once and do nothing with it.
 
         Raises:
-            ValueError: its numbers are stored in a way that this program does not know; one line.
+            OSError, ValueError: as of :meth:`values`, and of tensors that are no layers as of :meth:`tensor`; one line.
         """
-        weight, scale = self.tensor(name), scale_name(name, self._holders)
-        if not weight.is_floating_point():
-            raise self.refusal(f"{name} is stored as {weight.dtype}, not as floating-point numbers")
-        try:
-            return weight if scale is None else dequantise(weight, self.tensor(scale))
-        except ValueError as error:
-            raise self.refusal(f"{name}: {error}") from error
-
-    def scale_of(self, name: str) -> str | None:
-        """The name of the scale that belongs to a tensor; None if there is none."""
-        return scale_name(name, self._holders)
+        layers = {place.name for place in self.layout.places.values()}
+        for name in self.names:
+            self.values(name) if name in layers else self.tensor(name)
 
     def sha256(self) -> str:
         """:func:`~.layers.network_sha256` of the network: what an adapter knows its base by, in any layout."""
         return sha256_of_layers(self.layers(), self.linear)
 
-    def refusal(self, why: str) -> RefusedFile:
-        """The error, to be raised, that says in one line what is wrong with these weights."""
-        return refusal(self.source, why)
 
-
-def network_files(folder: Path) -> list[Path]:
-    """The files with the weights of the network in a folder in diffusers layout.
+def network_files(folder: Path) -> WeightFiles:
+    """The files with the weights of the network in a folder in diffusers layout, of a pipeline or of the network alone.
 
     Raises:
-        OSError: there are none; one line.
+        OSError: there are none, or not all; one line.
         ValueError: an index that makes no sense; one line.
     """
-    for place in (*(folder / name for name in SUBFOLDERS), folder):
-        for name in (f"{STEM}.safetensors", f"{STEM}.fp16.safetensors"):
-            if (place / name).is_file():
-                return [place / name]
-        for name in (f"{STEM}.safetensors.index.json", f"{STEM}.safetensors.index.fp16.json"):
-            if (place / name).is_file():
-                return _shards(place / name)
-        if (place / f"{STEM}.bin").is_file():
-            return [place / f"{STEM}.bin"]
+    places = [*(folder / name for name in SUBFOLDERS), folder]
+    for place in places:
+        if has_weights(place):
+            return weight_files(place)
+    part = next((place for place in places if place.name in SUBFOLDERS and place.is_dir()), None)
+    if part is not None:
+        return weight_files(part)  # it says what is missing there
     where = f"{STEM}.safetensors in it or in {' or '.join(SUBFOLDERS)}"
     raise FileNotFoundError(one_line(f"{folder}: this folder holds no network in diffusers layout: there is no {where}"))
-
-
-def _shards(index: Path) -> list[Path]:
-    table = configs.read(index).get("weight_map")
-    if not isinstance(table, dict) or not table or not all(isinstance(name, str) for name in table.values()):
-        raise refusal(index, "this index does not say which file holds which tensor")
-    return [index.parent / Path(name).name for name in sorted(set(table.values()))]
 
 
 def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]], size: int = 0) -> None:
