@@ -94,7 +94,7 @@ class EmojiSet:
         files = {_plain(path.stem): path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".png", ".webp")}
         self.folder, self.files = folder, {}
         for thing in scenes.things():
-            for name in (_points(thing.character), _plain(thing.name)):
+            for name in (scenes.code_points(thing.character), _plain(thing.name)):
                 if name in files:
                     self.files.setdefault(thing.character, files[name])
         if len(self.files) < FEWEST:
@@ -132,10 +132,6 @@ class EmojiSet:
 def _plain(name: str) -> str:
     """A file's or an object's name without what programs put around it."""
     return name.lower().removeprefix("emoji_u").removeprefix("u+").replace("_", "-").replace(" ", "-").replace("-fe0f", "")
-
-
-def _points(character: str) -> str:
-    return "-".join(f"{ord(sign):x}" for sign in character if sign != "\ufe0f")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import control_networks
-import glyphs
 import networks
 import numpy as np
 import pytest
@@ -50,7 +49,6 @@ def ready(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (control, highres):
         monkeypatch.setattr(module, "SHEET_ROWS", 1)
         monkeypatch.setattr(module.ruler, "COMPONENTS", 2)
-    monkeypatch.setattr(scenes, "glyph", glyphs.disc)
 
 
 def nothing_new(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:

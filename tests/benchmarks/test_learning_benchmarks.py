@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import glyphs
 import networks
 import numpy as np
 import pytest
@@ -70,7 +69,6 @@ def ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inversion, "SHEET_ROWS", 1)
     monkeypatch.setattr(personal, "SHEET_ROWS", 1)
     monkeypatch.setattr(personal, "FEWEST", THINGS)
-    monkeypatch.setattr(scenes, "glyph", glyphs.disc)
     inversion.example_pairs.cache_clear()
 
 
@@ -81,7 +79,7 @@ def other_set(folder: Path) -> Path:
         drawn = scenes.glyph(thing.character)
         negative = ImageOps.invert(drawn.convert("RGB"))
         negative.putalpha(drawn.getchannel("A"))
-        points = "-".join(f"{ord(sign):x}" for sign in thing.character)
+        points = scenes.code_points(thing.character)
         name = (points, f"emoji_u{points.replace('-', '_')}", thing.name.replace(" ", "_").title())[number % 3]
         negative.save(folder / f"{name}.png")
     return folder

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import glyphs
 import networks
 import numpy as np
 import pytest
@@ -51,7 +50,6 @@ def pipe(model: tuple[Path, Path]) -> OneStepPipeline:
 def few_things(monkeypatch: pytest.MonkeyPatch) -> None:
     few = scenes.things()[:12]
     monkeypatch.setattr(scenes, "things", lambda: few)
-    monkeypatch.setattr(scenes, "glyph", glyphs.disc)
 
 
 # --- sets that are made once ----------------------------------------------------------------------------------------

@@ -187,6 +187,16 @@ def test_a_table_tells_where_prompts_end(tmp_path: Path) -> None:
     assert list(cache_folder().glob("*.prompts"))
 
 
+def test_a_user_without_a_home_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WADI_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA", "HOME", "USERPROFILE", "HOMEPATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does for a user that the system does not know
+    with pytest.raises(OSError, match="this user has no home to keep prompts in: set WADI_CACHE to a folder for them"):
+        PromptTable.of(write_lines(tmp_path / "prompts.txt", FOUR))
+    monkeypatch.setenv("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert PromptTable.of(tmp_path / "prompts.txt").path.is_relative_to(tmp_path / "caches" / "wadi" / "prompts")
+
+
 def test_text_that_is_none(tmp_path: Path) -> None:
     """JSON can hold half of a surrogate pair."""
     path = tmp_path / "a.jsonl"

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import glyphs
 import networks
 import pytest
 import torch
@@ -41,11 +40,6 @@ TINY = {
 SHARD = 24
 
 
-@pytest.fixture
-def font(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scenes, "glyph", glyphs.disc)
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = networks.write_settings(tmp_path_factory.mktemp("tiny") / "base", "sd15", TINY)
@@ -53,7 +47,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def config(base: Path, tmp_path: Path, font: None, monkeypatch: pytest.MonkeyPatch) -> ControlNetConfig:
+def config(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ControlNetConfig:
     """Settings of a tiny run, with two shards of latents of its own autoencoder."""
     for module in (training, __import__("trainer.mini.latents", fromlist=["SHARD"])):
         monkeypatch.setattr(module, "SHARD", SHARD)
@@ -84,7 +78,7 @@ def config(base: Path, tmp_path: Path, font: None, monkeypatch: pytest.MonkeyPat
 # --- edges -----------------------------------------------------------------------------------------------------------
 
 
-def test_edges_come_back_from_their_bits(font: None) -> None:
+def test_edges_come_back_from_their_bits() -> None:
     found = edges(scenes.draw(scenes.scene(seed)) for seed in range(3))
     assert found.shape == (3, 128, 128) and 0.01 < found.float().mean() < 0.3
     assert pack(found).shape == (3, 128, 16)

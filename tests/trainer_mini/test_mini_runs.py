@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import glyphs
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,12 +13,6 @@ from transformers import CLIPTextModel
 from trainer.engine.checkpoints import Checkpoints
 from trainer.mini import decoder, export, latents, scenes, teacher, vae, words
 from wadi_core import configs, mini
-
-
-@pytest.fixture(autouse=True)
-def drawn_glyphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Discs in place of the emoji: the font is not on every machine."""
-    monkeypatch.setattr(scenes, "glyph", glyphs.disc)
 
 
 def vae_settings(output: Path, **changes: object) -> vae.VaeConfig:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import random
 
-import glyphs
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageDraw
 
 from trainer.engine.muon import MuonWithAdamW, orthogonalize
 from trainer.mini import scenes
@@ -129,8 +129,16 @@ def test_captions_tell_objects_in_order_colour_and_word() -> None:
     assert {row[3] for row in facts(plans).tolist()} == set(range(len(WORDS) + 1))
 
 
+def disc(character: str) -> Image.Image:
+    """A drawing of known shape: a disc of a character's own colour."""
+    stamp = Image.new("RGBA", (40, 40))
+    hue = sum(map(ord, character)) % 360
+    ImageDraw.Draw(stamp).ellipse((0, 0, 39, 39), fill=f"hsl({hue}, 90%, 50%)")
+    return stamp
+
+
 def test_what_objects_look_like_is_told_cell_by_cell(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scenes, "glyph", glyphs.disc)
+    monkeypatch.setattr(scenes, "glyph", disc)
     told = looks(make_vae((96, 96, 96, 96)).eval())
     assert told.shape == (len(scenes.things()) + 1, scenes.CELLS**2, 25)
     assert not told[-1].any()

@@ -54,6 +54,12 @@ def test_a_link_to_where_it_once_was_is_replaced(webui: Path) -> None:
     assert place.resolve() == ROOT
 
 
+def test_the_home_of_a_user_whom_nobody_knows_is_told() -> None:
+    result = run("--webui", "~nobody-of-this-name/webui")
+    assert result.returncode == 1 and result.stderr.count("\n") == 1
+    assert "~nobody-of-this-name/webui is no folder of A1111 or Forge" in result.stderr.replace("\\", "/")
+
+
 def test_something_else_of_the_name_stays(webui: Path) -> None:
     place = webui / "extensions" / "wadi"
     place.mkdir()

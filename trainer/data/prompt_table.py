@@ -41,14 +41,20 @@ BLOCK = 4096  # prompts that are written at once
 
 
 def cache_folder() -> Path:
-    """Where tables are kept: ``$WADI_CACHE``, or the folder of what a user's programs can make again."""
+    """Where tables are kept: ``$WADI_CACHE``, or the folder of what a user's programs can make again.
+
+    Raises:
+        OSError: this user has neither; one line.
+    """
     if chosen := os.environ.get("WADI_CACHE"):
         return Path(chosen) / "prompts"
-    if sys.platform == "win32":
-        caches = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return caches / "wadi" / "prompts"
+    windows = sys.platform == "win32"
+    caches = os.environ.get("LOCALAPPDATA" if windows else "XDG_CACHE_HOME")
+    try:
+        folder = Path(caches) if caches else Path.home() / ("AppData/Local" if windows else ".cache")
+    except RuntimeError as error:  # in a container, a user by number alone
+        raise FileNotFoundError("this user has no home to keep prompts in: set WADI_CACHE to a folder for them") from error
+    return folder / "wadi" / "prompts"
 
 
 @dataclass(frozen=True)

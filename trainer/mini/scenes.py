@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
+import io
 import random
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
+
+from wadi_core.files import refusal
 
 SIZE = 128  # pixels of a scene's side
 GRID = 8  # pixels between places: one latent
@@ -27,12 +30,7 @@ SMALL, BIG = 56, 112  # pixels of an object's longer side: latents of 7x7 or 14x
 SINGLE_SIZES = (SMALL, BIG, BIG)  # two of three are big
 PAIR_SIZES = (SMALL,)
 CELLS = SMALL // GRID  # along an object, of one latent when it is small and of 2x2 when it is big
-GLYPH_SIZE = 109  # the one size at which the bitmaps of Noto Color Emoji are stored
-FONT_PLACES = (
-    "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",
-    "/usr/share/fonts/noto/NotoColorEmoji.ttf",
-    "/usr/share/fonts/google-noto-emoji/NotoColorEmoji.ttf",
-)
+DRAWINGS = Path(__file__).with_name("drawings.zip")  # of the objects; drawings.md tells from where
 COLOURS = {
     "white": (250, 250, 250),
     "grey": (150, 150, 155),
@@ -108,24 +106,33 @@ def held_out(first: Thing, second: Thing) -> bool:
     return hashlib.sha256(key.encode()).digest()[0] < 26
 
 
+def code_points(character: str) -> str:
+    """What sets of emoji call the file of a character: its code points in hexadecimal, as in ``1f469-200d-1f680``."""
+    return "-".join(f"{ord(sign):x}" for sign in character if sign != "\ufe0f")
+
+
 @functools.cache
-def _font() -> ImageFont.FreeTypeFont:
-    places = [os.environ["WADI_EMOJI_FONT"]] if "WADI_EMOJI_FONT" in os.environ else list(FONT_PLACES)
-    for place in places:
-        if Path(place).is_file():
-            return ImageFont.truetype(place, GLYPH_SIZE)
-    raise OSError(
-        "NotoColorEmoji.ttf was not found: install the package fonts-noto-color-emoji "
-        "or name the file in the environment variable WADI_EMOJI_FONT"
-    )
+def _drawings() -> dict[str, bytes]:
+    """The PNG file of every object by its code points. Read whole: forked processes would share an open file's place."""
+    try:
+        with zipfile.ZipFile(DRAWINGS) as archive:
+            return {name.removesuffix(".png"): archive.read(name) for name in archive.namelist()}
+    except zipfile.BadZipFile as error:
+        raise refusal(DRAWINGS, f"damaged ({error}); take it from the project again") from error
 
 
 @functools.lru_cache(maxsize=1024)
 def glyph(character: str) -> Image.Image:
-    """The object as an RGBA picture, cropped to what is drawn."""
-    canvas = Image.new("RGBA", (2 * GLYPH_SIZE, 2 * GLYPH_SIZE))
-    ImageDraw.Draw(canvas).text((20, 20), character, font=_font(), embedded_color=True)
-    return canvas.crop(canvas.getbbox())
+    """The object as an RGBA picture, cropped to what is drawn.
+
+    Raises:
+        OSError, ValueError: the file of drawings is missing or damaged, or lacks this object; one line.
+    """
+    drawing = _drawings().get(code_points(character))
+    if drawing is None:
+        raise refusal(DRAWINGS, f"there is no drawing of {character}; trainer/mini/drawings.py makes the file anew")
+    with Image.open(io.BytesIO(drawing)) as picture:
+        return picture.convert("RGBA")
 
 
 def _pick_pair(rng: random.Random, held: bool) -> tuple[Thing, Thing]:
@@ -204,7 +211,7 @@ def draw(
     Args:
         scene: what to draw.
         width, height: of the canvas, in the unit of the scene's places.
-        scale: pixels in that unit; objects are taken from their bitmaps of about 130 pixels anew.
+        scale: pixels in that unit; objects are taken from their drawings of about 120 pixels anew.
         stamp_of: a character's RGBA picture; :func:`glyph` if not given.
     """
     canvas = (width * scale, height * scale)
