@@ -21,6 +21,7 @@ if __name__ == "__main__":
 
 from trainer.starter_words import KINDS, SHARED
 from wadi_core.files import atomic_write
+from wadi_core.output import take_any_text
 
 OUTPUT = Path(__file__).parent / "starter_prompts.txt"
 SEED = 20
@@ -116,6 +117,7 @@ def with_articles(sentence: str) -> str:
 
 
 def main() -> int:
+    take_any_text()
     prompts = starter_prompts()
     if len(prompts) != COUNT:
         sys.stderr.write(f"error: the kinds give {len(prompts)} prompts, not {COUNT}\n")

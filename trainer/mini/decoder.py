@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from wadi_core import pictures
+from wadi_core.output import take_any_text
 
 from .. import config as settings
 from ..muon import MuonWithAdamW
@@ -194,6 +195,7 @@ def run(config: DecoderConfig) -> None:
 
 
 def main() -> None:
+    take_any_text()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     arguments = settings.parser(__doc__.splitlines()[0]).parse_args()
     run(settings.load(DecoderConfig, arguments.config, arguments.overrides))

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from wadi_core.lorad.checkpoint import write_safetensors
+from wadi_core.output import take_any_text
 
 from . import scenes
 from .vae import to_tensor
@@ -57,6 +58,7 @@ def read_shards(folder: Path) -> tuple[torch.Tensor, list[str]]:
 
 
 def main() -> None:
+    take_any_text()
     from diffusers import AutoencoderKL
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from wadi_core import pictures
+from wadi_core.output import take_any_text
 
 from .. import config as settings
 from ..muon import MuonWithAdamW
@@ -212,6 +213,7 @@ def run(config: VaeConfig) -> None:
 
 
 def main() -> None:
+    take_any_text()
     arguments = settings.parser(__doc__.splitlines()[0]).parse_args()
     run(settings.load(VaeConfig, arguments.config, arguments.overrides))
 

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from wadi_core.output import take_any_text
+
 from .vae import make_vae
 
 UNEVEN = 0.5  # standard deviation of the shares around their mean, relative
@@ -65,6 +67,7 @@ def widen(narrow: torch.nn.Module, channels: Sequence[int], seed: int = 0) -> to
 
 
 def main() -> None:
+    take_any_text()
     from diffusers import AutoencoderKL
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

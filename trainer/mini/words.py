@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from wadi_core.output import take_any_text
+
 from .. import config as settings
 from ..muon import MuonWithAdamW
 from ..watch import LossTable
@@ -191,6 +193,7 @@ def run(config: WordsConfig) -> None:
 
 
 def main() -> None:
+    take_any_text()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     arguments = settings.parser(__doc__.splitlines()[0]).parse_args()
     run(settings.load(WordsConfig, arguments.config, arguments.overrides))
