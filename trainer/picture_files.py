@@ -70,9 +70,10 @@ class Listing:
 
     def __str__(self) -> str:
         """In one line how much was found, and what was left out and why."""
-        found = [_count(len(self.pictures), "picture"), _count(len(self.captions), "caption file")]
+        number = len(self.pictures)
+        found = f"{number} picture{'s' * (number != 1)}, {len(self.captions)} with a caption of its own"
         missed = [f"{len(names)} {why} ({_some(names)})" for why, names in self.left_out.items()]
-        return one_line(f"{self.folder}: {' and '.join(found)}; left out: {', '.join(missed) or 'nothing'}")
+        return one_line(f"{self.folder}: {found}; left out: {', '.join(missed) or 'nothing'}")
 
 
 def listing(folder: str | os.PathLike[str]) -> Listing:
@@ -180,10 +181,6 @@ def _is_of_a_run(folder: Path, names: Sequence[str]) -> bool:
     except (OSError, UnicodeDecodeError):
         return False
     return all(any(line.startswith(key) for line in text.splitlines()) for key in _SETTINGS)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def _some(names: Sequence[str]) -> str:
