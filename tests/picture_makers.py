@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 RED, GREEN, BLUE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128)
@@ -44,6 +45,10 @@ def oriented(kind: str, value: int, **options: Any) -> bytes:
 
 
 def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    """A picture as a file, where the Pillow that is installed writes this kind."""
+    Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip(f"this Pillow writes no {kind}")
     file = io.BytesIO()
     picture.save(file, kind, **options)
     return file.getvalue()

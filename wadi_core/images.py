@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import struct
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,16 @@ _TURNS = {
     8: "ROTATE_90",
 }
 _SAY_ORIENTATION = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+# What is often found under the name of a picture that it is not: the bytes from a place on, and how to say it.
+_OTHERS = (
+    (4, b"ftyphe", "HEIC: save it as PNG or JPEG"),
+    (4, b"ftypmif1", "HEIC: save it as PNG or JPEG"),
+    (4, b"JXL ", "JPEG XL: save it as PNG or JPEG"),
+    (0, b"\xff\x0a", "JPEG XL: save it as PNG or JPEG"),
+    (0, b"%!PS", "PostScript: save it as PNG or JPEG"),
+    (0, b"<", "a web page or a drawing in XML: save the picture itself"),
+    (0, b"version https://git-lfs", "a pointer of Git LFS: get the file itself with git lfs pull"),
+)
 _FILE = "filename"  # key in a picture's ``info``
 
 
@@ -123,9 +134,14 @@ def plain(picture: Image) -> Image:
     name = name_of(picture)
     where = name or "a picture in memory"
     _check_size(where, picture.size)
-    found = _rgb(where, _upright(picture))
+    try:
+        found = _rgb(where, _upright(picture))
+    except RefusedFile:
+        raise
+    except Exception as error:  # of Pillow's, over a mode or a transparent colour that makes no sense
+        raise refusal(where, f"this picture of the mode {picture.mode} cannot be shown in RGB: {error}") from error
     if found is not picture:
-        found.info[_FILE] = name
+        found.info = {_FILE: name}  # nothing that would turn it once more, or say that a colour is transparent
     return found
 
 
@@ -143,7 +159,10 @@ def _loaded(picture: Any) -> Image:
     if halved and isinstance(key, tuple):
         picture.info["transparency"] = tuple(value >> 8 for value in key)
     found = _upright(picture)
-    return found.copy() if found is picture else found
+    found = found.copy() if found is picture else found
+    for key in _SAY_ORIENTATION:  # or it would be turned once more
+        found.info.pop(key, None)
+    return found
 
 
 def _upright(picture: Image) -> Image:
@@ -151,14 +170,9 @@ def _upright(picture: Image) -> Image:
 
     try:
         turn = _TURNS.get(picture.getexif().get(_ORIENTATION))
-    except (SyntaxError, ValueError, TypeError, KeyError, EOFError, OSError):
+    except (SyntaxError, ValueError, TypeError, KeyError, EOFError, OSError, struct.error):
         turn = None  # damaged EXIF data; nothing is known then, and the pixels are whole
-    if turn is None:
-        return picture
-    found = picture.transpose(Image.Transpose[turn])
-    for key in _SAY_ORIENTATION:  # or it would be turned once more
-        found.info.pop(key, None)
-    return found
+    return picture if turn is None else picture.transpose(Image.Transpose[turn])
 
 
 def _rgb(where: str, picture: Image) -> Image:
@@ -168,16 +182,11 @@ def _rgb(where: str, picture: Image) -> Image:
     if mode == "La":  # as LA, with light that is already multiplied by its alpha; Pillow knows no way to RGB
         picture = picture.convert("LA")
     if mode == "F" or mode.startswith("I"):
-        found = _eight_bits(where, picture)
-    elif picture.has_transparency_data:
+        return _eight_bits(where, picture)
+    if picture.has_transparency_data:
         picture = picture.convert("RGBA")
-        found = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    elif mode == "RGB":
-        return picture
-    else:
-        found = picture.convert("RGB")
-    found.info = {}
-    return found
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return picture if mode == "RGB" else picture.convert("RGB")
 
 
 def _eight_bits(where: str, picture: Image) -> Image:
@@ -185,17 +194,20 @@ def _eight_bits(where: str, picture: Image) -> Image:
     from PIL import Image
 
     values = np.asarray(picture)
-    clear = values == picture.info["transparency"] if "transparency" in picture.info else None
-    values = values.astype(np.float64)
+    key = picture.info.get("transparency")
+    with np.errstate(invalid="ignore"):  # numpy warns of some NaN
+        values = values.astype(np.float64)
     if not np.isfinite(values).all():
         raise refusal(where, "there are values in this picture that are NaN or Inf")
     low, high = values.min(), values.max()
     fits, white = (1.0, 1.0) if picture.mode == "F" else (WHITE16, WHITE16)
     if low < 0 or high > fits:
-        values, white = values - low, max(high - low, np.finfo(np.float64).tiny)
-    grey = np.rint(values / white * 255).astype(np.uint8)
-    if clear is not None:
-        grey[clear] = 255
+        white = max(high - low, np.finfo(np.float64).tiny)
+    else:
+        low = 0
+    grey = np.rint((values - low) / white * 255).astype(np.uint8)
+    if isinstance(key, int):
+        grey[values == key] = 255
     return Image.fromarray(grey).convert("RGB")
 
 
@@ -210,11 +222,13 @@ def _check_size(where: str | Path, size: tuple[int, int]) -> None:
 
 
 def _no_picture(path: Path) -> str:
-    if not path.stat().st_size:
+    with open(path, "rb") as file:
+        begin = file.read(32)
+    if not begin:
         return "this file is empty"
-    ending = path.suffix.lower()
-    if ending and ending not in endings():
-        return f"this is no picture that can be read: not of a kind that Pillow reads here ({ending}); save it as PNG or JPEG"
+    for place, mark, what in _OTHERS:
+        if begin[place:].startswith(mark):
+            return f"this is no picture that can be read here but {what}"
     return "this is no picture that can be read, or its beginning is damaged"
 
 
