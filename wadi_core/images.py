@@ -20,8 +20,6 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .files import RefusedFile, existing_file, one_line, refusal
 
 if TYPE_CHECKING:
@@ -191,6 +189,7 @@ def _rgb(where: str, picture: Image) -> Image:
 
 def _eight_bits(where: str, picture: Image) -> Image:
     """Grey of more than 8 bits as RGB."""
+    import numpy as np
     from PIL import Image
 
     values = np.asarray(picture)
