@@ -27,7 +27,7 @@ CMYK_RED, CYAN_HALF = (0, 255, 255, 0), (128, 0, 0, 0)
 
 def seen(picture: Image.Image, *places: tuple[int, int]) -> list[tuple[int, ...]]:
     assert picture.mode == "RGB"
-    return [picture.getpixel(place) for place in places]
+    return [tuple(np.asarray(picture)[y, x].tolist()) for x, y in places]
 
 
 def close(one: list[tuple[int, ...]], other: list[tuple[int, ...]], within: int) -> bool:

@@ -6,6 +6,7 @@ import logging
 import os
 from pathlib import Path
 
+import numpy as np
 import picture_makers as make
 import pytest
 import torch
@@ -273,7 +274,7 @@ class Matched:
 
     def __call__(self, pictures: list[Image.Image], prompts: list[str]) -> torch.Tensor:
         pairs = zip(pictures, prompts, strict=True)
-        return torch.tensor([float(prompt == f"grey {picture.getpixel((0, 0))[0]}") for picture, prompt in pairs])
+        return torch.tensor([float(prompt == f"grey {np.asarray(picture)[0, 0, 0]}") for picture, prompt in pairs])
 
 
 def test_each_picture_is_scored_against_its_own_prompt(tmp_path: Path, monkeypatch, caplog) -> None:

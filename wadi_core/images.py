@@ -36,7 +36,7 @@ LAYERED = {"MPO", "PSD", "ICO", "ICNS"}  # what is in the file besides belongs t
 
 # What Pillow calls the seven ways to turn a picture upright, by the value of EXIF's tag.
 _ORIENTATION = 0x0112
-_TURNS = {
+_TURNS: dict[Any, str] = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
     4: "FLIP_TOP_BOTTOM",
