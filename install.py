@@ -353,6 +353,9 @@ def webui(arguments: "list[str]") -> int:
 
 
 def main(arguments: "list[str]") -> int:
+    for stream in (getattr(sys, name, None) for name in ("stdout", "stderr")):
+        if hasattr(stream, "reconfigure"):  # what the encoding of a terminal or file lacks is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
     commands = {"demo": demo, "test": test, "--webui": webui}
     try:
         if not arguments:

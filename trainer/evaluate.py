@@ -36,6 +36,7 @@ from torch import Tensor
 from wadi_core import __version__, pictures
 from wadi_core.cli_tools import adapters
 from wadi_core.files import atomic_write, one_line
+from wadi_core.output import take_any_text
 from wadi_core.pipeline import find_device
 
 from .data import picture_files
@@ -286,7 +287,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("what is judged").add_argument
     add("--base", metavar="DIR|FILE", help="the model: a diffusers folder, a single-file checkpoint, or mini")
     add("--lorad", action="append", metavar="FILE[:STRENGTH]", help="its adapter; may be repeated (default: mini's own)")
-    add("--pictures", metavar="DIR", help="pictures that are there already, by name in the order of the prompts")
+    add("--pictures", metavar="DIR", help="pictures that are there already, in the order of the prompts: 2.png before 10.png")
     add("--alpha-T-squared", type=float, metavar="A", help="the base is a one-step network itself; released ones: 0.0047")
     add("--steps", type=_at_least(1), default=1, metavar="N", help="1 (default), or N of DPM-Solver++ with guidance")
     add("--guidance", type=float, default=3.0, metavar="G", help="for more than one step (default: 3)")
@@ -344,9 +345,11 @@ def _settle(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Non
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run an evaluation; returns the exit status."""
+    take_any_text()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     warnings.simplefilter("ignore")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logger.setLevel(logging.INFO)
     words = sys.argv[1:] if words is None else list(words)
     parser = make_parser()
     options = parser.parse_args(words)

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from . import __version__, cli_control, cli_study, cli_tools, settings
 from .files import one_line
+from .output import take_any_text
 from .settings import help_of
 
 DEFAULT_BATCH = 4
@@ -36,11 +37,11 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (bad usage leaves by SystemExit, as argparse does it)."""
+    take_any_text()
     options = _parser().parse_args(arguments)
     if not options.debug:
         _silence()
     _show_messages()
-    sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
     try:
         options.command(options)
         sys.stdout.flush()

@@ -7,11 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import settings
+from . import images, settings
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from .pipeline import OneStepPipeline
 
 LARGE = 1.5  # times the native area: from here on a picture begins to repeat itself
@@ -75,16 +73,9 @@ def arguments(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         OSError, ValueError: one cannot be; one line.
     """
-    from . import pictures
-
-    images: list[Image] = []
-    for path in options.control_image:
-        image = pictures.read(path)
-        image.filename = str(path)  # which turning it upright loses
-        images.append(image)
     scales = options.control_scale or [1.0]
     return {
-        "control_image": images or None,
+        "control_image": [images.read(path) for path in options.control_image] or None,
         "control_scale": scales[0] if len(scales) == 1 else scales,
         "hires": options.hires_method or options.hires,
     }
@@ -109,7 +100,7 @@ def _preprocess(options: argparse.Namespace) -> None:
     for name in ("width", "height"):
         settings.check(name, getattr(options, name))
     pictures.check_writable(options.output)
-    image = pictures.read(options.image)
+    image = images.read(options.image)
     if options.width or options.height:
         image = preprocess.fit(image, options.width or image.width, options.height or image.height)
     found = preprocess.run(

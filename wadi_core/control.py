@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from . import base as bases
 from . import configs, mini, single_file
 from .files import existing_file, known_name, one_line, refusal, sha256_of_file
+from .images import name_of, plain
 from .lorad.folders import weight_files
 from .lorad.stored import Stored, open_files
 from .settings import Control
@@ -171,17 +172,17 @@ def _in_diffusers_names(path: Path, tensors: dict[str, Tensor], settings: Mappin
 
 
 def images_for(networks: Sequence[ControlNet], images: ControlImages, count: int) -> list[list[Image]]:
-    """For each ControlNet its control images: one for all pictures, or one for each of ``count``.
+    """For each ControlNet its control images, in RGB and upright: one for all pictures, or one for each of ``count``.
 
     Raises:
-        ValueError: there are too many or too few; one line.
+        ValueError: there are too many or too few, or one cannot be looked at; one line.
     """
     given = [] if images is None else images if isinstance(images, (list, tuple)) else [images]
     if len(networks) == 1 and len(given) > 1:
         given = [given]
     if len(given) != len(networks):
         raise ValueError(f"there are {len(networks)} ControlNets and {len(given)} control images for them")
-    found = [list(own) if isinstance(own, (list, tuple)) else [own] for own in given]
+    found = [[plain(one) for one in (own if isinstance(own, (list, tuple)) else [own])] for own in given]
     for own in found:
         if len(own) not in (1, count):
             raise ValueError(f"there are {len(own)} control images for {count} pictures: one, or one for each, is needed")
@@ -199,7 +200,7 @@ def describe(
     scales = [scales] * len(networks) if isinstance(scales, (int, float)) else list(scales)
     if len(scales) != len(networks):
         raise ValueError(f"there are {len(networks)} ControlNets and {len(scales)} control scales for them")
-    names = [Path(getattr(own[0], "filename", "")).name if len(own) == 1 else "" for own in images]
+    names = [Path(name_of(own[0])).name if len(own) == 1 else "" for own in images]
     parts = zip(networks, scales, names, strict=True)
     return tuple(Control(network.file, scale, network.sha256, name) for network, scale, name in parts)
 
@@ -208,22 +209,18 @@ def to_map(image: Image, width: int, height: int) -> Tensor:
     """(1, 3, height, width) float32 from 0 to 1: a control map as ControlNets take it.
 
     Args:
-        image: a picture in RGB or grey, of the size of the picture that is to be drawn.
+        image: a picture of the size of the one that is to be drawn, looked at as :mod:`.images` says.
 
     Raises:
-        ValueError: another size, transparency, or another kind of colours; one line.
+        ValueError: another size, or nothing that can be looked at; one line.
     """
     import numpy as np
 
-    if image.mode not in ("RGB", "L", "1", "P"):
-        why = "has a transparent part" if "A" in image.mode else f"is in the mode {image.mode}"
-        raise ValueError(f"the control image {why}, where RGB or 8-bit grey is needed: save it as an ordinary RGB picture")
-    if image.mode == "P" and "transparency" in image.info:
-        raise ValueError("the control image has a transparent part: save it as an ordinary RGB picture")
+    image = plain(image)
     if image.size != (width, height):
         size = f"{image.width}x{image.height}"
         raise ValueError(f"the control image is {size} and the picture {width}x{height}: both need the same size")
-    array = np.array(image.convert("RGB"))
+    array = np.array(image)
     return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 255
 
 

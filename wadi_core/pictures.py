@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import __version__
-from .files import atomic_write, existing_file, one_line, refusal
+from . import __version__, images
+from .files import atomic_write, one_line, refusal
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -57,42 +57,14 @@ def save(picture: Image, path: str | os.PathLike[str], settings: Settings | None
         picture.save(file, "png", pnginfo=chunks)
 
 
-def read(path: str | os.PathLike[str]) -> Image:
-    """A picture from the disk, the way up that its file says.
-
-    Raises:
-        OSError, ValueError: it is missing, no picture, damaged or absurdly large; one line.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    path = existing_file(path)
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return ImageOps.exif_transpose(picture)
-    except UnidentifiedImageError as error:
-        raise refusal(path, "this is no picture") from error
-    except Image.DecompressionBombError as error:
-        raise refusal(path, "this picture is absurdly large") from error
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow's ways to say that a file is damaged
-        raise refusal(path, f"this picture cannot be read: {error}") from error
-
-
 def read_settings(path: str | os.PathLike[str]) -> Settings:
     """What :func:`save` wrote beside a picture.
 
     Raises:
-        OSError: the file cannot be read or is no picture.
-        ValueError: it says nothing of this kind. Both with a message of one line.
+        OSError: the file cannot be read.
+        ValueError: it is no picture, or says nothing of this kind. Both with a message of one line.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            text = picture.info.get(JSON_KEY)
-    except UnidentifiedImageError as error:
-        raise refusal(path, "this is no picture") from error
+    text = images.opened(path).info.get(JSON_KEY)
     if not isinstance(text, str):
         raise refusal(path, "this picture does not say how it was made")
     return Settings.from_json(text)

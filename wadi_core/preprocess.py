@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from . import images
 from .files import one_line, refusal
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def run(
     """The control map of a picture, RGB and of its size.
 
     Args:
-        image: any picture; what is transparent is taken as white.
+        image: any picture, looked at as :mod:`.images` says.
         kind: one of :data:`KINDS`.
         models: folder with the weights of the detectors; by default the one that the environment variable
             ``WADI_PREPROCESSORS`` names.
@@ -98,7 +99,7 @@ def run(
     """
     if kind not in KINDS:
         raise ValueError(f"control maps are of the kinds {', '.join(KINDS)}, not {kind}")
-    image = _opaque(image)
+    image = images.plain(image)
     if kind == "canny":
         return canny(image, low, high)
     if kind == "invert":
@@ -119,7 +120,7 @@ def canny(image: Image, low: int = 100, high: int = 200) -> Image:
 
     if not 0 <= low <= high <= 1000:
         raise ValueError(f"canny needs thresholds from 0 to 1000, the low one not above the high one, not {low} and {high}")
-    edges = _package("cv2").Canny(np.asarray(image.convert("RGB")), low, high)
+    edges = _package("cv2").Canny(np.asarray(images.plain(image)), low, high)
     return Image.fromarray(np.repeat(edges[:, :, None], 3, axis=2))
 
 
@@ -128,16 +129,6 @@ def fit(image: Image, width: int, height: int) -> Image:
     from PIL import Image, ImageOps
 
     return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-
-
-def _opaque(image: Image) -> Image:
-    """The picture in RGB, on white."""
-    from PIL import Image
-
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
 
 
 def _detect(image: Image, kind: Kind, models: str | os.PathLike[str] | None, seed: int, device: str | torch.device) -> Image:

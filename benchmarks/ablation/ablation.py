@@ -49,6 +49,7 @@ from wadi_core import base as bases
 from wadi_core.files import atomic_write, one_line
 from wadi_core.lorad.checkpoint import read_header, read_tensors
 from wadi_core.lorad.layers import student_layers
+from wadi_core.output import take_any_text
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESET = ROOT / "trainer" / "configs" / "mini.yaml"
@@ -325,6 +326,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
+    take_any_text()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     options = _parser().parse_args(words)
     logging.getLogger("wadi").setLevel(logging.ERROR)

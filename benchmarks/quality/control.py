@@ -37,6 +37,7 @@ from trainer.mini.edges import agreement, control_maps, edges
 from wadi_core import OneStepPipeline, mini
 from wadi_core import base as bases
 from wadi_core.control import ControlNet, Steered, Steering, load
+from wadi_core.output import take_any_text
 from wadi_core.pictures import to_pictures
 
 TOLERANCES = (1, 2)  # pixels
@@ -198,6 +199,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
+    take_any_text()
     parser = _parser()
     options = report.read_options(parser, words)
     if options.model != "mini" and options.controlnet == "mini":

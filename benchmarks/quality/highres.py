@@ -40,6 +40,7 @@ from trainer.mini import scenes
 from trainer.mini.vae import to_tensor
 from wadi_core import OneStepPipeline, highres, mini
 from wadi_core import base as bases
+from wadi_core.output import take_any_text
 from wadi_core.pictures import to_pictures
 
 SCALE = 2  # of the large pictures against the native ones that they are compared with
@@ -292,6 +293,7 @@ def _check_size(parser: argparse.ArgumentParser, size: str) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
+    take_any_text()
     parser = _parser()
     words = sys.argv[1:] if words is None else list(words)
     options = parser.parse_args(words)

@@ -42,6 +42,7 @@ from trainer.evaluation.features import Eye
 from trainer.mini import scenes
 from wadi_core import OneStepPipeline, mini
 from wadi_core.embeddings import Embedding
+from wadi_core.output import take_any_text
 from wadi_core.pictures import to_pictures
 
 EXAMPLE_PAIRS, EXAMPLES_EACH = 5, 2
@@ -205,6 +206,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
+    take_any_text()
     parser = _parser()
     options = report.read_options(parser, words)
 

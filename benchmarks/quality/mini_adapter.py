@@ -36,6 +36,7 @@ from wadi_core.lorad.chart import plot
 from wadi_core.lorad.convert import LoRA, eps_error, to_lora
 from wadi_core.lorad.merge import merged_tensors
 from wadi_core.lorad.weights import Weights
+from wadi_core.output import take_any_text
 from wadi_core.pictures import to_pictures
 from wadi_core.pipeline import noise
 
@@ -139,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
+    take_any_text()
     parser = _parser()
     words = sys.argv[1:] if words is None else list(words)
     options = parser.parse_args(words)

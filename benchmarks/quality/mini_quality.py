@@ -34,6 +34,7 @@ from trainer.evaluation.features import Eye
 from trainer.models.placement import set_attention
 from wadi_core import OneStepPipeline, mini
 from wadi_core import base as bases
+from wadi_core.output import take_any_text
 from wadi_core.pictures import to_pictures
 
 SOURCES = ("rough", "autoencoder", "teacher", "teacher-one-step", "student")
@@ -220,6 +221,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
+    take_any_text()
     parser = _parser()
     options = report.read_options(parser, words)
     if options.diversity_captions < 1:

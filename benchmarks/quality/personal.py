@@ -35,7 +35,7 @@ from benchmarks.quality.degraded_scenes import Rough
 from benchmarks.quality.retrieval import Prototypes
 from benchmarks.quality.sets import Generated, feature_set, images_of
 from benchmarks.quality.streams import Stream, write_examples
-from trainer.data.picture_files import fingerprint
+from trainer.data.picture_files import fingerprint, pictures_in
 from trainer.engine.logs import contact_sheet
 from trainer.evaluation.efficientnet import load_lite
 from trainer.evaluation.features import Eye
@@ -44,11 +44,12 @@ from trainer.mini.vae import to_tensor
 from trainer.personalize import personalize
 from trainer.settings import fields as settings
 from trainer.settings.finetuning import PersonalizeConfig
-from wadi_core import OneStepPipeline, mini
+from wadi_core import OneStepPipeline, images, mini
 from wadi_core import base as bases
 from wadi_core.files import refusal
 from wadi_core.lorad.checkpoint import read_header, read_tensors
 from wadi_core.lorad.layers import adapter_key, linear_shapes, student_layers
+from wadi_core.output import take_any_text
 from wadi_core.pictures import to_pictures
 
 PRESET = Path(__file__).resolve().parents[2] / "trainer" / "configs" / "personalize-mini.yaml"
@@ -89,9 +90,7 @@ class EmojiSet:
     """
 
     def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder}: there is no such folder of emoji")
-        files = {_plain(path.stem): path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".png", ".webp")}
+        files = {_plain(path.stem): path for path in pictures_in(folder)}
         self.folder, self.files = folder, {}
         for thing in scenes.things():
             for name in (scenes.code_points(thing.character), _plain(thing.name)):
@@ -123,8 +122,7 @@ class EmojiSet:
     def stamp(self, character: str) -> Image.Image:
         """An object as RGBA, cropped to what is drawn."""
         if character not in self._pictures:
-            with Image.open(self.files[character]) as picture:
-                drawn = picture.convert("RGBA")
+            drawn = images.opened(self.files[character]).convert("RGBA")
             self._pictures[character] = drawn.crop(drawn.getchannel("A").getbbox())
         return self._pictures[character]
 
@@ -365,6 +363,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
+    take_any_text()
     options = report.read_options(_parser(), words)
 
     def act() -> str:

@@ -31,6 +31,7 @@ from webui_server import SAMPLER, WebUI, lay_out  # noqa: E402
 from benchmarks.report import ended, origin, table, write_json  # noqa: E402
 from wadi_core.files import atomic_write  # noqa: E402
 from wadi_core.mini.export import export  # noqa: E402
+from wadi_core.output import take_any_text  # noqa: E402
 
 logger = logging.getLogger("benchmark")
 
@@ -133,6 +134,7 @@ def run(options: argparse.Namespace) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    take_any_text()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--size", choices=tuple(SIZES), default="sd15", help="of the network (default: sd15)")

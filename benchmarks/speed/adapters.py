@@ -34,6 +34,7 @@ from wadi_core.lorad.adapter import fuse
 from wadi_core.lorad.extract import extract
 from wadi_core.lorad.merge import merge
 from wadi_core.lorad.weights import Weights, write_stream
+from wadi_core.output import take_any_text
 
 logger = logging.getLogger("benchmark")
 
@@ -196,6 +197,7 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    take_any_text()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=tuple(SIZES), default="sd15")
     parser.add_argument("--repeats", type=int, default=5)

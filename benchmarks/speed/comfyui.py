@@ -38,6 +38,7 @@ from wadi_core import __version__
 from wadi_core.lorad.checkpoint import read_header, read_tensors, write_safetensors
 from wadi_core.lorad.layers import adapter_key, linear_shapes, student_layers
 from wadi_core.lorad.weights import write_stream
+from wadi_core.output import take_any_text
 
 logger = logging.getLogger("benchmark")
 
@@ -268,6 +269,7 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    take_any_text()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"), help="ComfyUI's folder (default: $COMFYUI_PATH)")

@@ -26,6 +26,7 @@ if __name__ == "__main__":
 
 from benchmarks import report
 from wadi_core.files import atomic_write, one_line
+from wadi_core.output import take_any_text
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "trainer" / "train.py"
@@ -100,6 +101,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
+    take_any_text()
     options = make_parser().parse_args(words)
     shared = [(count, options.batch) for count in options.processes]
     grown = [(count, options.batch * count) for count in options.processes if count > 1]

@@ -48,6 +48,7 @@ from trainer.settings.distillation import TrainConfig
 from wadi_core import __version__, base, configs
 from wadi_core.files import atomic_write
 from wadi_core.lorad.checkpoint import write_safetensors
+from wadi_core.output import take_any_text
 
 logger = logging.getLogger("benchmark")
 
@@ -271,6 +272,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    take_any_text()
     words = sys.argv[1:] if arguments is None else arguments
     options = make_parser().parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

@@ -175,6 +175,7 @@ def test_another_emoji_set_is_found_by_its_names(ready: None, tmp_path: Path) ->
     with pytest.raises(ValueError, match="'a thing' is none of the objects that wadi-mini knows and this folder has"):
         emoji.subjects([last.name, "a thing"])
     (tmp_path / "none").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "none" / "photo.png")
     with pytest.raises(ValueError, match="0 of wadi-mini's objects are in this folder"):
         personal.EmojiSet(tmp_path / "none")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from dataclasses import dataclass
@@ -198,16 +199,27 @@ def test_control_images_that_do_not_fit(sd15: Kit) -> None:
     wrong = says(control_image=picture(72, 64), width=64, height=64)
     assert wrong == "the control image is 72x64 and the picture 64x64: both need the same size"
     assert "width must be divisible by 8, not 70" in says(control_image=picture(70, 64))
-    assert "has a transparent part" in says(control_image=picture().convert("RGBA"))
-    assert "is in the mode I;16" in says(control_image=Image.new("I;16", (SIDE, SIDE)))
-    assert "is in the mode CMYK" in says(control_image=picture().convert("CMYK"))
+    assert "values in this picture that are NaN or Inf" in says(control_image=Image.new("F", (SIDE, SIDE), float("nan")))
     assert says() == "there are 1 ControlNets and 0 control images for them"
     assert "2 control images for 1 pictures" in says(control_image=[picture(), picture()])
     assert "there are 1 ControlNets and 2 control scales" in says(control_image=picture(), control_scale=[1, 1])
     assert "from 0 to 4, not -1" in says(control_image=picture(), control_scale=-1)
     assert "0 ControlNets and 1 control images" in refused(sd15.pipe(), "a cat", control_image=picture())
-    for mode in ("L", "1", "P"):  # ordinary forms of a map in black and white
-        assert pipe("a cat", control_image=picture().convert(mode)).images
+
+
+def test_control_images_of_all_modes_are_looked_at_alike(sd15: Kit) -> None:
+    pipe, drawn = sd15.pipe(sd15.forms["canny"]), picture()
+    deep = Image.fromarray(np.asarray(drawn.convert("L"), np.uint16) * 257)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    drawn.transpose(Image.Transpose.ROTATE_90).save(file, "png", exif=exif)
+    expected = np.asarray(pipe("a cat", control_image=drawn).images[0])
+    for image in (*(drawn.convert(mode) for mode in ("L", "1", "P", "RGBA", "LA", "CMYK")), deep, Image.open(file)):
+        assert np.array_equal(np.asarray(pipe("a cat", control_image=image).images[0]), expected), image.mode
+    clear = Image.new("RGBA", drawn.size, (0, 200, 0, 0))  # what lies below is not seen
+    white = pipe("a cat", control_image=Image.new("RGB", drawn.size, "white")).images[0]
+    assert np.array_equal(np.asarray(pipe("a cat", control_image=clear).images[0]), np.asarray(white))
 
 
 def test_absurd_sizes(sd15: Kit) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from wadi_core import OneStepPipeline, mini, pictures
+from wadi_core import OneStepPipeline, images, mini, pictures
 from wadi_core.embeddings import Embedding, load_embeddings, text_encoder_sha256
 from wadi_core.lorad.checkpoint import write_safetensors
 
@@ -214,7 +214,7 @@ def test_generate_takes_embeddings(
     output = tmp_path / "one.png"
     assert cli.main([*common, "-o", str(output), "--embedding", str(place / "left-of.safetensors")]) == 0
     pipe = load(place, embeddings=place / "left-of.safetensors")
-    assert np.array_equal(np.asarray(pictures.read(output)), np.asarray(pipe("a cat <left-of> a dog").images[0]))
+    assert np.array_equal(np.asarray(images.read(output)), np.asarray(pipe("a cat <left-of> a dog").images[0]))
     capsys.readouterr()
     assert (
         cli.main([word for word in [*common, "-o", str(output), "--embedding", "none.safetensors"] if word != "--debug"]) == 1

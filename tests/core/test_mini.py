@@ -133,7 +133,7 @@ def test_diffusers_own_pipeline_draws_the_same_from_the_folder_as_it_is() -> Non
 def test_diffusers_own_pipeline_draws_the_teachers_pictures_in_25_steps_too() -> None:
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-    from trainer.generators import load_generator
+    from trainer.models.generators import load_generator
 
     stock = StableDiffusionPipeline.from_pretrained(mini.folder(), local_files_only=True)
     stock.set_progress_bar_config(disable=True)

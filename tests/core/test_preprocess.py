@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from wadi_core import cli, pictures, preprocess
+from wadi_core import cli, images, preprocess
 
 
 def square(width: int = 96, height: int = 64) -> Image.Image:
@@ -158,7 +158,7 @@ def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     square().save(tmp_path / "in.jpg", exif=exif)
-    assert pictures.read(tmp_path / "in.jpg").size == (64, 96)
+    assert images.read(tmp_path / "in.jpg").size == (64, 96)
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wadi_core.files import atomic_write
+from wadi_core.output import take_any_text
 
 from .starter_words import KINDS, SHARED
 
@@ -114,6 +115,7 @@ def with_articles(sentence: str) -> str:
 
 
 def main() -> int:
+    take_any_text()
     prompts = starter_prompts()
     if len(prompts) != COUNT:
         sys.stderr.write(f"error: the kinds give {len(prompts)} prompts, not {COUNT}\n")

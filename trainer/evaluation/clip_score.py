@@ -15,6 +15,7 @@ from torch import Tensor
 
 from wadi_core import configs
 from wadi_core.files import refusal
+from wadi_core.images import plain
 
 from ..data.picture_files import middle_square
 
@@ -69,7 +70,7 @@ class ClipScore:
 
     def _prepared(self, picture: Image.Image) -> Tensor:
         """The middle square at CLIP's size, bicubic, normalised: (3, side, side)."""
-        square = middle_square(picture.convert("RGB"))
+        square = middle_square(plain(picture))
         small = square.resize((self._side, self._side), Image.Resampling.BICUBIC)
         values = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8).view(self._side, self._side, 3)
         return ((values.float() / 255 - self._mean) / self._std).permute(2, 0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wadi_core.files import refusal
+from wadi_core.files import one_line, refusal, sha256_of_file
 
-from ..data.picture_files import load, pictures_in
+from ..data.picture_files import listing, load
 from ..data.prompts import Shuffle, uniform64
 from ..mini.vae import to_tensor
 from ..models.base_models import Model
+
+logger = logging.getLogger("wadi")
 
 PICTURE, CAPTION = 31, 32  # purposes of random numbers
 
@@ -39,7 +42,8 @@ class Examples:
         """The pictures of a folder.
 
         Args:
-            folder: pictures, and beside a picture a ``.txt`` of the same name with its captions, a line each.
+            folder: pictures, and beside a picture a ``.txt`` or ``.caption`` of the same name with its captions, a line
+                each.
             templates: captions of the pictures that have no such file.
             check: what is wrong with a caption, if anything is.
 
@@ -48,19 +52,22 @@ class Examples:
         """
         if not folder:
             raise ValueError("pictures: name the folder of pictures to learn from: pictures=PATH")
-        paths = pictures_in(folder)
+        there = listing(folder)
+        logger.info("%s", there)
         digest, found = hashlib.sha256(), []
-        for path in paths:
-            beside = path.with_suffix(".txt")
-            own = _lines(beside) if beside.is_file() else [line.strip() for line in templates if line.strip()]
+        for path in there.pictures:
+            source, own = "templates", [line.strip() for line in templates if line.strip()]
+            if beside := there.captions.get(path):
+                source, own = _captions(beside)
             if not own:
-                raise refusal(path, f"this picture has no caption: write {beside.name} beside it, or give templates")
+                wanted = path.with_suffix(".txt").name
+                raise refusal(path, f"this picture has no caption: write {wanted} beside it, or give templates")
             for caption in own:
                 if wrong := check(caption):
-                    raise refusal(beside if beside.is_file() else "templates", f"{caption!r} {wrong}")
+                    raise refusal(source, f"{caption!r} {wrong}")
             found.append(tuple(own))
-            digest.update(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()} {own}\n".encode())
-        return cls(tuple(paths), tuple(found), digest.hexdigest())
+            digest.update(f"{path.name} {sha256_of_file(path)} {own}\n".encode("utf-8", "surrogateescape"))
+        return cls(tuple(there.pictures), tuple(found), digest.hexdigest())
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -99,6 +106,18 @@ class Examples:
                     deviations.append(found.std.float().cpu())
         scale = model.vae.config.scaling_factor
         return torch.cat(means) * scale, torch.cat(deviations) * scale
+
+
+def _captions(paths: Sequence[Path]) -> tuple[str, list[str]]:
+    """The first file that says something, and what; that another one says something else is told."""
+    said = [(path, lines) for path in paths if (lines := _lines(path))]
+    if not said:
+        return str(paths[0]), []
+    (first, own), *others = said
+    for path, lines in others:
+        if lines != own:
+            logger.warning("%s", one_line(f"{first}: its captions are taken; {path.name} beside it says others"))
+    return str(first), own
 
 
 def _lines(path: Path) -> list[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from wadi_core import base as bases
 from wadi_core import mini, pictures
+from wadi_core.files import one_line
 from wadi_core.lorad import LoRaD
 from wadi_core.lorad.linear import attach, rotated_layers, set_active
 from wadi_core.schedule import OneStep
@@ -383,6 +385,8 @@ def learn(config: C, make: Callable[[C, Processes], Lesson]) -> Path:
         OSError, ValueError: with one line.
     """
     processes = Processes(config.device)
+    if config.pictures and os.path.realpath(config.output) == os.path.realpath(config.pictures):
+        raise ValueError(one_line(f"output: {config.output} is the folder of pictures; name another, or one inside it"))
     lock = FolderLock(config.output)  # before anything is loaded: a folder that cannot be used is found out at once
     try:
         return LessonSession(make(config, processes)).go()

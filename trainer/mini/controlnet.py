@@ -25,6 +25,7 @@ from wadi_core import base as bases
 from wadi_core import pictures
 from wadi_core.control import Steered, Steering
 from wadi_core.lorad.checkpoint import write_safetensors
+from wadi_core.output import take_any_text
 from wadi_core.pipeline import noise
 from wadi_core.thirdparty import DiffusersNetwork, Tokenizer
 
@@ -229,6 +230,7 @@ def run(config: ControlNetConfig) -> None:
 
 
 def main() -> None:
+    take_any_text()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     arguments = settings.parser((__doc__ or "").splitlines()[0]).parse_args()
     run(settings.load(ControlNetConfig, arguments.config, arguments.overrides))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from wadi_core import pictures
+from wadi_core.output import take_any_text
 from wadi_core.thirdparty import DiffusersNetwork, Tokenizer
 
 from ..engine.checkpoints import Checkpoints
@@ -195,6 +196,7 @@ def run(config: DecoderConfig) -> None:
 
 
 def main() -> None:
+    take_any_text()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     arguments = settings.parser((__doc__ or "").splitlines()[0]).parse_args()
     run(settings.load(DecoderConfig, arguments.config, arguments.overrides))

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from wadi_core import configs, mini
 from wadi_core.files import atomic_write
 from wadi_core.lorad.checkpoint import write_safetensors
+from wadi_core.output import take_any_text
 
 from . import scenes
 
@@ -59,6 +60,7 @@ def export_part(source: Path, part: str, target: Path) -> None:
 
 
 def main() -> None:
+    take_any_text()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--vae", type=Path, help="folder of the autoencoder")
     parser.add_argument("--teacher", type=Path, help="folder with unet/ and text_encoder/")

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from wadi_core.lorad.checkpoint import write_safetensors
+from wadi_core.output import take_any_text
 from wadi_core.thirdparty import DiffusersNetwork
 
 from . import scenes
@@ -58,6 +59,7 @@ def read_shards(folder: Path) -> tuple[torch.Tensor, list[str]]:
 
 
 def main() -> None:
+    take_any_text()
     from diffusers import AutoencoderKL
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from wadi_core.output import take_any_text
 from wadi_core.pipeline import noise
 from wadi_core.thirdparty import DiffusersNetwork, Tokenizer
 
@@ -202,6 +203,7 @@ def run(config: TeacherConfig) -> None:
 
 
 def main() -> None:
+    take_any_text()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     arguments = settings.parser((__doc__ or "").splitlines()[0]).parse_args()
     run(settings.load(TeacherConfig, arguments.config, arguments.overrides))

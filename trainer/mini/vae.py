@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from wadi_core import pictures
+from wadi_core.output import take_any_text
 from wadi_core.thirdparty import DiffusersNetwork
 
 from ..engine.checkpoints import Checkpoints, random_state, restore_random_state
@@ -214,6 +215,7 @@ def run(config: VaeConfig) -> None:
 
 
 def main() -> None:
+    take_any_text()
     arguments = settings.parser((__doc__ or "").splitlines()[0]).parse_args()
     run(settings.load(VaeConfig, arguments.config, arguments.overrides))
 

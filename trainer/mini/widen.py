@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from wadi_core.output import take_any_text
 from wadi_core.thirdparty import DiffusersNetwork
 
 from .vae import make_vae
@@ -67,6 +68,7 @@ def widen(narrow: DiffusersNetwork, channels: Sequence[int], seed: int = 0) -> D
 
 
 def main() -> None:
+    take_any_text()
     from diffusers import AutoencoderKL
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from wadi_core.output import take_any_text
 from wadi_core.thirdparty import DiffusersNetwork
 
 from ..engine.logs import LossTable
@@ -193,6 +194,7 @@ def run(config: WordsConfig) -> None:
 
 
 def main() -> None:
+    take_any_text()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     arguments = settings.parser((__doc__ or "").splitlines()[0]).parse_args()
     run(settings.load(WordsConfig, arguments.config, arguments.overrides))

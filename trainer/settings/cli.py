@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
+from wadi_core.output import take_any_text
+
 from . import fields as settings
 
 DIVERGED = 3  # exit status
@@ -24,6 +26,7 @@ def main(about: str, schema: type[C], run: Callable[[C], object], estimate: Call
         run: takes them.
         estimate: what a run will need, for ``--dry-run``.
     """
+    take_any_text()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when diffusers is imported: nothing is ever fetched
     for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):  # advice to developers, in the middle of a bar
         os.environ.setdefault(name, "error")

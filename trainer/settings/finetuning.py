@@ -32,7 +32,7 @@ class LessonConfig:
     base_config: str = same("base_config")
     prediction_type: str = same("prediction_type")
     resolution: int = same("resolution")
-    pictures: str = setting("", "folder of pictures to learn from; a .txt beside a picture holds its captions, a line each")
+    pictures: str = setting("", "folder of pictures to learn from; a .txt or .caption beside one holds captions, a line each")
     templates: tuple[str, ...] = setting((), "captions of the pictures that have none of their own")
     lorad: str = setting("", "a one-step LoRaD: sheets show its student as well, anchor_weight holds it; mini is wadi-mini's")
     output: str = same("output", "runs/lesson")

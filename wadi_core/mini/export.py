@@ -21,6 +21,7 @@ from torch import Tensor
 from .. import configs, mini
 from ..files import atomic_write, existing_file, one_line
 from ..lorad.checkpoint import read_header, read_tensors, write_safetensors
+from ..output import take_any_text
 from . import ldm
 
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json")
@@ -107,6 +108,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
+    take_any_text()
     parser = argparse.ArgumentParser(prog="python -m wadi_core.mini.export", description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoints", required=True, metavar="DIR", help="the program's folder of checkpoints")
     parser.add_argument("--loras", metavar="DIR", help="its folder of adapters (default: the LoRaD is left out)")
