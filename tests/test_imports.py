@@ -27,7 +27,7 @@ FOUNDATION = {"lorad.rotation"}
 ADAPTER = {"", "files", "schedule", "lorad"}
 ADAPTER |= {f"lorad.{module}" for module in ("linear", "layers", "format", "metadata", "adapter", "checkpoint")}
 TOP = {"base", "pipeline", "control", "cli", "cli_control", "cli_study", "cli_tools", "__main__", "settings", "pictures"}
-TOP |= {"decoding", "devices", "embeddings", "preprocess", "stack"}
+TOP |= {"decoding", "devices", "embeddings", "preprocess", "prompt_files", "stack"}
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +38,7 @@ from trainer.clip_score import ClipScore
 from trainer.extractors import Extractor
 from trainer.generators import Generator, load_generator
 from trainer.judge import Judgement, Reference, judge, read_statistics, write_statistics
-from trainer.prompt_table import PromptTable
-from trainer.prompts import MINI, OWN, STARTER
+from trainer.prompts import MINI, PromptList
 from trainer.store import Store
 from wadi_core import __version__, pictures
 from wadi_core.cli_tools import adapters
@@ -158,15 +158,15 @@ def read_prompts(options: argparse.Namespace, preset: coco.CocoData | None) -> P
     """What the pictures are to show; None where nobody needs to know."""
     source, count = options.prompts, options.count
     if preset and not source:
-        lines, key = preset.prompts, options.preset
+        lines, key = preset.prompts, f"{options.preset} {PromptList(preset.prompts).digest}"
     elif source == MINI:
         from trainer.mini import scenes
 
         lines = [scenes.scene(MINI_PROMPTS + row).caption for row in range(count or MINI_COUNT)]
         key = f"{MINI} {MINI_PROMPTS}"
     elif source:
-        table = PromptTable.of(STARTER if source == OWN else source, options.prompt_field)
-        lines, key = table.read(range(min(table.count, count or table.count))), table.digest
+        found = PromptList.read(source, options.prompt_field)
+        lines, key = list(islice(found, count)), found.digest
     else:
         return None
     if count and count > len(lines):

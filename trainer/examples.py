@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from wadi_core.files import refusal
+from wadi_core.text_files import read_captions, tidy
 
+from .draws import shuffled, uniform64
 from .mini.vae import to_tensor
 from .models import Model
 from .picture_files import load, pictures_in
-from .prompts import Shuffle, uniform64
 
 PICTURE, CAPTION = 31, 32  # purposes of random numbers
 
@@ -52,7 +53,7 @@ class Examples:
         digest, found = hashlib.sha256(), []
         for path in paths:
             beside = path.with_suffix(".txt")
-            own = _lines(beside) if beside.is_file() else [line.strip() for line in templates if line.strip()]
+            own = read_captions(beside) if beside.is_file() else [line for line in map(tidy, templates) if line]
             if not own:
                 raise refusal(path, f"this picture has no caption: write {beside.name} beside it, or give templates")
             for caption in own:
@@ -75,7 +76,7 @@ class Examples:
         chosen, said = [], []
         for number in numbers:
             time, place = divmod(number, len(self))
-            chosen.append(index := Shuffle(len(self), seed, PICTURE, time)(place))
+            chosen.append(index := int(shuffled(len(self), seed, PICTURE, time)[place]))
             own = self.captions[index]
             said.append(own[uniform64(seed, CAPTION, number) % len(own)])
         return chosen, said
@@ -99,10 +100,3 @@ class Examples:
                     deviations.append(found.std.float().cpu())
         scale = model.vae.config.scaling_factor
         return torch.cat(means) * scale, torch.cat(deviations) * scale
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise refusal(path, "captions are read as UTF-8 text, and this is none") from error

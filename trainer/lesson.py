@@ -35,7 +35,6 @@ from .lesson_schema import LessonConfig
 from .optimise import Guard, Updater, all_finite, make_optimizer, student_rate
 from .placing import autocast_type, place, working_type
 from .processes import Processes
-from .prompts import Shuffle
 from .session import Session
 from .state import FolderLock, random_state, restore_random_state
 from .vsd import Noising, anchor_loss, teacher_pictures
@@ -219,7 +218,7 @@ class Lesson:
         if not prompts:
             return self.examples.draw(seed, numbers)[1]
         rounds = [divmod(number // self.config.anchor_every, len(prompts)) for number in numbers]
-        return [prompts[Shuffle(len(prompts), seed, ANCHOR, time)(place)] for time, place in rounds]
+        return [prompts[draws.shuffled(len(prompts), seed, ANCHOR, time)[place]] for time, place in rounds]
 
     def train_step(self) -> dict[str, float]:
         """One update; returns what to log."""
@@ -299,6 +298,7 @@ class Lesson:
             "settings": dataclasses.asdict(self.config),
             "base_sha256": self.model.base_sha256,
             "examples": self.examples.digest,
+            "order": draws.ORDER,
             "words": self.words,
             "learned": {name: parameter.detach().clone() for name, parameter in self.parameters.items()},
             "updater": self.updater.state(),
@@ -316,6 +316,8 @@ class Lesson:
             raise ValueError(f"{self.output} holds another kind of run; choose another output folder")
         if state["base_sha256"] != self.model.base_sha256:
             raise ValueError(f"{self.output} holds a run on another base; choose another output folder")
+        if state.get("order") != draws.ORDER:
+            raise ValueError(f"{self.output} {draws.OTHER_ORDER}")
         if state["examples"] != self.examples.digest:
             raise ValueError(f"{self.output} holds a run on other pictures or captions; choose another output folder")
         if tuple(state.get("words", ())) != self.words:

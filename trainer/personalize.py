@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from trainer import script
 from trainer.adapters import LoRaDAdapter, PeftAdapter
 from trainer.condition import Condition
+from trainer.draws import shuffled
 from trainer.export import thumbnail
 from trainer.lesson import PRIOR, ROLE, TEACHER, Lesson, learn
 from trainer.lesson_schema import PersonalizeConfig
 from trainer.models import StableDiffusion
 from trainer.processes import Processes
-from trainer.prompts import Shuffle
 from trainer.store import Store
 from wadi_core.lorad import LoRaD, Metadata
 from wadi_core.lorad.convert import LoRA
@@ -100,7 +100,7 @@ class Personalization(Lesson):
         config, drawn, chosen = self.config, self.draw(PRIOR, numbers), []
         for number in numbers:
             time, place = divmod(number, len(self.prior))
-            chosen.append(Shuffle(len(self.prior), config.seed, PRIOR, time)(place))
+            chosen.append(int(shuffled(len(self.prior), config.seed, PRIOR, time)[place]))
         x0 = self.prior[chosen].to(self.device, self.dtype)
         told = self.condition([self._class_prompt(row) for row in chosen])
         loss = self.denoising_loss(x0, drawn.eps, drawn.t, told).mean()

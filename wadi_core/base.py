@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import configs, mini
-from .files import refusal
+from .files import name_of, refusal
 from .lorad import checkpoint
 from .lorad.layers import detect_architecture
 from .lorad.metadata import Metadata
@@ -150,7 +150,7 @@ def load(
     _check_parts(source.path, networks)
     tokenizer, pad = _load_tokenizer(source.settings / "tokenizer")
     return Base(
-        name="mini" if str(base) == "mini" else source.path.resolve().name,
+        name="mini" if str(base) == "mini" else name_of(source.path.resolve()),
         architecture=architecture,
         tokenizer=tokenizer,
         pad=pad,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from . import base as bases
 from . import configs, mini
-from .files import existing_file, one_line, refusal, sha256_of_file
+from .files import existing_file, name_of, one_line, refusal, sha256_of_file
 from .lorad import checkpoint
 from .settings import Control
 
@@ -92,7 +92,7 @@ def load(path: File, base: bases.Base, device: torch.device, dtype: torch.dtype)
         # This one kind says nothing of places in the picture, and its weights do not tell.
         network.register_to_config(global_pool_conditions=True)
     network = bases.fill(network, _in_diffusers_names(tensors, network.config), place, device, dtype)
-    return ControlNet("mini" if str(path) == "mini" else place.resolve().name, network, sha256_of_file(weights))
+    return ControlNet("mini" if str(path) == "mini" else name_of(place.resolve()), network, sha256_of_file(weights))
 
 
 def load_all(control: Controls, base: bases.Base, device: torch.device, dtype: torch.dtype) -> tuple[ControlNet, ...]:
@@ -208,7 +208,7 @@ def describe(
     scales = [scales] * len(networks) if isinstance(scales, (int, float)) else list(scales)
     if len(scales) != len(networks):
         raise ValueError(f"there are {len(networks)} ControlNets and {len(scales)} control scales for them")
-    names = [Path(getattr(own[0], "filename", "")).name if len(own) == 1 else "" for own in images]
+    names = [name_of(Path(getattr(own[0], "filename", ""))) if len(own) == 1 else "" for own in images]
     parts = zip(networks, scales, names, strict=True)
     return tuple(Control(network.file, scale, network.sha256, name) for network, scale, name in parts)
 

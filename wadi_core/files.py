@@ -49,6 +49,11 @@ def existing_file(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def name_of(path: Path) -> str:
+    """A file's name as text, to be written into other files: its bytes that are no UTF-8 become escapes."""
+    return path.name.encode("utf-8", "backslashreplace").decode()
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Write a file that appears under its name only when it is complete and on the disk.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from . import settings
-from .files import sha256_of_file
+from .files import name_of, sha256_of_file
 from .lorad.adapter import LoRaD
 
 File: TypeAlias = "str | os.PathLike[str]"
@@ -34,7 +34,7 @@ def load_adapters(lorad: Adapters, strength: float = 1.0) -> list[Stacked]:
         else:
             path = Path(adapter)
             adapter = LoRaD.load(path)
-            kept = settings.Adapter(path.name, its_strength, sha256_of_file(path))
+            kept = settings.Adapter(name_of(path), its_strength, sha256_of_file(path))
         stack.append((adapter, kept))
     return stack
 
