@@ -224,7 +224,7 @@ def test_a_folder_of_captions(tmp_path: Path) -> None:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
-    for name in ("a/0.png", ".hidden.txt", "a/notes.md"):
+    for name in ("a/0.png", ".hidden.txt", "a/notes.md", "a/0.json"):
         (tmp_path / name).write_text("nothing to read")
     assert list(read_prompts(tmp_path)) == ["one more", "a cat", "a dog on a sofa", "ein grünes Haus"]
 

@@ -10,7 +10,7 @@ import hashlib
 import os
 import random
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ MINI, OWN = "mini", "starter"
 SHOWN = 10
 
 
-class PromptList(Sequence[str]):
+class PromptList:
     """Prompts one after the other in a single buffer: a million of them take little more memory than their text.
 
     Attributes:
@@ -38,7 +38,7 @@ class PromptList(Sequence[str]):
             self._text += prompt.encode()
             self._ends.append(len(self._text))
         total = hashlib.sha256(self._text)
-        total.update(np.array(self._ends, "<u8"))
+        total.update(np.array(self._ends, "<u8").tobytes())
         self.digest = total.hexdigest()
 
     @classmethod
@@ -57,6 +57,9 @@ class PromptList(Sequence[str]):
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)} prompts")
         return self._text[self._ends[row] : self._ends[row + 1]].decode()
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[row] for row in range(len(self)))
 
 
 class Prompts:

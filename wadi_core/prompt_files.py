@@ -7,7 +7,7 @@
 | `.json` | a list of objects or strings, or an object that holds one under `prompts` or the like |
 | `.csv`, `.tsv` | a column; a file of a single column needs no title |
 | `.parquet` | a column (needs the package pyarrow) |
-| a folder | each `.txt` and `.caption` below it is the caption of one picture, the other kinds are read as above |
+| a folder | each `.txt` and `.caption` below it is the caption of one picture, the other kinds but `.json` are read as above |
 
 A key or column is found by its name (prompt, caption or text, in this order, in any letter case), or named by the user;
 a key inside another one is written with a dot, as in ``Task2.Caption``. The command line, the trainer and the evaluation
@@ -76,11 +76,15 @@ def read_prompts(source: str | os.PathLike[str], field: str | None = None) -> It
 
 
 def files_of(folder: Path) -> Iterator[Path]:
-    """The files with prompts below a folder, in an order that is the same on every machine."""
+    """The files with prompts below a folder, in an order that is the same on every machine.
+
+    A ``.json`` there is what a program noted of a picture or of the whole folder, and the caption lies beside it.
+    """
+    endings = (*CAPTION_ENDINGS, *(ending for ending in _READERS if ending != ".json"))
     for here, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if not name.startswith(".") and name.lower().endswith((*CAPTION_ENDINGS, *_READERS)):
+            if not name.startswith(".") and name.lower().endswith(endings):
                 yield Path(here, name)
 
 
