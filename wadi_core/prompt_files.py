@@ -226,7 +226,9 @@ def _parquet(path: Path, field: str | None) -> Entries:
             batches = file.iter_batches(PARQUET_ROWS, columns=[name])
             values = chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
             yield from enumerate(values, 1)
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's own
+            raise
         raise refusal(path, f"this is no whole Parquet file: {error}") from None
 
 
