@@ -139,8 +139,20 @@ def _first_row(path: Path, delimiter: str) -> list[str]:
         return []
 
 
+def _like_titles(text: str) -> bool:
+    """Whether a line is no prompt by its looks: ``prompts``, ``prompt_en``, ``id:prompt``."""
+    words = re.split(r"[\W_]+", text.strip().casefold())
+    return len(text.split()) == 1 and any(word.removesuffix("s") in FIELDS for word in words)
+
+
 def _column(path: Path, titles: list[str], field: str | None) -> tuple[int, bool]:
     """The place of the column with the prompts, and whether the first row holds titles."""
     if len(titles) == 1 and field is None and not any(same_name(titles[0], name) for name in FIELDS):
+        if _like_titles(titles[0]):
+            raise refusal(
+                path,
+                f"is {titles[0].strip()!r} a title, or a prompt? Rename a title to prompt; a first line such as sep=: names "
+                "another sign between cells",
+            )
         return 0, False
     return titles.index(find_field(path, titles, field)), True
