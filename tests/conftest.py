@@ -10,12 +10,9 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-import atexit
 import logging
 import random
-import shutil
 import socket
-import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -26,10 +23,6 @@ import torch
 
 if TYPE_CHECKING:
     from pipeline_kit import Kit
-
-# What the trainer keeps for its next start goes with the tests.
-os.environ["WADI_CACHE"] = tempfile.mkdtemp(prefix="wadi-tests-")
-atexit.register(shutil.rmtree, os.environ["WADI_CACHE"], ignore_errors=True)
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 if "OMP_NUM_THREADS" not in os.environ:

@@ -23,6 +23,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +41,7 @@ from wadi_core.output import take_any_text
 from wadi_core.pipeline import find_device
 
 from .data import picture_files
-from .data.prompt_table import PromptTable
-from .data.prompts import MINI, OWN, STARTER
+from .data.prompts import MINI, PromptList
 from .data.tensor_cache import Store
 from .evaluation import coco, extractors
 from .evaluation.clip_score import ClipScore
@@ -162,15 +162,15 @@ def read_prompts(options: argparse.Namespace, preset: coco.CocoData | None) -> P
     """What the pictures are to show; None where nobody needs to know."""
     source, count = options.prompts, options.count
     if preset and not source:
-        lines, key = preset.prompts, options.preset
+        lines, key = preset.prompts, f"{options.preset} {PromptList(preset.prompts).digest}"
     elif source == MINI:
         from .mini import scenes
 
         lines = [scenes.scene(MINI_PROMPTS + row).caption for row in range(count or MINI_COUNT)]
         key = f"{MINI} {MINI_PROMPTS}"
     elif source:
-        table = PromptTable.of(STARTER if source == OWN else source, options.prompt_field)
-        lines, key = table.read(range(min(table.count, count or table.count))), table.digest
+        found = PromptList.read(source, options.prompt_field)
+        lines, key = list(islice(found, count)), found.digest
     else:
         return None
     if count and count > len(lines):

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from wadi_core.embeddings import Embedding, Vocabulary, text_encoder_sha256
+from wadi_core.words import Words
 
 from .finetune.finetuning import Lesson, learn
 from .finetune.steering import PREPOSITIONS, content_words, drawn, steering_loss
@@ -46,7 +47,7 @@ class Inversion(Lesson):
 
     def wrong_caption(self, caption: str) -> str | None:
         words = self.config.tokens
-        if not any(word.lower() in caption.lower() for word in words):
+        if not any(Words(words).find(caption)):
             return f"does not say {' or '.join(words)}, the word to learn"
         return None
 
@@ -58,9 +59,10 @@ class Inversion(Lesson):
         """
         if not isinstance(self.model, StableDiffusion):
             raise ValueError(f"base: a word is learned for CLIP's text encoder, which {self.model.architecture} has not")
-        config, said = self.config, " ".join(self.examples.all_captions).lower()
+        config = self.config
+        said = {match.word for caption in self.examples.all_captions for match in Words(config.tokens).find(caption)}
         for token in config.tokens:
-            if token.lower() not in said:
+            if token not in said:
                 raise ValueError(f"tokens: no caption says {token}")
         encoder = self.model.base.text_encoder
         self.text_encoder = text_encoder_sha256(encoder)

@@ -27,7 +27,7 @@ from wadi_core.lorad import LoRaD, Metadata
 from wadi_core.lorad.convert import LoRA
 from wadi_core.lorad.layers import student_layers
 
-from .data.prompts import Shuffle
+from .data.random_draws import shuffled
 from .data.tensor_cache import Store
 from .distill.export import thumbnail
 from .engine.processes import Processes
@@ -102,7 +102,7 @@ class Personalization(Lesson):
         config, drawn, chosen = self.config, self.draw(PRIOR, numbers), []
         for number in numbers:
             time, place = divmod(number, len(self.prior))
-            chosen.append(Shuffle(len(self.prior), config.seed, PRIOR, time)(place))
+            chosen.append(int(shuffled(len(self.prior), config.seed, PRIOR, time)[place]))
         x0 = self.prior[chosen].to(self.device, self.dtype)
         told = self.condition([self._class_prompt(row) for row in chosen])
         loss = self.denoising_loss(x0, drawn.eps, drawn.t, told).mean()

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from . import __version__, cli_control, cli_study, cli_tools, settings
 from .files import one_line
 from .output import take_any_text
+from .prompt_files import read_prompts
 from .settings import help_of
 
 DEFAULT_BATCH = 4
@@ -72,7 +73,8 @@ def _parser() -> _Parser:
     add = generate.add_argument
     add("prompt", nargs="*", metavar="PROMPT", help=f"{help_of('prompt')}; one picture for each")
     add("-o", "--output", required=True, metavar="FILE", help="the picture, a .png; several are numbered: name-0001.png")
-    add("--prompts", metavar="FILE", help="a text file with one prompt per line; empty lines are left out")
+    add("--prompts", metavar="FILE|DIR", help=_PROMPTS_HELP)
+    add("--prompt-field", metavar="NAME", help="key or column that holds the prompts (default: prompt, caption or text)")
     add("--base", default="mini", metavar="DIR|FILE", help=f"{help_of('base')} (default: mini)")
     add("--lorad", action="append", metavar="FILE[:STRENGTH]", help=_LORAD_HELP)
     add("--embedding", action="append", metavar="FILE", help=_EMBEDDING_HELP)
@@ -92,6 +94,10 @@ def _parser() -> _Parser:
     return parser
 
 
+_PROMPTS_HELP = (
+    "prompts in a file: .txt (one a line), .csv, .tsv, .jsonl, .json or .parquet; or a folder of captions. "
+    "The trainer reads the same ones"
+)
 _LORAD_HELP = (
     "an adapter and its strength (default: 1); may be repeated, angles are added. "
     '"mini" is the one that belongs to the base mini and its default; "none" is none at all'
@@ -109,9 +115,14 @@ _ALPHA_HELP = "the base is a one-step network itself, with its LoRaD merged into
 
 def _generate(options: argparse.Namespace) -> None:
     """Make pictures and save each batch as soon as it is there."""
+    _show_messages()
     prompts = list(options.prompt)
+    for prompt in prompts:
+        settings.check("prompt", prompt)
+    if options.prompt_field and not options.prompts:
+        options.usage_error("--prompt-field belongs to --prompts")
     if options.prompts:
-        prompts += _read_prompts(Path(options.prompts))
+        prompts += read_prompts(options.prompts, options.prompt_field)
     if not prompts:
         options.usage_error("a PROMPT or --prompts FILE is needed")
     batch = DEFAULT_BATCH if options.batch is None else options.batch
@@ -166,20 +177,6 @@ def _generate(options: argparse.Namespace) -> None:
         sys.stdout.write(f"{sheet_path}\n")
     each = f" ({seconds / len(wanted):.3f} s a picture)" if len(wanted) > 1 else ""
     sys.stdout.write(f"{calls} network call{'s' if calls > 1 else ''}: {seconds:.3f} s{each}\n")
-
-
-def _read_prompts(path: Path) -> list[str]:
-    """The lines of a text file that say something."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: prompts are read as UTF-8 text, and this is none") from error
-    except OSError as error:
-        raise type(error)(f"{path}: the prompts cannot be read: {error.strerror or error}") from error
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
-    if not prompts:
-        raise ValueError(f"{path}: there is no prompt in this file")
-    return prompts
 
 
 def _explain(error: Exception) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from . import base as bases
 from . import configs, mini, single_file
-from .files import existing_file, known_name, one_line, refusal, sha256_of_file
+from .files import as_text, existing_file, known_name, one_line, refusal, sha256_of_file
 from .images import name_of, plain
 from .lorad.folders import weight_files
 from .lorad.stored import Stored, open_files
@@ -200,7 +200,7 @@ def describe(
     scales = [scales] * len(networks) if isinstance(scales, (int, float)) else list(scales)
     if len(scales) != len(networks):
         raise ValueError(f"there are {len(networks)} ControlNets and {len(scales)} control scales for them")
-    names = [Path(name_of(own[0])).name if len(own) == 1 else "" for own in images]
+    names = [as_text(Path(name_of(own[0])).name) if len(own) == 1 else "" for own in images]
     parts = zip(networks, scales, names, strict=True)
     return tuple(Control(network.file, scale, network.sha256, name) for network, scale, name in parts)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from .files import known_name, one_line, refusal, sha256_of_file
 from .lorad import checkpoint
 from .lorad.layers import sha256_of_layers
 from .settings import Learned
+from .words import Words, fold
 
 if TYPE_CHECKING:
     from .base import Base
@@ -183,8 +183,8 @@ class Vocabulary:
         self.base = base
         self.learned: tuple[Embedding, ...] = ()
         self._own = base.text_encoder.get_input_embeddings()
-        self._words: dict[str, list[int]] = {}
-        self._pattern: re.Pattern[str] | None = None
+        self._ids: dict[str, list[int]] = {}
+        self._words = Words(())
 
     @property
     def settings(self) -> tuple[Learned, ...]:
@@ -197,7 +197,7 @@ class Vocabulary:
         Raises:
             ValueError: an embedding of another text encoder, or a word that is taken; one line.
         """
-        taken: set[str] = set()
+        taken: dict[str, Embedding] = {}
         width = self._own.embedding_dim
         for one in embeddings:
             found = one.vectors.shape[-1]
@@ -210,9 +210,10 @@ class Vocabulary:
             if self.knows(one.token):
                 word = f"{one}: {one.token!r} is in the vocabulary already: an embedding needs a word of its own"
                 raise ValueError(one_line(word))
-            if one.token.lower() in taken:
-                raise ValueError(one_line(f"{one}: there is another embedding for {one.token!r}"))
-            taken.add(one.token.lower())
+            for word in _said(one):
+                first = taken.setdefault(fold(word), one)
+                if first is not one and (word == one.token or not torch.equal(first.vectors, one.vectors)):
+                    raise ValueError(one_line(f"{one}: there is another embedding for {word!r}"))
 
     def knows(self, word: str) -> bool:
         """Whether the tokenizer has this as a single word of its own."""
@@ -231,16 +232,13 @@ class Vocabulary:
         self.check(embeddings)
         if self.base.unet.dtype != torch.bfloat16 and any(one.text_encoder for one in embeddings):
             self._compare(embeddings)
-        self.learned, self._words, names = tuple(embeddings), {}, []
+        self.learned, self._ids = tuple(embeddings), {}
         end = self._own.num_embeddings
         for one in embeddings:
             ids = list(range(end, end + len(one.vectors)))
             end += len(ids)
-            for word in (one.token, PREFIX + one.name if one.name else one.token):
-                self._words[word.lower()] = ids
-                names.append(_anywhere(word))
-        # Longer words first: one may begin as another does.
-        self._pattern = re.compile("|".join(sorted(names, key=len, reverse=True)), re.IGNORECASE) if names else None
+            self._ids |= dict.fromkeys(_said(one), ids)
+        self._words = Words(self._ids)
         table: nn.Module = self._own
         if embeddings:
             weight = self._own.weight
@@ -270,19 +268,17 @@ class Vocabulary:
 
     def tokens(self, prompt: str) -> list[int]:
         """The ids of a prompt without start and end, however many they are."""
-        if self._pattern is None:
-            return self._plain(prompt)
         found, place = [], 0
-        for match in self._pattern.finditer(prompt):
-            found += self._plain(prompt[place : match.start()]) + self._words[match[0].lower()]
-            place = match.end()
+        for start, end, word in self._words.find(prompt):
+            found += self._plain(prompt[place:start]) + self._ids[word]
+            place = end
         return found + self._plain(prompt[place:])
 
     def text(self, ids: Sequence[int]) -> str:
         """Ids as words again."""
         count, words, parts = self._own.num_embeddings, {}, []
         for one in self.learned:
-            words |= dict.fromkeys(self._words[one.token.lower()], one.token)
+            words |= dict.fromkeys(self._ids[one.token], one.token)
         for number in ids:
             new = [words[number]] if number >= count else self.base.tokenizer.decode([number]).split()
             parts += new if new != parts[-1:] or number < count else []
@@ -292,8 +288,6 @@ class Vocabulary:
         return self.base.tokenizer(text, verbose=False).input_ids[1:-1]
 
 
-def _anywhere(word: str) -> str:
-    """A pattern for a word that is no part of a longer one."""
-    before = r"(?<!\w)" if re.match(r"\w", word) else ""
-    after = r"(?!\w)" if re.search(r"\w$", word) else ""
-    return before + re.escape(word) + after
+def _said(one: Embedding) -> list[str]:
+    """What a prompt may say for a learned word."""
+    return [one.token, PREFIX + one.name] if one.name else [one.token]

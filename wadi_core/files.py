@@ -51,6 +51,11 @@ def existing_file(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def as_text(name: str) -> str:
+    """A file's name as text, to be written into other files: its bytes that are no UTF-8 become escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def known_name(path: str | os.PathLike[str]) -> str:
     """What people call a file or folder: its name as it was given, without the folders above it. Links are not followed.
 
@@ -61,7 +66,7 @@ def known_name(path: str | os.PathLike[str]) -> str:
     holder = place.parent
     if holder.name in ("snapshots", "blobs") and holder.parent.name.startswith(_CACHED):
         return holder.parent.name.removeprefix(_CACHED).replace("--", "/")
-    return place.name
+    return as_text(place.name)
 
 
 @contextmanager

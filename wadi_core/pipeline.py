@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -296,9 +296,7 @@ class OneStepPipeline:
     ) -> list[Settings]:
         """The settings of each picture of a call, checked; arguments as there."""
         settings.check("seed", seed)
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not prompts:
-            raise ValueError("a picture needs a prompt")
+        prompts = self._listed(prompts)
         if seeds is None:
             seeds = range(seed, seed + len(prompts))
         elif len(prompts) == 1:
@@ -325,6 +323,18 @@ class OneStepPipeline:
             controls.to_map(image, common.width, common.height)
         pairs = zip(prompts, seeds, strict=True)
         return [dataclasses.replace(common, prompt=prompt, seed=one) for prompt, one in pairs]
+
+    @staticmethod
+    def _listed(prompts: str | Sequence[str]) -> list[str]:
+        """One or many prompts as a list; ValueError if there is none, or one that is no text."""
+        if isinstance(prompts, (bytes, bytearray, Mapping)) or not isinstance(prompts, Iterable):
+            raise ValueError(f"prompts must be a text or a list of texts, not {type(prompts).__name__}")
+        listed = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not listed:
+            raise ValueError("a picture needs a prompt")
+        for prompt in listed:
+            settings.check("prompt", prompt)
+        return listed
 
     def _factors(self, one: Settings) -> tuple[float, float]:
         """How much larger than native a picture is, as far as that is to be seen to."""
@@ -376,7 +386,7 @@ class OneStepPipeline:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """(n, 77, width of the text encoder): what the network is told. Longer prompts are cut with a warning."""
-        return self.base.text_encoder(self.vocabulary.ids(prompts).to(self.device))[0]
+        return self.base.text_encoder(self.vocabulary.ids(self._listed(prompts)).to(self.device))[0]
 
     def _wait(self) -> None:
         """Until the device has done what it was told: otherwise only the telling would be timed."""

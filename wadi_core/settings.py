@@ -12,6 +12,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from .files import one_line
+from .text_files import is_text
+
 VERSION = 1
 SAMPLER = "WaDi one-step"
 SIZE_STEP = 8  # pixels per latent
@@ -203,6 +206,8 @@ def _check_type(name: str, value: Any, kind: type) -> None:
     fits = isinstance(value, (float, int)) if kind is float else isinstance(value, kind)
     if not fits or isinstance(value, bool):
         raise ValueError(f"{name} must be of type {kind.__name__}, not {type(value).__name__}")
+    if kind is str and not is_text(value):
+        raise ValueError(one_line(f"{name} is no valid text: {value!r} holds a byte or sign that is no UTF-8 character"))
 
 
 def _quoted(value: object) -> str:

@@ -227,9 +227,9 @@ def test_every_other_failure_is_status_1_one_line_and_no_file(run: Run, place: P
         (changed(**{"--alpha-T-squared": 2}), "alpha_T_squared must lie between"),
         (changed(**{"--alpha-T-squared": 0.01}), "one-step network already"),
         (changed(**{"--prompts": inputs / "empty.txt"}), "there is no prompt in this file"),
-        (changed(**{"--prompts": inputs / "latin.txt"}), "UTF-8"),
-        (changed(**{"--prompts": inputs / "missing.txt"}), "cannot be read: No such file"),
-        (changed(**{"--prompts": inputs}), "cannot be read"),
+        (changed(**{"--prompts": inputs / "latin.txt"}), "latin.txt: line 1 is no UTF-8 text"),
+        (changed(**{"--prompts": inputs / "missing.txt"}), "there is no such file"),
+        (changed(**{"--prompts": outputs}), "there is no prompt in this folder"),
         (changed(**{"-o": outputs}), "must end in .png"),
         (changed(**{"-o": outputs / "p.jpeg"}), "must end in .png"),
         (changed(**{"-o": inputs / "empty.txt" / "p.png"}), "is not a folder"),
@@ -377,6 +377,7 @@ def test_help_and_version_are_at_once(run: Run) -> None:
     assert ended.stdout.splitlines()[-1] == "[]"
     for option in (
         "--prompts",
+        "--prompt-field",
         "--base",
         "--lorad",
         "--seed",

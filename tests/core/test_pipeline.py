@@ -313,7 +313,15 @@ def test_a_folder_with_its_own_vocabulary_and_settings_of_any_age(tmp_path: Path
         ({"seed": 2**64 - 1}, "seed must lie from 0"),  # the second picture's
         ({"seed": 1.5}, "seed must be of type int"),
         ({"prompts": []}, "needs a prompt"),
-        ({"prompts": ["a", 3]}, "prompt must be of type str"),
+        ({"prompts": ["a", 3]}, "prompt must be of type str, not int"),
+        ({"prompts": ["a", None]}, "prompt must be of type str, not NoneType"),
+        ({"prompts": ["a", b"b"]}, "prompt must be of type str, not bytes"),
+        ({"prompts": None}, "prompts must be a text or a list of texts, not NoneType"),
+        ({"prompts": b"a cat"}, "prompts must be a text or a list of texts, not bytes"),
+        ({"prompts": 3}, "prompts must be a text or a list of texts, not int"),
+        ({"prompts": {"a": "b"}}, "prompts must be a text or a list of texts, not dict"),
+        ({"prompts": "caf\udce9"}, "prompt is no valid text"),
+        ({"prompts": ["a", "\ud83d"]}, "prompt is no valid text"),
         ({"batch": 0}, "batch must be at least 1"),
     ],
 )

@@ -277,6 +277,8 @@ def test_coco_presets(base: Path, lorad: Path, tmp_path: Path, monkeypatch, caps
     assert run(*words, "-o", tmp_path / "out") == 0
     found = read(tmp_path / "out")["settings"]
     assert (found["generated"], found["real"], found["side"], found["preset"]) == (5, 6, 32, "coco2017-5k")
+    # Another choice of prompts is another folder of pictures, though the preset has the same name.
+    assert len(list((tmp_path / "out").glob("pictures-*"))) == 2
 
 
 def test_coco_files_are_checked(tmp_path: Path) -> None:

@@ -241,6 +241,27 @@ def test_a_folder_of_another_run_is_refused(place: Path, tmp_path: Path) -> None
             invert(invert_config(place, tmp_path, steps=2, **changes))
 
 
+def test_a_run_of_an_earlier_version_is_refused(place: Path, tmp_path: Path) -> None:
+    """It showed its pictures in another order, and would not go on bit for bit."""
+    run = Inversion(invert_config(place, tmp_path))
+    state = {name: value for name, value in run.state().items() if name != "order"}
+    with pytest.raises(ValueError, match="of another version of this trainer, which shuffled otherwise"):
+        run.load_state(state)
+
+
+def test_captions_say_the_word_as_prompts_do(place: Path, tmp_path: Path) -> None:
+    """In any letter case, and not as a part of a longer word, for which nothing would be learned."""
+    said = ["a zq\u0131 cat", "a ZQ\u0130 dog"]
+    for number, caption in enumerate(said):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(caption, encoding="utf-8")
+    run = Inversion(invert_config(place, tmp_path / "run", tokens=["zqi"], pictures=str(tmp_path)))
+    assert not any(run.wrong_caption(caption) for caption in (*said, "a ZQI cat"))
+    assert run.wrong_caption("a zqix cat") == "does not say zqi, the word to learn"
+    ids = run.vocabulary.ids(said)
+    assert (ids == run.table.shape[0]).sum(1).tolist() == [1, 1]  # the row that is learned, once in each caption
+
+
 @pytest.mark.parametrize("preset", ["mini", "sd15", "sd21"])
 def test_presets_and_the_script(preset: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["invert.py", "--config", str(CONFIGS / f"invert-{preset}.yaml"), "--print-config"])

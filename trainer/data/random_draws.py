@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -17,8 +18,40 @@ from torch import Tensor
 TIMESTEPS = 1000  # of the forward process
 NOISY_FROM = 900  # where there is little but noise, and a one-step student is asked
 
-# What the numbers of a sample are for; part of the key, so that no two purposes share any.
-STUDENT, FAKE = 1, 2
+# What random numbers are for; part of the key, so that no two purposes share any. Fine-tuning has others.
+STUDENT, FAKE, PROMPTS, COCO = 1, 2, 6, 7
+
+# Of the orders that shuffled() gives. Checkpoints hold it: another order would train on other samples without a word.
+ORDER = 2
+OTHER_ORDER = (
+    "holds a run of another version of this trainer, which shuffled otherwise: finish it with that version, or choose "
+    "another output folder"
+)
+WORD = (1 << 64) - 1
+
+
+def uniform64(*key: int) -> int:
+    """64 bits that look random and follow from some integers (splitmix64, Steele et al. 2014, chained)."""
+    mixed = 0
+    for number in key:
+        mixed = ((mixed ^ (number & WORD)) + 0x9E3779B97F4A7C15) & WORD
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & WORD
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & WORD
+        mixed ^= mixed >> 31
+    return mixed
+
+
+@lru_cache(maxsize=4)
+def shuffled(count: int, seed: int, purpose: int, time: int = 0) -> np.ndarray:
+    """``range(count)`` in a random order of its own for each purpose and each time round; not to be written to.
+
+    It is the order of random bits: those of a generator are the same in every version of numpy and on every machine,
+    and its permutations are not.
+    """
+    key, counter = np.array([seed, purpose], np.uint64), np.array([0, 0, 0, time], np.uint64)
+    order = np.argsort(np.random.Philox(key=key, counter=counter).random_raw(count), kind="stable")
+    order.flags.writeable = False
+    return order
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ class Distillation:
         self.output = Path(config.output)
         self.processes = processes or Processes(config.device)
         self.processes.share(range(config.batch), config.micro_batch)  # refused here rather than after loading
-        self.prompts = Prompts(config.prompts, config.seed, field=config.prompt_field or None)
+        self.prompts = Prompts(config.prompts, config.seed, field=config.prompt_field)
         if config.embedding_cache and self.prompts.count is None:
             raise ValueError("embedding_cache: captions of mini's scenes never come again, so there is nothing to keep")
         torch.manual_seed(config.seed)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wadi_core.files import refusal
+from wadi_core.text_files import tidy
 
-from ..data.prompts import Shuffle
+from ..data.random_draws import COCO, shuffled
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,9 @@ def read(preset: Coco, data: Path) -> CocoData:
         first[image] = min(first.get(image, (number, caption)), (number, caption))
     if len(first) != len(names) or first.keys() != names.keys():
         raise refusal(path, "there are images without a caption in this file")
-    prompts = [" ".join(caption.split()) for _, (_, caption) in sorted(first.items())]
+    prompts = [tidy(caption) for _, (_, caption) in sorted(first.items())]
     if preset.prompts < len(prompts):
-        order = Shuffle(len(prompts), SEED)
-        prompts = [prompts[row] for row in sorted(map(order, range(preset.prompts)))]
+        prompts = [prompts[row] for row in sorted(shuffled(len(prompts), SEED, COCO)[: preset.prompts])]
     return CocoData(prompts, images)
 
 

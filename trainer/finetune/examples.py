@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from wadi_core.files import one_line, refusal, sha256_of_file
+from wadi_core.text_files import read_captions, tidy
 
 from ..data.picture_files import listing, load
-from ..data.prompts import Shuffle, uniform64
+from ..data.random_draws import shuffled, uniform64
 from ..mini.vae import to_tensor
 from ..models.base_models import Model
 
@@ -56,7 +57,7 @@ class Examples:
         logger.info("%s", there)
         digest, found = hashlib.sha256(), []
         for path in there.pictures:
-            source, own = "templates", [line.strip() for line in templates if line.strip()]
+            source, own = "templates", [line for line in map(tidy, templates) if line]
             if beside := there.captions.get(path):
                 source, own = _captions(beside)
             if not own:
@@ -82,7 +83,7 @@ class Examples:
         chosen, said = [], []
         for number in numbers:
             time, place = divmod(number, len(self))
-            chosen.append(index := Shuffle(len(self), seed, PICTURE, time)(place))
+            chosen.append(index := int(shuffled(len(self), seed, PICTURE, time)[place]))
             own = self.captions[index]
             said.append(own[uniform64(seed, CAPTION, number) % len(own)])
         return chosen, said
@@ -110,7 +111,7 @@ class Examples:
 
 def _captions(paths: Sequence[Path]) -> tuple[str, list[str]]:
     """The first file that says something, and what; that another one says something else is told."""
-    said = [(path, lines) for path in paths if (lines := _lines(path))]
+    said = [(path, lines) for path in paths if (lines := read_captions(path))]
     if not said:
         return str(paths[0]), []
     (first, own), *others = said
@@ -118,10 +119,3 @@ def _captions(paths: Sequence[Path]) -> tuple[str, list[str]]:
         if lines != own:
             logger.warning("%s", one_line(f"{first}: its captions are taken; {path.name} beside it says others"))
     return str(first), own
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise refusal(path, "captions are read as UTF-8 text, and this is none") from error

@@ -30,7 +30,6 @@ from wadi_core.lorad.linear import attach, rotated_layers, set_active
 from wadi_core.schedule import OneStep
 
 from ..data import random_draws
-from ..data.prompts import Shuffle
 from ..distill.vsd import Noising, anchor_loss, teacher_pictures
 from ..engine.checkpoints import FolderLock, random_state, restore_random_state
 from ..engine.logs import contact_sheet
@@ -222,7 +221,7 @@ class Lesson:
         if not prompts:
             return self.examples.draw(seed, numbers)[1]
         rounds = [divmod(number // self.config.anchor_every, len(prompts)) for number in numbers]
-        return [prompts[Shuffle(len(prompts), seed, ANCHOR, time)(place)] for time, place in rounds]
+        return [prompts[random_draws.shuffled(len(prompts), seed, ANCHOR, time)[place]] for time, place in rounds]
 
     def train_step(self) -> dict[str, float]:
         """One update; returns what to log."""
@@ -302,6 +301,7 @@ class Lesson:
             "settings": dataclasses.asdict(self.config),
             "base_sha256": self.model.base_sha256,
             "examples": self.examples.digest,
+            "order": random_draws.ORDER,
             "words": self.words,
             "learned": {name: parameter.detach().clone() for name, parameter in self.parameters.items()},
             "updater": self.updater.state(),
@@ -319,6 +319,8 @@ class Lesson:
             raise ValueError(f"{self.output} holds another kind of run; choose another output folder")
         if state["base_sha256"] != self.model.base_sha256:
             raise ValueError(f"{self.output} holds a run on another base; choose another output folder")
+        if state.get("order") != random_draws.ORDER:
+            raise ValueError(f"{self.output} {random_draws.OTHER_ORDER}")
         if state["examples"] != self.examples.digest:
             raise ValueError(f"{self.output} holds a run on other pictures or captions; choose another output folder")
         if tuple(state.get("words", ())) != self.words:

@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.prompts import uniform64
+from wadi_core.words import Words
+
+from ..data.random_draws import uniform64
 
 # Words that say how things stand to each other: English has few, and each is a single word of CLIP's vocabulary.
 PREPOSITIONS = tuple(
@@ -46,8 +48,8 @@ def steering_loss(words: Tensor, positive: Tensor, negative: Tensor, temperature
 
 def content_words(caption: str, without: Sequence[str]) -> list[str]:
     """The words of a caption that name what is on the picture: no articles, no prepositions, none of ``without``."""
-    for word in without:
-        caption = re.sub(re.escape(word), " ", caption, flags=re.IGNORECASE)
+    for start, end, _ in reversed(list(Words(without).find(caption))):
+        caption = f"{caption[:start]} {caption[end:]}"
     found = re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", caption.lower())
     return [word for word in dict.fromkeys(found) if word not in EMPTY and word not in PREPOSITIONS]
 
