@@ -11,7 +11,6 @@ Stop it at any time: started again with the same output folder it goes on bit fo
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -139,13 +138,10 @@ class Inversion(Lesson):
         return [Embedding(token, rows.clone(), **known) for token, rows in zip(config.tokens, parts, strict=True)]
 
     def write(self, folder: Path, picture: Image) -> list[Path]:
-        """One file for each word: other programs read no more than one word from a file."""
-        found, paths = self.embeddings(), []
-        for number, one in enumerate(found):
-            word = re.sub(r"\W+", "-", one.token).strip("-") or str(number)
-            name = self.config.name if len(found) == 1 else f"{self.config.name}-{word}"
-            paths.append(folder / f"{name}.safetensors")
-            one.save(paths[-1])
+        """One file for each word."""
+        paths = [folder / f"{name}.safetensors" for name in self.config.files()]
+        for one, path in zip(self.embeddings(), paths, strict=True):
+            one.save(path)
         return paths
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from wadi_core.files import existing_file, refusal
+from wadi_core.packages import install
 
 logger = logging.getLogger("wadi")
 
@@ -208,7 +209,7 @@ def _parquet(path: Path, field: str | None) -> Iterator[str]:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise refusal(path, "Parquet files need the package pyarrow: pip install pyarrow") from None
+        raise refusal(path, f"Parquet files need the package pyarrow: {install('pyarrow')}") from None
     try:
         # A generator must not leave the file open for as long as it is not exhausted.
         with parquet.ParquetFile(path) as file:

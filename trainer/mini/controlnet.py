@@ -10,8 +10,8 @@ bits. Of scenes with two objects some captions name only one, so that the map ha
 from __future__ import annotations
 
 import json
-import os
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,8 @@ from wadi_core.control import Steered, Steering
 from wadi_core.lorad.checkpoint import write_safetensors
 from wadi_core.pipeline import noise
 
-from .. import config as settings
+from .. import script
+from ..config import FilePath
 from ..muon import ENDS
 from ..watch import contact_sheet
 from . import scenes
@@ -46,10 +47,10 @@ FOREIGN = 0.1  # mean square difference from which on latents are some other aut
 class ControlNetConfig(DenoisingConfig):
     """Settings of the ControlNet's training."""
 
-    output: str = "runs/mini-controlnet"
-    base: str = "mini"  # or the teacher's folder in diffusers layout
-    latents: str = "runs/mini-latents"
-    maps: str = "runs/mini-control-maps"
+    output: FilePath = "runs/mini-controlnet"
+    base: FilePath = "mini"  # or the teacher's folder in diffusers layout
+    latents: FilePath = "runs/mini-latents"
+    maps: FilePath = "runs/mini-control-maps"
     steps: int = 6000
     learning_rate: float = 3e-4  # of Muon: the copied layers are trained already
     warmup: int = 100
@@ -227,11 +228,5 @@ def run(config: ControlNetConfig) -> None:
     training.average.save_pretrained(training.output / "controlnet")
 
 
-def main() -> None:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    arguments = settings.parser(__doc__.splitlines()[0]).parse_args()
-    run(settings.load(ControlNetConfig, arguments.config, arguments.overrides))
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(script.main(__doc__, ControlNetConfig, run))

@@ -12,8 +12,8 @@ so every latent that the teacher has learned, stays as it is; so does the teache
 from __future__ import annotations
 
 import math
-import os
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from wadi_core import pictures
 
-from .. import config as settings
+from .. import script
+from ..config import FilePath
 from ..muon import MuonWithAdamW
 from ..state import Checkpoints
 from ..stopping import stop_signals
@@ -43,12 +44,12 @@ SHOWN = 12  # scenes of the sheet
 class DecoderConfig:
     """Settings of the decoder's second lesson."""
 
-    output: str = "runs/mini-decoder"
+    output: FilePath = "runs/mini-decoder"
     seed: int = 0
-    vae: str = "runs/mini-vae/vae"
-    teacher: str = "runs/mini-teacher"  # a folder with unet/ and text_encoder/
-    latents: str = "runs/mini-latents"
-    tokenizer: str = "wadi_core/configs/tokenizer"
+    vae: FilePath = "runs/mini-vae/vae"
+    teacher: FilePath = "runs/mini-teacher"  # a folder with unet/ and text_encoder/
+    latents: FilePath = "runs/mini-latents"
+    tokenizer: FilePath = "wadi_core/configs/tokenizer"
     steps: int = 2000
     batch: int = 8
     crop: int = 64  # pixels
@@ -193,11 +194,5 @@ def run(config: DecoderConfig) -> None:
     vae.save_pretrained(output / "vae")
 
 
-def main() -> None:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    arguments = settings.parser(__doc__.splitlines()[0]).parse_args()
-    run(settings.load(DecoderConfig, arguments.config, arguments.overrides))
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(script.main(__doc__, DecoderConfig, run))

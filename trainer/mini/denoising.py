@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from wadi_core import pictures
 
+from ..config import FilePath
 from ..muon import ENDS, MuonWithAdamW
 from ..state import Checkpoints, random_state, restore_random_state
 from ..stopping import stop_signals
@@ -35,7 +36,7 @@ FIGURES = ("eps_loss", "eps_loss_999", "weighted")
 class DenoisingConfig:
     """Settings that both trainings have."""
 
-    output: str = "runs/denoising"
+    output: FilePath = "runs/denoising"
     seed: int = 0
     steps: int = 40000
     batch: int = 64

@@ -5,7 +5,7 @@ python -m trainer.mini.teacher --config trainer/configs/mini-teacher.yaml
 
 from __future__ import annotations
 
-import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from wadi_core.pipeline import noise
 
-from .. import config as settings
+from .. import script
+from ..config import FilePath
 from ..watch import contact_sheet
 from . import scenes
 from .denoising import Denoising, DenoisingConfig
@@ -41,16 +42,16 @@ SHEET_CAPTIONS = (
 class TeacherConfig(DenoisingConfig):
     """Settings of the teacher's training."""
 
-    output: str = "runs/mini-teacher"
-    vae: str = "runs/mini-vae/vae"
-    latents: str = "runs/mini-latents"
-    tokenizer: str = "wadi_core/configs/tokenizer"
+    output: FilePath = "runs/mini-teacher"
+    vae: FilePath = "runs/mini-vae/vae"
+    latents: FilePath = "runs/mini-latents"
+    tokenizer: FilePath = "wadi_core/configs/tokenizer"
     channels: tuple[int, ...] = (96, 192, 192)
     heads: int = 2
     text_width: int = 128
     text_layers: int = 5
-    start_from: str | None = None  # a trained teacher's folder (unet/ and text_encoder/ in diffusers layout)
-    words_from: str | None = None  # a folder with a text_encoder/ that has had its first lessons: taken in place of that one
+    start_from: FilePath | None = None  # a trained teacher's folder (unet/ and text_encoder/ in diffusers layout)
+    words_from: FilePath | None = None  # a folder with a text_encoder/ that has had its first lessons: taken instead
     words_frozen: bool = False  # the text encoder stays as it is
     pointing: float = 0.0  # weight of the loss of where the finest attention looks; 0 for none
 
@@ -200,11 +201,5 @@ def run(config: TeacherConfig) -> None:
     training.average.text_encoder.save_pretrained(training.output / "text_encoder")
 
 
-def main() -> None:
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    arguments = settings.parser(__doc__.splitlines()[0]).parse_args()
-    run(settings.load(TeacherConfig, arguments.config, arguments.overrides))
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(script.main(__doc__, TeacherConfig, run))

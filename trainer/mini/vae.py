@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,7 +24,8 @@ from tqdm import tqdm
 
 from wadi_core import pictures
 
-from .. import config as settings
+from .. import script
+from ..config import FilePath
 from ..muon import MuonWithAdamW
 from ..state import Checkpoints, random_state, restore_random_state
 from ..stopping import stop_signals
@@ -44,7 +46,7 @@ class Weighted(Protocol):
 class VaeConfig:
     """Settings of the autoencoder's training."""
 
-    output: str = "runs/mini-vae"
+    output: FilePath = "runs/mini-vae"
     seed: int = 0
     channels: tuple[int, ...] = (96, 96, 192, 192)
     steps: int = 12000
@@ -211,10 +213,5 @@ def run(config: VaeConfig) -> None:
     vae.save_pretrained(output / "vae")
 
 
-def main() -> None:
-    arguments = settings.parser(__doc__.splitlines()[0]).parse_args()
-    run(settings.load(VaeConfig, arguments.config, arguments.overrides))
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(script.main(__doc__, VaeConfig, run))
