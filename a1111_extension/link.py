@@ -31,7 +31,7 @@ def add_webui(arguments: list[str], say: Callable[[str], None]) -> int:
         OSError: something is not where it should be, or cannot be made; one line.
     """
     options = _parser().parse_args(arguments)
-    folder = Path(options.webui).expanduser()
+    folder = Path(os.path.expanduser(options.webui))  # without a home folder ~ stays what it is
     if not (folder / "webui.py").is_file():
         raise FileNotFoundError(f"{folder} is no folder of A1111 or Forge: there is no webui.py in it")
     say(link(folder))

@@ -182,6 +182,10 @@ def build(schema: type[C], values: Mapping[str, Any]) -> C:
     Raises:
         ValueError: one line naming the key, and the nearest valid one where a key is unknown.
     """
+    return schema(**_typed(schema, values))
+
+
+def _typed(schema: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     kinds = typing.get_type_hints(schema, include_extras=True)
     kinds = {field.name: kinds[field.name] for field in dataclasses.fields(schema)}
     unknown = sorted(str(key) for key in values if key not in kinds)
@@ -193,7 +197,7 @@ def build(schema: type[C], values: Mapping[str, Any]) -> C:
     for key, value in typed.items():
         if key in known:
             known[key].check(key, value)
-    return schema(**typed)
+    return typed
 
 
 def load(schema: type[C], path: str | os.PathLike[str] | None, overrides: Sequence[str] = ()) -> C:
@@ -206,7 +210,7 @@ def load(schema: type[C], path: str | os.PathLike[str] | None, overrides: Sequen
     Raises:
         ValueError, OSError: with one line that names file and key.
     """
-    values: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     if path is not None:
         try:
             text = existing_file(path).read_text(encoding="utf-8-sig")
@@ -215,13 +219,17 @@ def load(schema: type[C], path: str | os.PathLike[str] | None, overrides: Sequen
         except OSError as error:
             near = _shipped(path) if isinstance(error, FileNotFoundError) else ""
             raise type(error)(f"{path}: the settings cannot be read: {_reason(error)}{near}") from None
-        values = _entries(text, path)
+        try:
+            given = _typed(schema, _entries(text))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    values: dict[str, Any] = {}
     for word in overrides:
         key, sign, text = word.partition("=")
         if not sign:
             raise ValueError(f"{word!r}: an override is written key=value")
         values[key] = _listed(text, key) if text.lstrip().startswith("[") and _is_list(schema, key) else text
-    return build(schema, values)
+    return schema(**given | _typed(schema, values))
 
 
 def _reason(error: OSError) -> str:
@@ -242,25 +250,22 @@ def _listed(text: str, key: str) -> Any:
         ) from None
 
 
-def _entries(text: str, path: str | os.PathLike[str]) -> dict[str, Any]:
+def _entries(text: str) -> dict[str, Any]:
     """The keys of a YAML file and what is written behind them, as text or lists of it: what it means its type says."""
-    try:
-        root = _parsed(text)
-        if root is None:
-            return {}
-        if not isinstance(root, yaml.MappingNode):
-            raise _Unreadable("a list of `key: value` lines is expected")
-        values: dict[str, Any] = {}
-        for name, content in root.value:
-            line = f"line {name.start_mark.line + 1}"
-            if not isinstance(name, yaml.ScalarNode):
-                raise _Unreadable(f"{line}: the name of a setting is expected")
-            if name.value in values:
-                raise _Unreadable(f"{line}: {name.value} stands here a second time")
-            values[name.value] = _plain(content, name.value)
-        return values
-    except _Unreadable as error:
-        raise ValueError(f"{path}: {error}") from None
+    root = _parsed(text)
+    if root is None:
+        return {}
+    if not isinstance(root, yaml.MappingNode):
+        raise _Unreadable("a list of `key: value` lines is expected")
+    values: dict[str, Any] = {}
+    for name, content in root.value:
+        line = f"line {name.start_mark.line + 1}"
+        if not isinstance(name, yaml.ScalarNode):
+            raise _Unreadable(f"{line}: the name of a setting is expected")
+        if name.value in values:
+            raise _Unreadable(f"{line}: {name.value} stands here a second time")
+        values[name.value] = _plain(content, name.value)
+    return values
 
 
 class _Unreadable(ValueError):

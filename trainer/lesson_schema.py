@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .config import FilePath, setting
-from .schema import VERSION, TrainConfig, check_name, check_together
+from .schema import LARGEST_RANK, VERSION, TrainConfig, check_names, check_together
 
 _SHARED = {field.name: field for field in dataclasses.fields(TrainConfig)}
 TEMPLATES = ("a photo of {}", "a picture of {}", "{}")
@@ -96,7 +96,7 @@ class LessonConfig:
         # ComfyUI takes what follows a bracket for the next word of a prompt.
         if any(sign in self.name for sign in "<[ "):
             raise ValueError(f"name: a file name without folders, spaces and brackets is expected, not {self.name!r}")
-        check_name(self.name, *self.files())
+        check_names(self.output, *self.files())
 
     def files(self) -> list[str]:
         """Names of the files that the run writes at its end, without their ending."""
@@ -142,7 +142,7 @@ class PersonalizeConfig(LessonConfig):
     """Settings of learning a subject, a style or, beside its word, a relation."""
 
     adapter: str = setting("lorad", "what is trained: LoRaD, or LoRA (peft)", choices=("lorad", "lora"))
-    rank: int = setting(16, "of the adapter", low=1)
+    rank: int = setting(16, "of the adapter", low=1, high=LARGEST_RANK)
     layers: tuple[str, ...] = setting((), "parts of the names of those to adapt, such as down_blocks*attn1; none is all")
     rate: float = setting(1e-3, "learning rate", low=0)
     mirror: bool = setting(False, "show the pictures mirrored as well")

@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from wadi_core.packages import TRAINER, require
+
+    require("train", *TRAINER)
 
 import torch
 from torch import Tensor, nn

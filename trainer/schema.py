@@ -15,6 +15,7 @@ from .config import FilePath, setting
 VERSION = 1
 ADAPTERS = ("lorad", "lora", "dora", "full")
 PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
+LARGEST_RANK = 2560  # pairs of inputs of the largest layer of a Stable Diffusion: no adapter has more angles to tell apart
 STORAGE = ("fp32", "bf16", "fp16", "fp8", "nf4", "fp64")
 
 
@@ -34,16 +35,19 @@ def check_together(resolution: int, precision: str, base_weights: str, compile: 
         raise ValueError(f"compile: cannot be combined with base_weights={base_weights}")
 
 
-def check_name(name: str, *files: str) -> None:
-    """Do nothing if a run of this name can write its files at its end.
+def check_names(output: str, *files: str) -> None:
+    """Do nothing if a run can write its files of these names at its end.
 
     Args:
-        files: the names of those without their ending, where they are others than ``name``.
+        output: the folder.
+        files: names without their ending.
 
     Raises:
         ValueError: it cannot; one line.
     """
-    for file in files or (name,):
+    if not output.strip():
+        raise ValueError("output: name the folder that the run writes to")
+    for file in files:
         try:
             check_file_name(file, ".safetensors")
         except ValueError as error:
@@ -80,8 +84,8 @@ class TrainConfig:
     # The roles.
     adapter: str = setting("lorad", "what the student is: LoRaD, LoRA or DoRA (peft), or all weights", choices=ADAPTERS)
     fake_adapter: str = setting("lorad", "what the fake score is", choices=ADAPTERS)
-    student_rank: int = setting(64, "of the student's adapter", low=1)
-    fake_rank: int = setting(16, "of the fake score's adapter", low=1)
+    student_rank: int = setting(64, "of the student's adapter", low=1, high=LARGEST_RANK)
+    fake_rank: int = setting(16, "of the fake score's adapter", low=1, high=LARGEST_RANK)
     start_from: FilePath = setting("", "a LoRaD file that the student begins with, of its rank; empty begins with the base")
 
     # The recipe.
@@ -163,4 +167,4 @@ class TrainConfig:
             raise ValueError(f"student_precision: fp32 needs base_weights=fp32, not {self.base_weights}")
         if self.start_from and self.adapter != "lorad":
             raise ValueError(f"start_from: a LoRaD can only begin a student that is one, not adapter: {self.adapter}")
-        check_name(self.name)
+        check_names(self.output, self.name)

@@ -17,6 +17,9 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from wadi_core.packages import TRAINER, require
+
+    require("train", *TRAINER)
 
 from trainer import script
 from trainer.schema import TrainConfig

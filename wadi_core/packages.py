@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from .files import one_line
+
+# What no part of the trainer works without.
+TRAINER = ("torch", "safetensors", "numpy", "yaml", "tqdm", "PIL", "diffusers", "transformers", "accelerate", "psutil")
 
 
 def install(what: str) -> str:
@@ -17,3 +22,15 @@ def missing(error: ImportError, extra: str) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"the package {error.name.partition('.')[0]} is not installed: {install(f'.[{extra}]')}"
     return f"a package cannot be imported ({one_line(error)}): {install(f'.[{extra}]')}"
+
+
+def require(extra: str, *modules: str) -> None:
+    """Leave the program with one line, before it imports or begins anything, if one of its modules is not there.
+
+    Raises:
+        SystemExit: one is not; the line names it and the extra of this project that it comes with.
+    """
+    absent = [name for name in modules if find_spec(name) is None]
+    if absent:
+        several = "packages {} are" if len(absent) > 1 else "package {} is"
+        raise SystemExit(f"error: the {several.format(' and '.join(absent))} not installed: {install(f'.[{extra}]')}")
