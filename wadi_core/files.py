@@ -23,7 +23,9 @@ def one_line(text: object) -> str:
     """
     line = " ".join(str(text).split())
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
-    return line if len(line) <= MESSAGE_LENGTH else line[: MESSAGE_LENGTH - 3] + "..."
+    # A long path stands in front, and what is wrong with it at the end.
+    half = (MESSAGE_LENGTH - 3) // 2
+    return line if len(line) <= MESSAGE_LENGTH else f"{line[:half]}...{line[-half:]}"
 
 
 class RefusedFile(ValueError):
