@@ -76,7 +76,9 @@ def test_a_name_that_no_file_can_have_is_refused_before_the_run(schema: type, na
     assert message in str(caught.value) or "a file name without folders, spaces and brackets" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["x" * 243, "名" * 81, "v1.5", "console", "con-1", ".hidden", "-", "👨‍👩‍👧", "com0", "a;b", "100%"])
+@pytest.mark.parametrize(
+    "name", ["x" * 243, "名" * 81, "v1.5", "console", "con-1", ".hidden", "-", "👨‍👩‍👧", "com0", "a;b", "100%"]
+)
 def test_names_that_every_file_system_takes(name: str, tmp_path: Path) -> None:
     assert settings.load(TrainConfig, None, [f"name={name}"]).name == name
     (tmp_path / f"{name}.safetensors").write_bytes(b"")  # here at least
@@ -226,7 +228,9 @@ REFUSED = {
 def test_options_of_generate_that_make_no_sense(options: list, status: int, message: str, main: Main) -> None:
     Path("folder.png").mkdir()
     Path("file").touch()
-    assert (found := main("generate", "a cat", *options, *(() if "-o" in options else ("-o", "p.png"))))[0] == status and message in found[1]
+    assert (found := main("generate", "a cat", *options, *(() if "-o" in options else ("-o", "p.png"))))[
+        0
+    ] == status and message in found[1]
 
 
 @pytest.mark.parametrize(
@@ -240,7 +244,15 @@ def test_options_of_generate_that_make_no_sense(options: list, status: int, mess
         (["inspect", LONG], "File name too long"),
         (["inspect", ""], "this is a folder, a file is needed"),
     ],
-    ids=["merge, long", "merge, no folder", "convert, long", "preprocess, long", "energy nan", "inspect, long", "inspect, none"],
+    ids=[
+        "merge, long",
+        "merge, no folder",
+        "convert, long",
+        "preprocess, long",
+        "energy nan",
+        "inspect, long",
+        "inspect, none",
+    ],
 )
 def test_other_commands_refuse_as_early(arguments: list[str], message: str, main: Main) -> None:
     status, told = main(*arguments)

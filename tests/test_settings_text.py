@@ -163,7 +163,22 @@ def test_a_value_that_cannot_be_meant_is_refused_in_one_line(word: str, message:
     assert read is from_words or "settings.yaml: " in str(caught.value)
 
 
-TYPED = ["/data/dog #2", "/m/my model #2.safetensors", "a: b", "- a", "{a}", "[a]", "*a", "&a", "!a", "%a", "@a", "`a", "'a", '"a"']
+TYPED = [
+    "/data/dog #2",
+    "/m/my model #2.safetensors",
+    "a: b",
+    "- a",
+    "{a}",
+    "[a]",
+    "*a",
+    "&a",
+    "!a",
+    "%a",
+    "@a",
+    "`a",
+    "'a",
+    '"a"',
+]
 TYPED += ["null", "a\\b", " a ", "#", ">", "|", "?", "---", "a\udce9"]
 
 
@@ -236,7 +251,17 @@ def test_a_file_of_settings_that_is_wrong_is_named_with_the_place(content: str, 
         (b"words:\n- 001\n- no\n", Example(words=("001", "no"))),
         (b"text: &a on\npath: *a\n", Example(text="on", path="on")),
     ],
-    ids=["empty", "comment", "BOM and CRLF", "nothing behind a key", "tilde", "quoted", "comment behind", "block list", "alias"],
+    ids=[
+        "empty",
+        "comment",
+        "BOM and CRLF",
+        "nothing behind a key",
+        "tilde",
+        "quoted",
+        "comment behind",
+        "block list",
+        "alias",
+    ],
 )
 def test_files_of_settings_in_their_other_forms(content: bytes, wanted: Example, tmp_path: Path) -> None:
     path = tmp_path / "settings.yaml"
