@@ -16,6 +16,7 @@ from modules import sd_models
 
 from wadi_core.files import files_below, one_line
 from wadi_core.lorad.checkpoint import read_header
+from wadi_core.words import check_file_name
 
 from . import catalog, host
 
@@ -158,7 +159,9 @@ def _file_name(name: str) -> str:
     cleaned = _NAME.sub("_", name.strip()).strip(". ")
     if not cleaned:
         raise ValueError("the new file needs a name")
-    return cleaned.removesuffix(catalog.ENDING)
+    name = cleaned.removesuffix(catalog.ENDING)
+    check_file_name(name, catalog.ENDING)
+    return name
 
 
 def _refuse_existing(path: Path) -> None:

@@ -74,6 +74,7 @@ def test_wrong_settings_are_named(words: list[str], message: str) -> None:
     [
         (["student_rnk=4"], r"unknown setting 'student_rnk'; did you mean 'student_rank'\?"),
         (["batch=0"], "batch: at least 1 is expected, not 0"),
+        (["student_rank=1e6"], "student_rank: 1 to 2560 is expected, not 1000000"),
         (["null_share=1.5"], "null_share: 0 to 1 is expected, not 1.5"),
         (["student_rate=.nan"], "student_rate: a number is expected: '.nan' is no decimal number"),
         (["clip=.inf"], "clip: a number is expected: '.inf' is no decimal number"),
