@@ -243,7 +243,7 @@ def _is_list(schema: Any, key: str) -> bool:
 def _listed(text: str, key: str) -> Any:
     """The list in an override."""
     try:
-        return _plain(_parsed(text), key)
+        return _plain(typing.cast(yaml.Node, _parsed(text)), key)  # what begins with a bracket is not nothing
     except _Unreadable as error:
         raise ValueError(
             f"{key}: a list is expected, as in {key}=[first, 'the second'], not {_shown(text)} ({error})"

@@ -70,9 +70,13 @@ def strength(value: Any) -> float:
             raise ValueError(f"the strength has to be a finite number such as 0.8: {error}") from None
     if not isinstance(value, Real) or isinstance(value, bool):
         raise ValueError(f"the strength has to be a finite number, not of type {type(value).__name__}")
-    if not abs(value) <= STRENGTH_LIMIT:  # NaN neither
-        raise ValueError(f"the strength has to lie from {-STRENGTH_LIMIT:g} to {STRENGTH_LIMIT:g}, not {float(value):g}")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not abs(number) <= STRENGTH_LIMIT:  # NaN neither
+        raise ValueError(f"the strength has to lie from {-STRENGTH_LIMIT:g} to {STRENGTH_LIMIT:g}, not {number:g}")
+    return number
 
 
 def nearest(word: object, known: Iterable[str], count: int = 1) -> str:
