@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from modules import paths, shared
 
+from wadi_core.files import files_below
 from wadi_core.lorad import LoRaD
 from wadi_core.lorad.checkpoint import PICKLE_ENDINGS, read_header
 from wadi_core.lorad.format import AUTHORS_ENDINGS, LORAD_ENDINGS
@@ -38,7 +39,7 @@ def refresh() -> None:
     on_disk = sys.modules["network"].NetworkOnDisk
     known = {entry.filename for entry in extension.available_networks.values()}
     for folder in folders():
-        for path in sorted(folder.rglob(f"*{ENDING}")) if folder.is_dir() else ():
+        for path in files_below(folder, ENDING):
             if str(path) in known or path.stem in extension.available_networks:
                 continue
             entry = on_disk(path.stem, str(path))
@@ -60,6 +61,12 @@ def names() -> list[str]:
 def choices() -> list[str]:
     """What a list to choose from offers: nothing, and every LoRaD."""
     return [NONE, *names()]
+
+
+def known_names() -> list[str]:
+    """Names and aliases of all adapter files in the program's table, of every kind."""
+    extension = host.lora_extension()
+    return [] if extension is None else [*extension.available_networks, *extension.available_network_aliases]
 
 
 def file_of(name: str) -> Path | None:

@@ -63,7 +63,9 @@ def sampler_note(name: str, sampler: str) -> str:
 def _asked(name: str, strength: float, prompt: str, warnings: list[str]) -> Iterator[tuple[str, float, LoRaD]]:
     """Name, strength and content of the panel's LoRaD and of those in the prompt; of what cannot be read, a warning."""
     chosen = [] if name == catalog.NONE else [(name, strength, True)]
-    for name, strength, by_panel in [*chosen, *((tag.name, tag.strength, False) for tag in tags.read(prompt))]:
+    read = list(tags.read(prompt))
+    warnings += [f"{tag.text}: {tag.wrong}" for tag in read if tag.wrong]
+    for name, strength, by_panel in [*chosen, *((tag.name, tag.strength, False) for tag in read if not tag.wrong)]:
         file = catalog.file_of(name)
         try:
             lorad = None if file is None else catalog.look(file)
@@ -73,7 +75,7 @@ def _asked(name: str, strength: float, prompt: str, warnings: list[str]) -> Iter
         if lorad is not None:
             yield name, strength, lorad
         elif file is None:
-            warnings.append(f"{name}: there is no file of this name")
+            warnings.append(f"{name}: {tags.no_file(name)}")
         elif by_panel:
             warnings.append(f"{name}: this is no LoRaD")
 

@@ -15,6 +15,7 @@ from modules import extra_networks, scripts, shared
 from modules.infotext_utils import PasteField
 from modules.ui_common import create_refresh_button
 
+from wadi_core import entries
 from wadi_core.settings import SAMPLER as NAME
 
 from . import catalog, check, grid, host, large, options, tags, tools
@@ -151,14 +152,15 @@ def _chosen(p: Any, enabled: bool, file: str, strength: float) -> tuple[str, flo
     if not (enabled or hasattr(p, grid.FILE) or hasattr(p, grid.STRENGTH)) or name in (None, "", catalog.NONE):
         return None
     try:
-        tags.tag(name, float(strength))
+        strength = entries.strength(strength)
+        tags.tag(name, strength)
     except ValueError as error:
         host.tell(p, str(error))
         return None
     if catalog.file_of(name) is None:
-        host.tell(p, f"{name} is left out: there is no adapter file of this name")
+        host.tell(p, f"{name} is left out: {tags.no_file(name)}")
         return None
-    return name, float(strength)
+    return name, strength
 
 
 def _large(p: Any, method: str) -> str:

@@ -10,24 +10,29 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
+from wadi_core import entries
 from wadi_core.lorad import LoRaD, check_together
 
 from . import catalog, host
 
-TAG = re.compile(r"<(lora|lorad):([^>]+)>")
+TAG = re.compile(r"<(lora|(?i:lorad)):([^>]*)>")
 UNWRITABLE = re.compile(r"[:<>]")  # in a name: a tag would end there
 
 
 @dataclass(frozen=True)
 class Tag:
-    """A tag of a prompt: the adapter's name and its strength on the denoising network."""
+    """A tag of a prompt: the adapter's name and its strength on the denoising network.
+
+    ``wrong`` says why the tag cannot be read, as the program would not read it either.
+    """
 
     kind: str
     text: str
     name: str
     strength: float
+    wrong: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,25 +48,40 @@ def tag(name: str, strength: float) -> str:
     """The tag of an adapter.
 
     Raises:
-        ValueError: a name that no tag can hold; one line.
+        ValueError: a name that no tag can hold, or no strength; one line.
     """
     if UNWRITABLE.search(name):
         raise ValueError(f"{name}: the name of an adapter's file cannot hold : < or >")
-    return f"<lora:{name}:{strength:g}>"
+    return f"<lora:{name}:{entries.strength(strength):g}>"
 
 
 def read(prompt: str) -> Iterator[Tag]:
-    """The tags of a prompt in its order; those whose strength is no number are the program's to complain about."""
+    """The tags of a prompt in its order, also those that cannot be read."""
     for found in TAG.finditer(prompt):
-        parts = found[2].split(":")
-        named = dict(part.split("=", 1) for part in parts if "=" in part)
-        positional = [part for part in parts if "=" not in part]
+        kind, text = found[1].lower(), found[0]
+        parts = [part.split("=") for part in found[2].split(":")]
+        named = {part[0]: part[1] for part in parts if len(part) == 2}
+        name, *numbers = ["=".join(part) for part in parts if len(part) != 2] or [""]
         try:
-            text_strength = float(named.get("te", positional[1] if len(positional) > 1 else 1.0))
-            strength = float(named.get("unet", positional[2] if len(positional) > 2 else text_strength))
-            yield Tag(found[1], found[0], positional[0], strength)
-        except (ValueError, IndexError):
-            continue
+            yield Tag(kind, text, name, _strength(name, numbers, named))
+        except ValueError as error:
+            yield Tag(kind, text, name, 0.0, str(error))
+
+
+def _strength(name: str, numbers: list[str], named: dict[str, str]) -> float:
+    """On the denoising network; every number of a tag has to be one, else the program drops all tags of the prompt.
+
+    Raises:
+        ValueError: one is none, or no adapter is named; one line.
+    """
+    if not name:
+        raise ValueError("it names no adapter")
+    for number in [*numbers[:2], *(named[key] for key in ("te", "unet") if key in named)]:
+        entries.strength(number)
+    for number in [*numbers[2:3], *(named[key] for key in ("dyn",) if key in named)]:
+        entries.whole(number)
+    on_words = named.get("te", numbers[0] if numbers else "1")
+    return entries.strength(named.get("unet", numbers[1] if len(numbers) > 1 else on_words))
 
 
 def prepare(prompts: list[str], own: str, tell: Callable[[str], None]) -> list[str]:
@@ -87,6 +107,12 @@ def prepare(prompts: list[str], own: str, tell: Callable[[str], None]) -> list[s
     return [TAG.sub(rewritten, own + prompt) for prompt in prompts]
 
 
+def no_file(name: str) -> str:
+    """The sentence that there is no adapter of this name, with the names that come nearest."""
+    bare = PureWindowsPath(name).name.removesuffix(catalog.ENDING)
+    return f"there is no adapter file of this name{entries.nearest(bare, catalog.known_names(), 3)}"
+
+
 def lorads(prompt: str) -> list[Found]:
     """The LoRaDs that the tags of a prompt name, as far as they can be read, without those of strength 0."""
     found = []
@@ -106,14 +132,22 @@ def _unusable(tags: list[Tag], tell: Callable[[str], None]) -> set[str]:
     unusable: set[str] = set()
     usable: list[Found] = []
     missing: list[Tag] = []
-    ordinary = False
+    wrong: list[Tag] = []
+    ordinary = named = False  # whether an ordinary adapter has come, and whether a tag is meant for a LoRaD
     for one in tags:
+        named = named or one.kind == "lorad"
         file = catalog.file_of(one.name)
-        if file is None:
+        if one.wrong:
+            wrong.append(one)
+        elif file is None:
             missing.append(one)
+        if file is None:
             continue
         try:
             lorad = catalog.look(file)
+            named = named or lorad is not None
+            if one.wrong:
+                continue
             if lorad is not None:
                 lorad.matched(host.layout().network).check()
         except (OSError, ValueError) as error:
@@ -127,10 +161,13 @@ def _unusable(tags: list[Tag], tell: Callable[[str], None]) -> set[str]:
                 tell(f"a LoRA stands before the LoRaD {one.name} in the prompt: rotation first, then LoRA is what was trained")
             usable.append(Found(one, file, lorad))
     # While it looks for a name in vain, the program forgets the files of the folders that are not its own.
-    if usable or any(one.kind == "lorad" for one in missing):
+    # At a number that is none it drops all tags of the prompt. Without a LoRaD both are the program's business.
+    if named:
         for one in missing:
-            tell(f"{one.name} is left out: there is no adapter file of this name")
-            unusable.add(one.text)
+            tell(f"{one.name} is left out: {no_file(one.name)}")
+        for one in wrong:
+            tell(f"{one.text} is left out: {one.wrong}")
+        unusable |= {one.text for one in [*missing, *wrong]}
     try:
         check_together(found.lorad for found in usable if found.tag.strength)
     except ValueError as error:

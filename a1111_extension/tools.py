@@ -14,7 +14,8 @@ from queue import Empty, SimpleQueue
 
 from modules import sd_models
 
-from wadi_core.files import one_line
+from wadi_core.entries import check_file_name
+from wadi_core.files import files_below, one_line
 from wadi_core.lorad.checkpoint import read_header
 
 from . import catalog, host
@@ -127,7 +128,7 @@ def _networks() -> dict[str, Path]:
     """Complete networks in the folders of LoRaD files, by file name."""
     found = {}
     for folder in catalog.folders():
-        for path in sorted(folder.rglob(f"*{catalog.ENDING}")) if folder.is_dir() else ():
+        for path in files_below(folder, catalog.ENDING):
             try:
                 names = read_header(path).shapes
             except (OSError, ValueError):  # cannot be chosen then; where it is used, it is told why
@@ -158,7 +159,9 @@ def _file_name(name: str) -> str:
     cleaned = _NAME.sub("_", name.strip()).strip(". ")
     if not cleaned:
         raise ValueError("the new file needs a name")
-    return cleaned.removesuffix(catalog.ENDING)
+    name = cleaned.removesuffix(catalog.ENDING)
+    check_file_name(name, catalog.ENDING)
+    return name
 
 
 def _refuse_existing(path: Path) -> None:

@@ -21,7 +21,7 @@ import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,14 +30,19 @@ from typing import TYPE_CHECKING, Any
 if not __package__:  # run as a script: the package's folder is this file's
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     __package__ = "trainer"
+    from wadi_core.packages import TRAINER, require
+
+    require("evaluate", *TRAINER)
 
 import torch
 from torch import Tensor
 
 from wadi_core import __version__, pictures
-from wadi_core.cli_tools import adapters
+from wadi_core.cli_tools import DECIMAL, adapters, number
+from wadi_core.entries import whole
 from wadi_core.files import atomic_write, one_line
 from wadi_core.output import take_any_text
+from wadi_core.packages import missing
 from wadi_core.pipeline import find_device
 
 from .data import picture_files
@@ -262,6 +267,9 @@ def as_markdown(found: Judgement) -> str:
     return "\n".join(lines) + "\n"
 
 
+_ALPHA = "the base is a one-step network itself; released ones: 0.0047"
+
+
 def _shard(text: str) -> tuple[int, int]:
     part, slash, count = text.partition("/")
     if not (slash and part.isdigit() and count.isdigit() and 1 <= int(part) <= int(count)):
@@ -269,14 +277,14 @@ def _shard(text: str) -> tuple[int, int]:
     return int(part) - 1, int(count)
 
 
-def _at_least(low: float, kind: type = int) -> Any:
-    def number(text: str) -> Any:
-        value = kind(text)
-        if not value >= low:
-            raise argparse.ArgumentTypeError(f"at least {low} is needed, not {text}")
+def _at_least(low: int) -> Callable[[str], int]:
+    def reading(text: str) -> int:
+        value = whole(text)
+        if value < low:
+            raise ValueError(f"at least {low} is needed, not {text}")
         return value
 
-    return number
+    return number(reading)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -288,9 +296,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--base", metavar="DIR|FILE", help="the model: a diffusers folder, a single-file checkpoint, or mini")
     add("--lorad", action="append", metavar="FILE[:STRENGTH]", help="its adapter; may be repeated (default: mini's own)")
     add("--pictures", metavar="DIR", help="pictures that are there already, in the order of the prompts: 2.png before 10.png")
-    add("--alpha-T-squared", type=float, metavar="A", help="the base is a one-step network itself; released ones: 0.0047")
+    add("--alpha-T-squared", type=DECIMAL, metavar="A", help=_ALPHA)
     add("--steps", type=_at_least(1), default=1, metavar="N", help="1 (default), or N of DPM-Solver++ with guidance")
-    add("--guidance", type=float, default=3.0, metavar="G", help="for more than one step (default: 3)")
+    add("--guidance", type=DECIMAL, default=3.0, metavar="G", help="for more than one step (default: 3)")
     add("--size", type=_at_least(8), metavar="N", help="side of the pictures in pixels (default: the base's own)")
     add("--seed", type=_at_least(0), default=0, metavar="N", help="picture i has the noise of seed N + i (default: 0)")
     add = parser.add_argument_group("what it is held against").add_argument
@@ -365,7 +373,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, ImportError) as error:
         if options.debug:
             traceback.print_exc()
-        sys.stderr.write(f"error: {one_line(error)}\n")
+        sys.stderr.write(f"error: {one_line(missing(error, 'evaluate') if isinstance(error, ImportError) else error)}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command goes on from here\n")

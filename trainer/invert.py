@@ -11,7 +11,6 @@ Stop it at any time: started again with the same output folder it goes on bit fo
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,9 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a script: the package's folder is this file's
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     __package__ = "trainer"
+    from wadi_core.packages import TRAINER, require
+
+    require("train", *TRAINER)
 
 import torch
 from torch import Tensor, nn
@@ -143,13 +145,10 @@ class Inversion(Lesson):
         return [Embedding(token, rows.clone(), **known) for token, rows in zip(config.tokens, parts, strict=True)]
 
     def write(self, folder: Path, picture: Image) -> list[Path]:
-        """One file for each word: other programs read no more than one word from a file."""
-        found, paths = self.embeddings(), []
-        for number, one in enumerate(found):
-            word = re.sub(r"\W+", "-", one.token).strip("-") or str(number)
-            name = self.config.name if len(found) == 1 else f"{self.config.name}-{word}"
-            paths.append(folder / f"{name}.safetensors")
-            one.save(paths[-1])
+        """One file for each word."""
+        paths = [folder / f"{name}.safetensors" for name in self.config.files()]
+        for one, path in zip(self.embeddings(), paths, strict=True):
+            one.save(path)
         return paths
 
 

@@ -18,6 +18,9 @@ from pathlib import Path
 if not __package__:  # run as a script: the package's folder is this file's
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     __package__ = "trainer"
+    from wadi_core.packages import TRAINER, require
+
+    require("train", *TRAINER)
 
 from .settings import cli
 from .settings.distillation import TrainConfig

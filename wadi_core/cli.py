@@ -16,14 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import __version__, cli_control, cli_study, cli_tools, settings
+from . import __version__, cli_control, cli_study, cli_tools, packages, settings
+from .cli_tools import DECIMAL, WHOLE
 from .files import one_line
 from .output import take_any_text
 from .prompt_files import read_prompts
 from .settings import help_of
 
 DEFAULT_BATCH = 4
-INSTALL = "python -m pip install -e '.[generate]'"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -78,14 +78,14 @@ def _parser() -> _Parser:
     add("--base", default="mini", metavar="DIR|FILE", help=f"{help_of('base')} (default: mini)")
     add("--lorad", action="append", metavar="FILE[:STRENGTH]", help=_LORAD_HELP)
     add("--embedding", action="append", metavar="FILE", help=_EMBEDDING_HELP)
-    add("--seed", type=int, default=0, metavar="N", help=f"{help_of('seed')} (default: 0)")
-    add("--width", type=int, metavar="W", help=help_of("width"))
-    add("--height", type=int, metavar="H", help=help_of("height"))
-    add("--batch", type=int, metavar="N", help=_BATCH_HELP)
+    add("--seed", type=WHOLE, default=0, metavar="N", help=f"{help_of('seed')} (default: 0)")
+    add("--width", type=WHOLE, metavar="W", help=help_of("width"))
+    add("--height", type=WHOLE, metavar="H", help=help_of("height"))
+    add("--batch", type=WHOLE, metavar="N", help=_BATCH_HELP)
     add("--sheet", metavar="FILE", help="also a contact sheet of all pictures, a .png")
     add("--device", metavar="D", help="cpu, cuda, cuda:1, mps and so on (default: a GPU if there is one)")
     add("--dtype", metavar="T", help=f"{help_of('dtype')}: fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32)")
-    add("--alpha-T-squared", type=float, metavar="A", help=_ALPHA_HELP)
+    add("--alpha-T-squared", type=DECIMAL, metavar="A", help=_ALPHA_HELP)
     cli_control.add_options(generate)
 
     cli_control.add_commands(commands, common)
@@ -139,7 +139,7 @@ def _generate(options: argparse.Namespace) -> None:
 
     paths = pictures.numbered(options.output, len(prompts))
     sheet_path = Path(options.sheet) if options.sheet else None
-    for path in [paths[0], *([sheet_path] if sheet_path else [])]:
+    for path in [paths[0], paths[-1], *([sheet_path] if sheet_path else [])]:
         pictures.check_writable(path)
     if sheet_path in paths:
         raise ValueError(f"{sheet_path}: the contact sheet would overwrite a picture")
@@ -182,7 +182,7 @@ def _generate(options: argparse.Namespace) -> None:
 def _explain(error: Exception) -> str:
     """An error as one line; what this program did not foresee is called by its name."""
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("wadi_core"):
-        return f"the package {error.name} is not installed: {INSTALL}"
+        return packages.missing(error, "generate")
     if isinstance(error, ValueError):
         return one_line(error)
     if isinstance(error, OSError):

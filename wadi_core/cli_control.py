@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import images, settings
+from .cli_tools import DECIMAL, WHOLE
 
 if TYPE_CHECKING:
     from .pipeline import OneStepPipeline
@@ -31,7 +32,7 @@ def add_options(generate: argparse.ArgumentParser) -> None:
     add = generate.add_argument
     add("--control", action="append", default=[], metavar="FILE", help=_CONTROL)
     add("--control-image", action="append", default=[], metavar="IMG", help=_IMAGE)
-    add("--control-scale", action="append", default=[], type=float, metavar="S", help=_SCALE)
+    add("--control-scale", action="append", default=[], type=DECIMAL, metavar="S", help=_SCALE)
     add("--hires", action="store_true", help="keep a picture that is larger than native in one piece")
     add("--hires-method", choices=settings.HIRES, help=f"{settings.help_of('hires')} (default: {settings.HIRES[0]})")
 
@@ -47,17 +48,21 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     add("image", metavar="IMG", help="a picture")
     add("-o", "--output", required=True, metavar="MAP", help="the map, a .png")
     add("--kind", required=True, metavar="KIND", choices=tuple(KINDS), help=kinds)
-    add("--low", type=int, default=100, metavar="N", help="canny: a gradient from which on an edge goes on (default: 100)")
-    add("--high", type=int, default=200, metavar="N", help="canny: a gradient from which on an edge begins (default: 200)")
-    add("--seed", type=int, default=0, metavar="N", help="of shuffle (default: 0)")
-    add("--width", type=int, metavar="W", help="of the map, the picture cut to fit (default: as it is)")
-    add("--height", type=int, metavar="H", help="likewise")
+    add("--low", type=WHOLE, default=100, metavar="N", help="canny: a gradient from which on an edge goes on (default: 100)")
+    add("--high", type=WHOLE, default=200, metavar="N", help="canny: a gradient from which on an edge begins (default: 200)")
+    add("--seed", type=WHOLE, default=0, metavar="N", help="of shuffle (default: 0)")
+    add("--width", type=WHOLE, metavar="W", help="of the map, the picture cut to fit (default: as it is)")
+    add("--height", type=WHOLE, metavar="H", help="likewise")
     add("--models", metavar="DIR", help=_MODELS)
     add("--device", default="cpu", metavar="D", help="for detectors that are networks (default: cpu)")
 
 
 def check(options: argparse.Namespace) -> None:
-    """What can be said of the options of ``generate`` before anything is loaded."""
+    """What can be said of the options of ``generate`` before anything is loaded.
+
+    Raises:
+        ValueError: a scale out of its range; one line.
+    """
     count = len(options.control)
     if len(options.control_image) != count:
         options.usage_error(f"{count} --control and {len(options.control_image)} --control-image: each needs the other")
@@ -65,6 +70,8 @@ def check(options: argparse.Namespace) -> None:
         options.usage_error(f"{count} --control and {len(options.control_scale)} --control-scale")
     if options.control_scale and not count:
         options.usage_error("--control-scale goes with --control")
+    for path, scale in zip(options.control, options.control_scale, strict=False):
+        settings.Control(path, scale)
 
 
 def arguments(options: argparse.Namespace) -> dict[str, Any]:

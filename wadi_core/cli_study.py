@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cli_tools import DTYPES, progress_bar
+from .cli_tools import DECIMAL, DTYPES, WHOLE, progress_bar
 from .files import known_name, one_line
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     add("--base", required=True, metavar="B", help=f"what the student was made from: {_NETWORK}")
     add("--student", required=True, metavar="S", help="the one-step network, in any layout and precision")
     add("-o", "--output", required=True, metavar="O", help="the LoRaD, a .safetensors file")
-    add("--rank", type=int, metavar="R", help="of every layer (default: the smallest that loses nothing, at most 256)")
-    add("--energy", type=float, metavar="E", help="keep this share of each layer's squared angles, 0 to 1, instead of a rank")
+    add("--rank", type=WHOLE, metavar="R", help="of every layer (default: the smallest that loses nothing, at most 256)")
+    add("--energy", type=DECIMAL, metavar="E", help="keep this share of each layer's squared angles, 0 to 1, instead of a rank")
     add("--dtype", choices=tuple(DTYPES), help="of the factors (default: fp32 if both networks are, else fp16)")
     _add_views(add)
 

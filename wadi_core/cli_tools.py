@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from . import entries
 from .files import one_line
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from .lorad.convert import LoRA
     from .lorad.weights import Weights
 
+N = TypeVar("N")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 # What a network is asked for when a LoRA is compared with the LoRaD that it stands for: anything, but always the same.
@@ -49,9 +52,24 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     add("-o", "--output", required=True, metavar="OUT", help="the file to write")
     add("--to", required=True, choices=("lorad", "factors", "lora"), help="which form")
     add("--base", metavar="B", help=f"for lora: the base that it will be used on: {_BASE}")
-    add("--rank", type=int, metavar="R", help="for lora: the rank of every layer")
-    add("--strength", type=float, metavar="S", help="for lora: the strength that becomes its 1 (default: 1)")
+    add("--rank", type=WHOLE, metavar="R", help="for lora: the rank of every layer")
+    add("--strength", type=number(entries.strength), metavar="S", help="for lora: the strength that becomes its 1 (default: 1)")
     add("--dtype", choices=tuple(DTYPES), help="in which the numbers are stored (default: fp16, for factors fp32)")
+
+
+def number(read: Callable[[str], N]) -> Callable[[str], N]:
+    """What reads a number, as the type of an option: its complaint is what argparse says."""
+
+    def reading(text: str) -> N:
+        try:
+            return read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return reading
+
+
+WHOLE, DECIMAL = number(entries.whole), number(entries.decimal)
 
 
 def adapters(entries: list[str] | None) -> list[tuple[str | Path, float]] | None:
@@ -71,14 +89,24 @@ def adapters(entries: list[str] | None) -> list[tuple[str | Path, float]] | None
 
 
 def split_strength(entry: str) -> tuple[str, float]:
-    """``FILE[:STRENGTH]`` in its two parts."""
+    """``FILE[:STRENGTH]`` in its two parts.
+
+    Raises:
+        ValueError: what follows the file is no strength; one line.
+    """
     name, colon, strength = entry.rpartition(":")
-    if colon and name and not Path(entry).exists():
-        try:
-            return name, float(strength)
-        except ValueError:  # a colon of the name, as in C:\adapter.safetensors
-            return entry, 1.0
-    return entry, 1.0
+    if not (colon and name) or os.path.lexists(entry):
+        return entry, 1.0
+    try:
+        return name, entries.strength(strength)
+    except ValueError as error:
+        # Otherwise a colon of the name, as in C:\adapter.safetensors.
+        from .lorad.checkpoint import PICKLE_ENDINGS
+
+        named = Path(name).suffix.lower() in (".safetensors", *PICKLE_ENDINGS)
+        if name in ("mini", "none") or named or os.path.lexists(name):
+            raise ValueError(f"{entry}: {error}") from None
+        return entry, 1.0
 
 
 @contextmanager

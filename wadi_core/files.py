@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from .entries import NAME_LIMIT
+
 MESSAGE_LENGTH = 400
 _CACHED = "models--"  # how the folder of a repository begins in a model hub's cache
 
@@ -22,7 +24,9 @@ def one_line(text: object) -> str:
     """
     line = " ".join(str(text).split())
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
-    return line if len(line) <= MESSAGE_LENGTH else line[: MESSAGE_LENGTH - 3] + "..."
+    # A long path stands in front, and what is wrong with it at the end.
+    half = (MESSAGE_LENGTH - 3) // 2
+    return line if len(line) <= MESSAGE_LENGTH else f"{line[:half]}...{line[-half:]}"
 
 
 class RefusedFile(ValueError):
@@ -67,6 +71,52 @@ def known_name(path: str | os.PathLike[str]) -> str:
     if holder.name in ("snapshots", "blobs") and holder.parent.name.startswith(_CACHED):
         return holder.parent.name.removeprefix(_CACHED).replace("--", "/")
     return as_text(place.name)
+
+
+def check_writable(path: str | os.PathLike[str], makes_folders: bool = False) -> None:
+    """Find out before the work whether a file can be written there; nothing is left behind.
+
+    Args:
+        path: the file.
+        makes_folders: whether folders that do not exist yet are made when it is written.
+
+    Raises:
+        OSError: it cannot be; one line.
+    """
+    target = Path(os.path.realpath(path))
+    if any(len(os.fsencode(part)) > NAME_LIMIT for part in target.parts):
+        raise OSError(errno.ENAMETOOLONG, one_line(f"{path}: cannot be written: a name of more than {NAME_LIMIT} bytes"))
+    if target.is_dir():
+        raise IsADirectoryError(one_line(f"{path}: this is a folder, a file name is needed"))
+    folder = target.parent
+    while makes_folders and not os.path.lexists(folder):
+        folder = folder.parent
+    if not os.path.lexists(folder):
+        raise FileNotFoundError(one_line(f"{path}: cannot be written: the folder does not exist"))
+    if not folder.is_dir():
+        raise NotADirectoryError(one_line(f"{path}: cannot be written: {folder} is not a folder"))
+    probe = folder / f".wadi-{secrets.token_hex(8)}.tmp"
+    try:
+        # The system's answer, not the permission bits: disks can be read-only and root ignores the bits.
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise type(error)(one_line(f"{path}: cannot be written: {error.strerror or error}")) from error
+
+
+def files_below(folder: str | os.PathLike[str], ending: str) -> list[Path]:
+    """The files of an ending in a folder and its subfolders, sorted; linked folders are followed, each of them once."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(here)
+        if place in seen:  # a link that leads back to where it was met
+            folders.clear()
+            continue
+        seen.add(place)
+        folders.sort()
+        found += [Path(here, name) for name in names if name.lower().endswith(ending)]
+    return sorted(found)
 
 
 @contextmanager

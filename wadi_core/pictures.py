@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import __version__, images
+from . import __version__, files, images
 from .files import atomic_write, one_line, refusal
 from .settings import Settings
 
@@ -90,20 +90,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(one_line(f"{path}: pictures are written as PNG: the name must end in .png"))
-    if path.is_dir():
-        raise IsADirectoryError(one_line(f"{path}: this is a folder, a file name is needed"))
-    folder = path.absolute().parent
-    while not os.path.lexists(folder):
-        folder = folder.parent
-    if not folder.is_dir():
-        raise NotADirectoryError(one_line(f"{path}: cannot be written: {folder} is not a folder"))
-    probe = folder / f".{os.getpid()}.wadi.tmp"
-    try:
-        # The system's answer, not the permission bits: disks can be read-only and root ignores the bits.
-        probe.touch(exist_ok=False)
-        probe.unlink()
-    except OSError as error:
-        raise type(error)(one_line(f"{path}: cannot be written: {error.strerror or error}")) from error
+    files.check_writable(path, makes_folders=True)
 
 
 class ContactSheet:

@@ -17,14 +17,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from . import images
+from . import images, packages
 from .files import one_line, refusal
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-INSTALL = "python -m pip install -e '.[control]'"
 MODELS = "WADI_PREPROCESSORS"  # environment variable with the folder of weights
 ANNOTATORS = "lllyasviel/Annotators on Hugging Face"
 STEP, LARGEST = 64, 1024  # pixels: detectors are given sides divisible by the one, the shorter at most the other
@@ -188,5 +187,5 @@ def _numpy_seed(seed: int) -> Iterator[None]:
 def _package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise OSError(f"control maps need the package {error.name}: {INSTALL}") from error
+    except ImportError as error:
+        raise OSError(f"control maps need more: {packages.missing(error, 'control')}") from error

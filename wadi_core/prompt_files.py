@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 from .delimited import FIELDS, find_field, read_column, same_name
 from .files import existing_file, refusal
+from .packages import install
 from .text_files import is_text, read_lines, tidy
 
 logger = logging.getLogger("wadi")
@@ -213,7 +214,7 @@ def _parquet(path: Path, field: str | None) -> Entries:
         import pyarrow
         from pyarrow import parquet, types
     except ImportError:
-        raise refusal(path, "Parquet files need the package pyarrow: pip install pyarrow") from None
+        raise refusal(path, f"Parquet files need the package pyarrow: {install('pyarrow')}") from None
     try:
         # A generator must not leave the file open for as long as it is not exhausted.
         with parquet.ParquetFile(path) as file:

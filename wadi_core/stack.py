@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from . import settings
+from . import entries, settings
 from .files import known_name, sha256_of_file
 from .lorad.adapter import LoRaD
 
@@ -20,7 +21,7 @@ def load_adapters(lorad: Adapters, strength: float = 1.0) -> list[Stacked]:
     """Adapters in any of the forms that :meth:`~.pipeline.OneStepPipeline.set_lorad` takes, read and with their strengths.
 
     Raises:
-        OSError, ValueError: a file is missing, damaged or no LoRaD, or a strength is not finite; one line.
+        OSError, ValueError: a file is missing, damaged or no LoRaD, or a strength is far from any that makes sense; one line.
     """
     if lorad is None:
         return []
@@ -29,6 +30,7 @@ def load_adapters(lorad: Adapters, strength: float = 1.0) -> list[Stacked]:
     stack = []
     for entry in lorad:
         adapter, its_strength = entry if _is_pair(entry) else (entry, strength)
+        its_strength = entries.strength(its_strength)
         if isinstance(adapter, LoRaD):
             kept = settings.Adapter(adapter.metadata.title or "", its_strength)
         else:
@@ -40,4 +42,4 @@ def load_adapters(lorad: Adapters, strength: float = 1.0) -> list[Stacked]:
 
 
 def _is_pair(entry: Any) -> bool:
-    return isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], (int, float))
+    return isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], Real)

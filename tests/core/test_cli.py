@@ -318,7 +318,7 @@ def test_what_was_not_foreseen_is_one_line_too_and_debug_shows_more(
 def test_a_missing_package_is_named_with_the_way_to_get_it(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tqdm", None)
     result = run("generate", "a cat", "-o", tmp_path / "p.png")
-    assert result.status == 1 and "pip install -e '.[generate]'" in result.error and result.error.count("\n") == 1
+    assert result.status == 1 and 'pip install -e ".[generate]" in the folder' in result.error and result.error.count("\n") == 1
 
 
 def test_a_missing_wadi_mini_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

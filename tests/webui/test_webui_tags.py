@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -74,7 +75,7 @@ def host(tmp_path: Path, made: LoRaD) -> Iterator[Program]:
 def test_tags_are_read_as_the_programs_read_them(host: Program) -> None:
     tags = host.extension("tags")
     prompt = "a <lora:one> b <lorad:two:0.5> <lora:three:1:unet=-0.3> <lora:four:0.2:0.9> <lora:five:much> <hypernet:six:1>"
-    assert [(tag.kind, tag.name, tag.strength) for tag in tags.read(prompt)] == [
+    assert [(tag.kind, tag.name, tag.strength) for tag in tags.read(prompt) if not tag.wrong] == [
         ("lora", "one", 1.0),
         ("lorad", "two", 0.5),
         ("lora", "three", -0.3),
@@ -142,7 +143,7 @@ def test_the_check_line_warns(host: Program) -> None:
     assert "was trained at 64x64" in host.line("one-step", sampler="WaDi one-step", width=128, height=64)
     assert "⚠ foreign" not in host.line("foreign") and "⚠ it is made for sd21" in host.line("foreign")
     assert "⚠ ordinary: this is no LoRaD" in host.line("ordinary")
-    assert "⚠ nowhere: there is no file" in host.line("nowhere")
+    assert "⚠ nowhere: there is no adapter file of this name" in host.line("nowhere")
     assert "⚠ cut: " in host.line("cut")
 
 
@@ -150,3 +151,104 @@ def test_the_check_line_reads_the_prompt(host: Program) -> None:
     line = host.line(sampler="WaDi one-step", prompt="a cat <lorad:one-step:0.5> <lora:ordinary:1>")
     assert "angles times 0.5" in line and "⚠" not in line
     assert "schedules differ" in host.line("other", sampler="WaDi one-step", prompt="<lorad:one-step:1>")
+
+
+WRONG = {
+    "<lorad:one-step:0,8>": "'0,8' is no decimal number: the decimal sign is a point",
+    "<lorad:one-step:0. 6>": "'0. 6' is no decimal number",
+    "<lorad:one-step:.5.>": "'.5.' is no decimal number",
+    "<lorad:one-step:>": "a number is missing",
+    "<lorad:my:name:1>": "'name' is no decimal number",
+    "<lorad:one-step:ALL0.5>": "'ALL0.5' is no decimal number",
+    "<lorad:one-step:nan>": "'nan' is no decimal number",
+    "<lorad:one-step:inf>": "'inf' is no decimal number",
+    "<lorad:one-step:1e9>": "the strength has to lie from -100 to 100, not 1e+09",
+    "<lorad:one-step:80%>": "'80%' is no decimal number",
+    "<lorad:one-step:０．８>": "is no decimal number",
+    "<lorad:one-step:1@0.5>": "'1@0.5' is no decimal number",
+    "<lorad:one-step:1 y, <hypernet:six:1>": "'1 y, <hypernet' is no decimal number",
+    "<lorad:one-step:1:much>": "'much' is no decimal number",
+    "<lorad:one-step:1:1:x>": "'x' is no decimal number",
+    "<lorad:one-step:1:1:2.5>": "'2.5' is no whole number",
+    "<lorad:one-step:unet=>": "a number is missing",
+    "<lorad:one-step:1:te=a>": "'a' is no decimal number",
+    "<lorad:one-step:1:dyn=a>": "'a' is no decimal number",
+    "<lorad:one-step:1:unet=0=5>": "'unet=0=5' is no decimal number",
+    "<lorad::1>": "it names no adapter",
+    "<lorad:>": "it names no adapter",
+    "<lora:one-step:0,8>": "'0,8' is no decimal number: the decimal sign is a point",
+}
+
+
+@pytest.mark.parametrize(("tag", "why"), WRONG.items(), ids=WRONG)
+def test_a_tag_that_is_written_wrong_is_left_out_and_the_others_stay(host: Program, tag: str, why: str) -> None:
+    prompts, told = host.prepared(f"a {tag} b <lorad:style:0.5> <lora:ordinary:1>")
+    assert prompts == ["a  b <lora:style:0.5> <lora:ordinary:1>"]
+    assert told == f"{tag} is left out: {told.partition(' is left out: ')[2]}" and why in told
+    assert [found.tag.name for found in host.extension("tags").lorads(prompts[0])] == ["style"]
+    line = host.line(prompt=f"a {tag} <lorad:one-step:1>", sampler="WaDi one-step", width=64, height=64)
+    assert escape(why) in line and "one-step: " in line
+
+
+GOOD = {
+    "<lorad:one-step>": ("<lora:one-step>", 1.0),
+    "<lorad:one-step: 0.8 >": ("<lora:one-step: 0.8 >", 0.8),
+    "<lorad:one-step:+0.8>": ("<lora:one-step:+0.8>", 0.8),
+    "<lorad:one-step:-0.8>": ("<lora:one-step:-0.8>", -0.8),
+    "<lorad:one-step:.5>": ("<lora:one-step:.5>", 0.5),
+    "<lorad:one-step:0.5:0.8>": ("<lora:one-step:0.5:0.8>", 0.8),
+    "<lorad:one-step:1:0.5:8>": ("<lora:one-step:1:0.5:8>", 0.5),
+    "<lorad:one-step:1:te=0.5>": ("<lora:one-step:1:te=0.5>", 0.5),
+    "<lorad:one-step:1:lbw=OUTD>": ("<lora:one-step:1:lbw=OUTD>", 1.0),
+    "<LoRaD:one-step:1>": ("<lora:one-step:1>", 1.0),
+    "(<lorad:one-step:1>:1.2)": ("(<lora:one-step:1>:1.2)", 1.0),
+}
+
+
+@pytest.mark.parametrize(("written", "becomes"), GOOD.items(), ids=GOOD)
+def test_tags_as_people_write_them(host: Program, written: str, becomes: tuple[str, float]) -> None:
+    prompts, told = host.prepared(f"a {written}")
+    assert (prompts, told) == ([f"a {becomes[0]}"], "")
+    assert [found.tag.strength for found in host.extension("tags").lorads(prompts[0])] == [becomes[1]]
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("one-stp", "'one-step'"),
+        ("One-Step", "'one-step'"),
+        (" one-step", "'one-step'"),
+        ("one-step.safetensors", "'one-step'"),
+        ("sub/one-step", "'one-step'"),
+        ("sub\\one-step.safetensors", "'one-step'"),
+        ("one\\-step", "'one-step'"),
+        ("quite another", None),
+    ],
+)
+def test_the_names_nearest_to_an_unknown_one_are_told(host: Program, name: str, near: str | None) -> None:
+    prompts, told = host.prepared(f"a <lorad:{name}:1><lorad:style:1>")
+    assert prompts == ["a <lora:style:1>"]
+    assert told.startswith(f"{name} is left out: there is no adapter file of this name")
+    assert (f"; did you mean {near}" in told) if near else "did you mean" not in told
+
+
+def test_tags_of_others_are_the_programs_business(host: Program) -> None:
+    for prompt in ("a <lora:ordinary:0,8>", "a <lora:nowhere:ALL>", "a <lora:>", "a <hypernet:x:y>"):
+        assert host.prepared(prompt) == ([prompt], "")
+
+
+def test_files_in_linked_subfolders_are_found(host: Program, tmp_path: Path) -> None:
+    folder, other = tmp_path / "LoRaD", tmp_path.parent / f"{tmp_path.name}-other"
+    (folder / "sub").mkdir(parents=True)
+    other.mkdir()
+    content = (tmp_path / "one-step.safetensors").read_bytes()
+    for path in (folder / "sub" / "deep.safetensors", folder / "LOUD.SAFETENSORS", other / "linked.safetensors"):
+        path.write_bytes(content)
+    (folder / "styles").symlink_to(other, target_is_directory=True)
+    (other / "circle").symlink_to(folder, target_is_directory=True)
+    catalog = host.extension("catalog")
+    assert catalog.file_of("deep") == folder / "sub" / "deep.safetensors"
+    assert catalog.file_of("linked") == folder / "styles" / "linked.safetensors" and catalog.in_own_folder(folder / "styles")
+    assert catalog.file_of("LOUD") == folder / "LOUD.SAFETENSORS"
+    assert {"deep", "linked", "LOUD"} <= set(catalog.names())
+    assert host.prepared("a <lorad:linked:0.5>") == (["a <lora:linked:0.5>"], "")

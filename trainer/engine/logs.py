@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from wadi_core.files import atomic_write
+from wadi_core.packages import missing
 
 logger = logging.getLogger("wadi")
 
@@ -24,6 +25,7 @@ class LossTable:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.rows: list[dict[str, float]] = []
+        self._draws = True
         if resume_step and self.path.exists():
             with open(self.path, newline="", encoding="utf-8") as file:
                 rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
@@ -42,12 +44,18 @@ class LossTable:
             file.write(text.getvalue().encode())
 
     def plot(self, path: str | os.PathLike[str], columns: Sequence[str], title: str) -> None:
-        """Draw ``columns`` against the step, logarithmic, as one PNG."""
-        import matplotlib
+        """Draw ``columns`` against the step, logarithmic, as one PNG; without matplotlib it is left out, which is said once."""
+        if not self._draws:
+            return
+        try:
+            import matplotlib
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
+            matplotlib.use("Agg")
+            from matplotlib import pyplot
+        except ImportError as error:
+            self._draws = False
+            logger.info("no chart is drawn, the figures are in %s: %s", self.path.name, missing(error, "train"))
+            return
         figure, axes = pyplot.subplots(figsize=(7, 3.6), dpi=120)
         for column in columns:
             if points := [(row["step"], row[column]) for row in self.rows if column in row]:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from wadi_core.packages import install
+
 from .muon import MuonForMatrices
 
 logger = logging.getLogger("wadi")
@@ -34,7 +36,7 @@ def make_optimizer(
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
-        raise ValueError(f"optimizer: adamw8bit needs bitsandbytes ({error}): pip install bitsandbytes") from None
+        raise ValueError(f"optimizer: adamw8bit needs bitsandbytes ({error}): {install('bitsandbytes')}") from None
     if kind_of_device != "cuda":
         raise ValueError(f"optimizer: adamw8bit needs an NVIDIA GPU, this run is on {kind_of_device}; take adamw")
     return AdamW8bit(parameters, **options)

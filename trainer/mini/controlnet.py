@@ -10,8 +10,8 @@ bits. Of scenes with two objects some captions name only one, so that the map ha
 from __future__ import annotations
 
 import json
-import os
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +25,13 @@ from wadi_core import base as bases
 from wadi_core import pictures
 from wadi_core.control import Steered, Steering
 from wadi_core.lorad.checkpoint import write_safetensors
-from wadi_core.output import take_any_text
 from wadi_core.pipeline import noise
 from wadi_core.thirdparty import DiffusersNetwork, Tokenizer
 
 from ..engine.logs import contact_sheet
 from ..engine.muon import ENDS
-from ..settings import fields as settings
+from ..settings import cli
+from ..settings.fields import FilePath
 from . import scenes
 from .denoising import Denoising, DenoisingConfig
 from .edges import agreement, control_maps, edges, pack, unpack
@@ -48,10 +48,10 @@ FOREIGN = 0.1  # mean square difference from which on latents are some other aut
 class ControlNetConfig(DenoisingConfig):
     """Settings of the ControlNet's training."""
 
-    output: str = "runs/mini-controlnet"
-    base: str = "mini"  # or the teacher's folder in diffusers layout
-    latents: str = "runs/mini-latents"
-    maps: str = "runs/mini-control-maps"
+    output: FilePath = "runs/mini-controlnet"
+    base: FilePath = "mini"  # or the teacher's folder in diffusers layout
+    latents: FilePath = "runs/mini-latents"
+    maps: FilePath = "runs/mini-control-maps"
     steps: int = 6000
     learning_rate: float = 3e-4  # of Muon: the copied layers are trained already
     warmup: int = 100
@@ -229,12 +229,5 @@ def run(config: ControlNetConfig) -> None:
     training.average.save_pretrained(training.output / "controlnet")
 
 
-def main() -> None:
-    take_any_text()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    arguments = settings.parser((__doc__ or "").splitlines()[0]).parse_args()
-    run(settings.load(ControlNetConfig, arguments.config, arguments.overrides))
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.main(__doc__, ControlNetConfig, run))

@@ -12,8 +12,8 @@ so every latent that the teacher has learned, stays as it is; so does the teache
 from __future__ import annotations
 
 import math
-import os
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,14 +23,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from wadi_core import pictures
-from wadi_core.output import take_any_text
 from wadi_core.thirdparty import DiffusersNetwork, Tokenizer
 
 from ..engine.checkpoints import Checkpoints
 from ..engine.logs import LossTable, contact_sheet
 from ..engine.muon import MuonWithAdamW
 from ..engine.signals import stop_signals
-from ..settings import fields as settings
+from ..settings import cli
+from ..settings.fields import FilePath
 from . import scenes
 from .latents import read_shards
 from .perception import Perception
@@ -45,12 +45,12 @@ SHOWN = 12  # scenes of the sheet
 class DecoderConfig:
     """Settings of the decoder's second lesson."""
 
-    output: str = "runs/mini-decoder"
+    output: FilePath = "runs/mini-decoder"
     seed: int = 0
-    vae: str = "runs/mini-vae/vae"
-    teacher: str = "runs/mini-teacher"  # a folder with unet/ and text_encoder/
-    latents: str = "runs/mini-latents"
-    tokenizer: str = "wadi_core/mini/tokenizer"
+    vae: FilePath = "runs/mini-vae/vae"
+    teacher: FilePath = "runs/mini-teacher"  # a folder with unet/ and text_encoder/
+    latents: FilePath = "runs/mini-latents"
+    tokenizer: FilePath = "wadi_core/mini/tokenizer"
     steps: int = 2000
     batch: int = 8
     crop: int = 64  # pixels
@@ -195,12 +195,5 @@ def run(config: DecoderConfig) -> None:
     vae.save_pretrained(output / "vae")
 
 
-def main() -> None:
-    take_any_text()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    arguments = settings.parser((__doc__ or "").splitlines()[0]).parse_args()
-    run(settings.load(DecoderConfig, arguments.config, arguments.overrides))
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.main(__doc__, DecoderConfig, run))

@@ -25,6 +25,7 @@ from ..engine.checkpoints import Checkpoints, random_state, restore_random_state
 from ..engine.logs import LossTable
 from ..engine.muon import ENDS, MuonWithAdamW
 from ..engine.signals import stop_signals
+from ..settings.fields import FilePath
 from .init import CentredSteps
 from .sampling import make_scheduler
 
@@ -36,7 +37,7 @@ FIGURES = ("eps_loss", "eps_loss_999", "weighted")
 class DenoisingConfig:
     """Settings that both trainings have."""
 
-    output: str = "runs/denoising"
+    output: FilePath = "runs/denoising"
     seed: int = 0
     steps: int = 40000
     batch: int = 64

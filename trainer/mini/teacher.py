@@ -5,19 +5,19 @@ python -m trainer.mini.teacher --config trainer/configs/mini-teacher.yaml
 
 from __future__ import annotations
 
-import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from wadi_core.output import take_any_text
 from wadi_core.pipeline import noise
 from wadi_core.thirdparty import DiffusersNetwork, Tokenizer
 
 from ..engine.logs import contact_sheet
-from ..settings import fields as settings
+from ..settings import cli
+from ..settings.fields import FilePath
 from . import scenes
 from .denoising import Denoising, DenoisingConfig
 from .init import freeze_samplers, skip_copying, start_as_identity
@@ -43,16 +43,16 @@ SHEET_CAPTIONS = (
 class TeacherConfig(DenoisingConfig):
     """Settings of the teacher's training."""
 
-    output: str = "runs/mini-teacher"
-    vae: str = "runs/mini-vae/vae"
-    latents: str = "runs/mini-latents"
-    tokenizer: str = "wadi_core/mini/tokenizer"
+    output: FilePath = "runs/mini-teacher"
+    vae: FilePath = "runs/mini-vae/vae"
+    latents: FilePath = "runs/mini-latents"
+    tokenizer: FilePath = "wadi_core/mini/tokenizer"
     channels: tuple[int, ...] = (96, 192, 192)
     heads: int = 2
     text_width: int = 128
     text_layers: int = 5
-    start_from: str | None = None  # a trained teacher's folder (unet/ and text_encoder/ in diffusers layout)
-    words_from: str | None = None  # a folder with a text_encoder/ that has had its first lessons: taken in place of that one
+    start_from: FilePath | None = None  # a trained teacher's folder (unet/ and text_encoder/ in diffusers layout)
+    words_from: FilePath | None = None  # a folder with a text_encoder/ that has had its first lessons: taken instead
     words_frozen: bool = False  # the text encoder stays as it is
     pointing: float = 0.0  # weight of the loss of where the finest attention looks; 0 for none
 
@@ -202,12 +202,5 @@ def run(config: TeacherConfig) -> None:
     training.average.text_encoder.save_pretrained(training.output / "text_encoder")
 
 
-def main() -> None:
-    take_any_text()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    arguments = settings.parser((__doc__ or "").splitlines()[0]).parse_args()
-    run(settings.load(TeacherConfig, arguments.config, arguments.overrides))
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.main(__doc__, TeacherConfig, run))

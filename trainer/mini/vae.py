@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,14 +23,14 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from wadi_core import pictures
-from wadi_core.output import take_any_text
 from wadi_core.thirdparty import DiffusersNetwork
 
 from ..engine.checkpoints import Checkpoints, random_state, restore_random_state
 from ..engine.logs import LossTable, contact_sheet
 from ..engine.muon import MuonWithAdamW
 from ..engine.signals import stop_signals
-from ..settings import fields as settings
+from ..settings import cli
+from ..settings.fields import FilePath
 from . import scenes
 from .init import freeze_samplers, start_as_block_means
 from .perception import Perception
@@ -46,7 +47,7 @@ class Weighted(Protocol):
 class VaeConfig:
     """Settings of the autoencoder's training."""
 
-    output: str = "runs/mini-vae"
+    output: FilePath = "runs/mini-vae"
     seed: int = 0
     channels: tuple[int, ...] = (96, 96, 192, 192)
     steps: int = 12000
@@ -214,11 +215,5 @@ def run(config: VaeConfig) -> None:
     vae.save_pretrained(output / "vae")
 
 
-def main() -> None:
-    take_any_text()
-    arguments = settings.parser((__doc__ or "").splitlines()[0]).parse_args()
-    run(settings.load(VaeConfig, arguments.config, arguments.overrides))
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.main(__doc__, VaeConfig, run))

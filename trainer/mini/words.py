@@ -13,8 +13,8 @@ for all objects.
 
 from __future__ import annotations
 
-import os
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from wadi_core.output import take_any_text
 from wadi_core.thirdparty import DiffusersNetwork
 
 from ..engine.logs import LossTable
 from ..engine.muon import MuonWithAdamW
-from ..settings import fields as settings
+from ..settings import cli
+from ..settings.fields import FilePath
 from . import scenes
 from .sampling import tokenize
 from .teacher import TeacherConfig, make_text_encoder, take_weights
@@ -44,13 +44,13 @@ NUMBERS = 5  # of a latent: its four channels, and how much of it the object fil
 class WordsConfig:
     """Settings of the text encoder's first lessons."""
 
-    output: str = "runs/mini-words"
+    output: FilePath = "runs/mini-words"
     seed: int = 0
-    vae: str = "runs/mini-vae/vae"
-    tokenizer: str = "wadi_core/mini/tokenizer"
+    vae: FilePath = "runs/mini-vae/vae"
+    tokenizer: FilePath = "wadi_core/mini/tokenizer"
     text_width: int = 128
     text_layers: int = 5
-    start_from: str | None = None  # a folder with a text_encoder/ that has had lessons before, of the same shape
+    start_from: FilePath | None = None  # a folder with a text_encoder/ that has had lessons before, of the same shape
     steps: int = 1000
     batch: int = 128
     learning_rate: float = 3e-3  # of Muon
@@ -193,12 +193,5 @@ def run(config: WordsConfig) -> None:
     table.plot(Path(config.output) / "losses.png", ["names", "looks"], "wadi-mini text encoder")
 
 
-def main() -> None:
-    take_any_text()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    arguments = settings.parser((__doc__ or "").splitlines()[0]).parse_args()
-    run(settings.load(WordsConfig, arguments.config, arguments.overrides))
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(cli.main(__doc__, WordsConfig, run))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from wadi_core.lorad import LoRaD, Metadata
 from wadi_core.lorad.layers import adapter_key
 from wadi_core.lorad.linear import RotatedLinear, attach
+from wadi_core.packages import install
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -121,7 +122,7 @@ class PeftAdapter(Adapter):
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
             raise ValueError(
-                f"adapter: lora and dora need peft, which cannot be imported ({error}): pip install peft"
+                f"adapter: lora and dora need peft, which cannot be imported ({error}): {install('peft')}"
             ) from None
         settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(layers), use_dora=dora, bias="none")
         others = [parameter for parameter in network.parameters() if parameter.requires_grad]

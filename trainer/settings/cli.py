@@ -9,7 +9,9 @@ import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
+from wadi_core.files import one_line
 from wadi_core.output import take_any_text
+from wadi_core.packages import missing
 
 from . import fields as settings
 
@@ -49,9 +51,9 @@ def main(about: str, schema: type[C], run: Callable[[C], object], estimate: Call
     except KeyboardInterrupt:
         sys.stderr.write("stopped; started again it goes on from its newest checkpoint, if there is one\n")
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if arguments.debug:
             traceback.print_exc()
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {one_line(missing(error, 'train') if isinstance(error, ImportError) else error)}\n")
         return DIVERGED if type(error).__name__ == "Diverged" else 1
     return 0

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .fields import setting
+from wadi_core.entries import check_file_name
+
+from .fields import FilePath, setting
 
 VERSION = 1
 ADAPTERS = ("lorad", "lora", "dora", "full")
 PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
+LARGEST_RANK = 2560  # pairs of inputs of the largest layer of a Stable Diffusion: no adapter has more angles to tell apart
 STORAGE = ("fp32", "bf16", "fp16", "fp8", "nf4", "fp64")
 
 
@@ -32,6 +35,25 @@ def check_together(resolution: int, precision: str, base_weights: str, compile: 
         raise ValueError(f"compile: cannot be combined with base_weights={base_weights}")
 
 
+def check_names(output: str, *files: str) -> None:
+    """Do nothing if a run can write its files of these names at its end.
+
+    Args:
+        output: the folder.
+        files: names without their ending.
+
+    Raises:
+        ValueError: it cannot; one line.
+    """
+    if not output.strip():
+        raise ValueError("output: name the folder that the run writes to")
+    for file in files:
+        try:
+            check_file_name(file, ".safetensors")
+        except ValueError as error:
+            raise ValueError(f"name: {error}") from None
+
+
 @dataclass
 class TrainConfig:
     """Settings of a distillation."""
@@ -39,15 +61,15 @@ class TrainConfig:
     version: int = setting(VERSION, "of these settings", low=VERSION, high=VERSION)
 
     # What is distilled, and into what.
-    base: str = setting("mini", "the multi-step model: a diffusers folder, a .safetensors checkpoint, or mini")
-    base_config: str = setting("", "for a checkpoint of unknown shape: a diffusers folder with its settings")
+    base: FilePath = setting("mini", "the multi-step model: a diffusers folder, a .safetensors checkpoint, or mini")
+    base_config: FilePath = setting("", "for a checkpoint of unknown shape: a diffusers folder with its settings")
     prediction_type: str = setting("epsilon", "what the base returns", choices=("epsilon", "v_prediction"))
     resolution: int = setting(0, "side of the pictures, a multiple of 8; 0 is the base's own", "pixels", 0, 4096)
-    prompts: str = setting("mini", "a file or folder of prompts, starter for those that ship, or mini for its scenes")
+    prompts: FilePath = setting("mini", "a file or folder of prompts, starter for those that ship, or mini for its scenes")
     prompt_field: str = setting("", "key or column that holds the prompts; empty finds it")
-    embedding_cache: str = setting("", "a folder that keeps the embeddings of prompts; empty keeps none")
+    embedding_cache: FilePath = setting("", "a folder that keeps the embeddings of prompts; empty keeps none")
     null_share: float = setting(0.1, "of the fake score's prompts are empty", "share", 0, 1)
-    output: str = setting("runs/mini", "folder of everything that the run writes")
+    output: FilePath = setting("runs/mini", "folder of everything that the run writes")
     name: str = setting("one-step", "of the finished file, and its title")
     license: str = setting("", "of the finished file, as an SPDX name; empty says nothing")
     seed: int = setting(0, "of all random numbers", low=0, high=2**63 - 1)
@@ -62,9 +84,9 @@ class TrainConfig:
     # The roles.
     adapter: str = setting("lorad", "what the student is: LoRaD, LoRA or DoRA (peft), or all weights", choices=ADAPTERS)
     fake_adapter: str = setting("lorad", "what the fake score is", choices=ADAPTERS)
-    student_rank: int = setting(64, "of the student's adapter", low=1)
-    fake_rank: int = setting(16, "of the fake score's adapter", low=1)
-    start_from: str = setting("", "a LoRaD file that the student begins with, of its rank; empty begins with the base")
+    student_rank: int = setting(64, "of the student's adapter", low=1, high=LARGEST_RANK)
+    fake_rank: int = setting(16, "of the fake score's adapter", low=1, high=LARGEST_RANK)
+    start_from: FilePath = setting("", "a LoRaD file that the student begins with, of its rank; empty begins with the base")
 
     # The recipe.
     student_rate: float = setting(1e-3, "learning rate of the student", low=0)
@@ -113,7 +135,7 @@ class TrainConfig:
     save_every: int = setting(100, "a checkpoint", "steps", 1)
     keep: int = setting(2, "newest checkpoints that stay", low=1)
     keep_every: int = setting(0, "checkpoints of these multiples stay for good; 0 is none", "steps", 0)
-    resume: str = setting("latest", "latest goes on from the newest checkpoint of the output folder; new refuses to "
+    resume: FilePath = setting("latest", "latest goes on from the newest checkpoint of the output folder; new refuses to "
                           "start where there are any; or the path of a checkpoint")  # fmt: skip
     max_skipped: int = setting(25, "updates in a row with NaN or Inf before the run stops", low=1)
     log_every: int = setting(10, "a row of losses", "steps", 1)
@@ -145,5 +167,4 @@ class TrainConfig:
             raise ValueError(f"student_precision: fp32 needs base_weights=fp32, not {self.base_weights}")
         if self.start_from and self.adapter != "lorad":
             raise ValueError(f"start_from: a LoRaD can only begin a student that is one, not adapter: {self.adapter}")
-        if any(sign in self.name for sign in "/\\") or not self.name.strip(". "):
-            raise ValueError(f"name: a file name without folders is expected, not {self.name!r}")
+        check_names(self.output, self.name)

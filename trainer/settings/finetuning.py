@@ -6,11 +6,12 @@ What means the same as in a distillation is taken from there, with its range.
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .distillation import VERSION, TrainConfig, check_together
-from .fields import setting
+from .distillation import LARGEST_RANK, VERSION, TrainConfig, check_names, check_together
+from .fields import FilePath, setting
 
 _SHARED = {field.name: field for field in dataclasses.fields(TrainConfig)}
 TEMPLATES = ("a photo of {}", "a picture of {}", "{}")
@@ -28,14 +29,18 @@ class LessonConfig:
 
     version: int = setting(VERSION, "of these settings", low=VERSION, high=VERSION)
 
-    base: str = same("base")
-    base_config: str = same("base_config")
+    base: FilePath = same("base")
+    base_config: FilePath = same("base_config")
     prediction_type: str = same("prediction_type")
     resolution: int = same("resolution")
-    pictures: str = setting("", "folder of pictures to learn from; a .txt or .caption beside one holds captions, a line each")
+    pictures: FilePath = setting(
+        "", "folder of pictures to learn from; a .txt or .caption beside one holds captions, a line each"
+    )
     templates: tuple[str, ...] = setting((), "captions of the pictures that have none of their own")
-    lorad: str = setting("", "a one-step LoRaD: sheets show its student as well, anchor_weight holds it; mini is wadi-mini's")
-    output: str = same("output", "runs/lesson")
+    lorad: FilePath = setting(
+        "", "a one-step LoRaD: sheets show its student as well, anchor_weight holds it; mini is wadi-mini's"
+    )
+    output: FilePath = same("output", "runs/lesson")
     name: str = setting("lesson", "of the finished file, and its title")
     license: str = same("license")
     seed: int = same("seed")
@@ -75,7 +80,7 @@ class LessonConfig:
     save_every: int = same("save_every")
     keep: int = same("keep")
     keep_every: int = same("keep_every")
-    resume: str = same("resume")
+    resume: FilePath = same("resume")
     max_skipped: int = same("max_skipped")
     log_every: int = same("log_every")
     sheet_every: int = same("sheet_every", 250)
@@ -89,8 +94,13 @@ class LessonConfig:
         if self.anchor_weight and not self.lorad:
             raise ValueError("anchor_weight: the one-step LoRaD is missing that is held to the teacher: lorad=PATH")
         # ComfyUI takes what follows a bracket for the next word of a prompt.
-        if any(sign in self.name for sign in "/\\<[ ") or not self.name.strip(". "):
+        if any(sign in self.name for sign in "<[ "):
             raise ValueError(f"name: a file name without folders, spaces and brackets is expected, not {self.name!r}")
+        check_names(self.output, *self.files())
+
+    def files(self) -> list[str]:
+        """Names of the files that the run writes at its end, without their ending."""
+        return [self.name]
 
 
 @dataclass
@@ -108,13 +118,23 @@ class InvertConfig(LessonConfig):
     positives: int = setting(4, "of them drawn for a sample", low=1)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not self.tokens:
             raise ValueError("tokens: name the word to learn, as in tokens=['<R>']")
+        super().__post_init__()
         if any(not token.strip() or len(token.split()) > 1 for token in self.tokens):
             raise ValueError(f"tokens: words without spaces are expected, not {list(self.tokens)}")
+        same = [file for file in self.files() if [other.lower() for other in self.files()].count(file.lower()) > 1]
+        if same:
+            raise ValueError(f"tokens: {' and '.join(self.tokens)} would be written to one file, {same[0]}.safetensors")
         if len(self.initial) not in (1, len(self.tokens)):
             raise ValueError(f"initial: one word, or {len(self.tokens)} as there are tokens, not {len(self.initial)}")
+
+    def files(self) -> list[str]:
+        # One for each word: other programs read no more than one word from a file.
+        if len(self.tokens) == 1:
+            return [self.name]
+        words = [re.sub(r"\W+", "-", token).strip("-") or str(number) for number, token in enumerate(self.tokens)]
+        return [f"{self.name}-{word}" for word in words]
 
 
 @dataclass
@@ -122,11 +142,11 @@ class PersonalizeConfig(LessonConfig):
     """Settings of learning a subject, a style or, beside its word, a relation."""
 
     adapter: str = setting("lorad", "what is trained: LoRaD, or LoRA (peft)", choices=("lorad", "lora"))
-    rank: int = setting(16, "of the adapter", low=1)
+    rank: int = setting(16, "of the adapter", low=1, high=LARGEST_RANK)
     layers: tuple[str, ...] = setting((), "parts of the names of those to adapt, such as down_blocks*attn1; none is all")
     rate: float = setting(1e-3, "learning rate", low=0)
     mirror: bool = setting(False, "show the pictures mirrored as well")
-    embeddings: tuple[str, ...] = setting((), "files of learned words that captions say")
+    embeddings: tuple[FilePath, ...] = setting((), "files of learned words that captions say")
     class_prompts: tuple[str, ...] = setting((), "what the teacher draws for prior preservation, such as: a photo of a dog")
     prior_count: int = setting(0, "pictures of these, drawn by the teacher before it begins; 0 is none", low=0)
     prior_weight: float = setting(1.0, "of the loss on them", low=0)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .. import entries
 from ..files import RefusedFile, one_line, refusal
 from ..schedule import OneStep
 from .checkpoint import PICKLE_ENDINGS, read_header, read_pickle, read_tensors, write_safetensors
@@ -312,7 +313,7 @@ def fuse(module: nn.Module, stack: Iterable[tuple[LoRaD, float]], keep_backup: b
     Raises:
         ValueError: an adapter does not fit, or they do not belong together; one line, and nothing has been changed.
     """
-    stack = [(lorad, strength) for lorad, strength in stack if strength != 0.0]
+    stack = [(lorad, number) for lorad, strength in stack if (number := entries.strength(strength)) != 0.0]
     check_together(lorad for lorad, _ in stack)
     parts: dict[str, list[tuple[Tensor, Tensor, float]]] = {}
     for lorad, strength in stack:

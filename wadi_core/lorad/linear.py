@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .. import entries
 from .rotation import Factors, rotate, rotate_, sum_angles, working_dtype
 
 # torch before 2.2 has no such question; its compiler takes the other way through _turned as well, only slower.
@@ -256,8 +257,9 @@ def attach(
         trainable: whether the factors get gradients.
 
     Raises:
-        ValueError: a layer is missing or a shape is wrong; nothing has been changed then.
+        ValueError: a layer is missing, a shape is wrong, or the strength is none; nothing has been changed then.
     """
+    strength = entries.strength(strength)
     layers = dict(module.named_modules())
     linears = {path: check_fits(path, layers.get(path), *pair) for path, pair in factors.items()}
     for path, linear in linears.items():

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from .. import entries
 from ..files import one_line
 from ..schedule import OneStep
 from .adapter import LoRaD, check_together
@@ -151,11 +152,9 @@ def factors_by_layer(base: Weights, adapters: Iterable[tuple[LoRaD, float]]) -> 
     """Canonical path of each layer that adapters turn -> the factors that do it; those of strength 0 do nothing.
 
     Raises:
-        ValueError: an adapter does not fit, or they do not belong together; one line.
+        ValueError: an adapter does not fit, they do not belong together, or a strength is none; one line.
     """
-    active = [(adapter, strength) for adapter, strength in adapters if strength != 0.0]
-    if not all(math.isfinite(strength) for _, strength in active):
-        raise ValueError("the strength of an adapter must be a finite number")
+    active = [(adapter, number) for adapter, strength in adapters if (number := entries.strength(strength)) != 0.0]
     check_together(adapter for adapter, _ in active)
     _check_prediction(base, [adapter for adapter, _ in active])
     layers: dict[str, list[Factors]] = {}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import mini
-from ..files import RefusedFile, atomic_write, one_line, refusal
+from ..files import RefusedFile, atomic_write, check_writable, one_line, refusal
 from . import declared
 from .checkpoint import Header, encode_header, raw_bytes
 from .folders import STEM, WeightFiles, has_weights, weight_files
@@ -151,16 +151,14 @@ def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLik
 
     Raises:
         ValueError: it would overwrite an input.
-        OSError: its folder does not exist, or the disk has not enough room. Both with a message of one line.
+        OSError: its folder does not exist or cannot be written, or the disk has not enough room. Both with a message of
+            one line.
     """
     target = Path(os.path.realpath(path))
     for other in inputs:
         if target == Path(os.path.realpath(other)) or (target.exists() and Path(other).exists() and target.samefile(other)):
             raise refusal(path, "the output would overwrite an input: choose another name")
-    if target.is_dir():
-        raise IsADirectoryError(one_line(f"{path}: this is a folder, a file name is needed"))
-    if not target.parent.is_dir():
-        raise FileNotFoundError(one_line(f"{path}: cannot be written: the folder does not exist"))
+    check_writable(path)
     free = shutil.disk_usage(target.parent).free
     if size > free:
         needed, left = f"{size / 1e9:.2f} GB", f"{free / 1e9:.2f} GB"
