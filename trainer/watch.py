@@ -45,8 +45,8 @@ class Progress:
         self._shown = shown
         self._bar: tqdm | None = None
         if shown and start < steps and file is not None and file.isatty():
-            self._bar = tqdm(total=steps, initial=start, unit="step", mininterval=2, file=file)
-            self._fit({})
+            width, shape, _ = self._layout({})
+            self._bar = tqdm(total=steps, initial=start, unit="step", mininterval=2, file=file, ncols=width, bar_format=shape)
 
     def __enter__(self) -> Progress:
         return self
@@ -64,15 +64,16 @@ class Progress:
     def tell(self, figures: Mapping[str, str]) -> None:
         """Show figures of the last steps, beside the bar or in a line."""
         if self._bar is not None:
-            self._fit(figures)
+            self._bar.ncols, self._bar.bar_format, postfix = self._layout(figures)
+            self._bar.set_postfix_str(postfix)
         elif self._shown:
             seconds = (time.monotonic() - self.began) / max(1, self.step - self.start)
             words = [f"{name} {value}" for name, value in figures.items()]
             words += [f"{seconds:.3g} s/step", f"{duration(seconds * (self.steps - self.step))} left"]
             logger.info("step %d of %d: %s", self.step, self.steps, ", ".join(words))
 
-    def _fit(self, figures: Mapping[str, str]) -> None:
-        """Show the bar with as many figures as leave it room."""
+    def _layout(self, figures: Mapping[str, str]) -> tuple[int, str | None, str]:
+        """Columns of the terminal, the shape of the bar, and as many figures as leave it room."""
         width = shutil.get_terminal_size().columns
         room = width - BAR - len(f"100%|| {self.steps}/{self.steps} [00:00:00<00:00:00, 00.00step/s]")
         chosen: list[str] = []
@@ -80,9 +81,8 @@ class Progress:
             if len(", ".join(["", *chosen, f"{name}={value}"])) > room:
                 break
             chosen.append(f"{name}={value}")
-        self._bar.ncols = width
-        self._bar.bar_format = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {remaining}" if room < 0 else None
-        self._bar.set_postfix_str(", ".join(chosen))
+        shape = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {remaining}" if room < 0 else None
+        return width, shape, ", ".join(chosen)
 
 
 def duration(seconds: float) -> str:
