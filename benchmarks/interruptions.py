@@ -49,9 +49,10 @@ from wadi_core.files import one_line
 logger = logging.getLogger("benchmark")
 
 ROOT = Path(__file__).resolve().parents[1]
+EACH = 12  # interruptions of one run, at most
 FINISHED = "finished.safetensors"
 STEPS = 24
-SHARED = ("device=cpu", "precision=fp32", f"steps={STEPS}", "batch=2", "micro_batch=1", "save_every=2", "tensorboard=false")
+SHARED = ("device=cpu", "precision=fp32", "batch=2", "micro_batch=1", "save_every=2", "tensorboard=false")
 SHARED += ("name=finished", "log_every=5", "sheet_every=9", "resolution=64")
 KINDS = {
     "distillation": ("mini.yaml", ("ema=0.9", "student_rank=8", "fake_adapter=lorad", "fake_rank=4", "anchor_steps=2")),
@@ -93,7 +94,7 @@ class Runs:
         self.processes = multiprocessing.get_context("forkserver")
         self.processes.set_forkserver_preload(["benchmarks.interruptions"])
         base = training.prepare(place / "base", "small")
-        self.words = [*SHARED, *KINDS[kind][1], f"base={base}"]
+        self.words = [*SHARED, *KINDS[kind][1], f"base={base}", f"steps={STEPS}"]
         if kind == "distillation":
             self.words.append(f"prompts={base / 'prompts.txt'}")
         else:
@@ -238,7 +239,7 @@ def measure(place: Path, kills: int, interrupts: int, seed: int = 0) -> dict[str
         number = len(rounds)
         dice = random.Random(f"{seed} {number}")
         dice.shuffle(ways)
-        found = kinds[number % len(kinds)].round(f"interrupted-{number}", ways[:12], dice)
+        found = kinds[number % len(kinds)].round(f"interrupted-{number}", ways[:EACH], dice)
         if not found["differences"]:
             shutil.rmtree(kinds[number % len(kinds)].place / f"interrupted-{number}")
         rounds.append(found)

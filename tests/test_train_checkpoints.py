@@ -29,8 +29,6 @@ from trainer.state import Checkpoints, FolderLock, read_checkpoint
 
 NEWEST, BEFORE = "step-00000004.pt", "step-00000002.pt"
 LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{64 * '4'}\nsize 2991106\n"
-    "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\n"
-)
 
 
 class Foreign:
