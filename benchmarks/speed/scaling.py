@@ -11,10 +11,8 @@ what it costs to keep them together. Writes ``scaling.json`` and ``scaling.md``.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import socket
-import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,12 +23,12 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks import report
+from trainer.engine.logs import step_seconds
 from wadi_core.files import atomic_write, one_line
 from wadi_core.output import take_any_text
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ROOT / "trainer" / "train.py"
-SKIPPED = 2  # steps at the beginning, in which memory is found and files are read for the first time
 
 
 def free_port() -> int:
@@ -48,13 +46,6 @@ def launcher(count: int) -> list[str]:
     return [*words, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(free_port())]
 
 
-def step_seconds(folder: Path) -> float:
-    """The median time of a run's steps, by its table of losses, which has a row for each."""
-    with open(folder / "losses.csv", newline="", encoding="utf-8") as file:
-        times = [float(row["seconds"]) for row in csv.DictReader(file)]
-    return statistics.median(after - before for before, after in zip(times[SKIPPED:], times[SKIPPED + 1 :], strict=False))
-
-
 def measure(count: int, batch: int, options: argparse.Namespace) -> float:
     """Seconds a step with ``count`` processes and ``batch`` samples of all together.
 
@@ -70,7 +61,10 @@ def measure(count: int, batch: int, options: argparse.Namespace) -> float:
         run = [sys.executable, *launcher(count), str(TRAIN), *words, "resume=latest", "tensorboard=false"]
         if subprocess.run(run, env=environment, check=False).returncode:
             raise OSError(f"{folder}: the run with {count} processes failed")
-    return step_seconds(folder)
+    seconds = step_seconds(folder)
+    if seconds is None:
+        raise OSError(f"{folder}: the run is too short to be timed")
+    return seconds
 
 
 def as_markdown(found: dict[str, Any]) -> str:

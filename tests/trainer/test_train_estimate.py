@@ -11,7 +11,9 @@ from networks import small_settings, write_settings
 from training import tiny
 
 from trainer.distill.distillation import layers_of_roles
-from trainer.distill.estimate import Estimate, empty_network, estimate
+from trainer.distill.estimate import Estimate, empty_network, estimate, helper_parameters
+from trainer.models import base_models
+from trainer.settings.fields import as_yaml
 from trainer.train import main
 
 
@@ -68,8 +70,49 @@ def test_it_is_shown_without_any_weight(
     shown = capsys.readouterr().out
     assert "100 of 8 pictures in 1 calls each: 800 pictures" in shown and "kept for backward" in shown
     assert not (tmp_path / "run").exists()
-    for given, told in (("base_config=", "base_config="), (f"base_config={tmp_path}", "no folder with unet/config.json")):
+    for given, told in (("base_config=", "base_config=NAME, one of sd15, sd21, wadi-mini, pixart"),
+                        (f"base_config={tmp_path}", "no folder with unet/config.json")):  # fmt: skip
         monkeypatch.setattr(sys, "argv", [*words[:3], given])
         assert main() == 1
         message = capsys.readouterr().err
         assert told in message and message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("preset", "given", "architecture"),
+    [("pixart", "batch=8", "pixart-alpha"), ("sd15-12gb", "base_config=sd15", "sd15"), ("sd21", "base_config=sd21", "sd21")],
+)
+def test_a_shape_that_ships_is_enough(
+    preset: str, given: str, architecture: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    config = Path(__file__).parents[1] / "trainer" / "configs" / f"{preset}.yaml"
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(config), "--dry-run", given, "micro_batch=1", "device=cuda"])
+    assert main() == 0
+    assert capsys.readouterr().out.startswith(f"{'base':<26}{architecture}, ")
+
+
+def test_the_shape_of_pixart_is_that_of_its_paper(tmp_path: Path) -> None:
+    network, folder = empty_network(tiny("", "none", tmp_path, base_config="pixart"))
+    assert sum(parameter.numel() for parameter in network.parameters()) == 610_856_096
+    assert sum(parameter.numel() for parameter in network.transformer_blocks.parameters()) == 28 * 21_255_552
+    assert helper_parameters(folder) == pytest.approx(4.76e9 + 0.084e9, rel=0.01)  # T5 v1.1 XXL and the autoencoder
+
+
+def test_pixarts_shape_is_for_no_other_base(shape: Path) -> None:
+    with pytest.raises(ValueError, match="this is no folder of PixArt, whose shape base_config=pixart is"):
+        base_models.load(str(shape), "pixart", "epsilon")
+
+
+def test_hours_are_those_of_a_run_that_was_measured(of: Callable[..., Estimate], tmp_path: Path) -> None:
+    assert "time                      unknown: no step was measured yet" in str(of())
+    rows = [(10, 60.0), (20, 80.0), (30, 100.0), (40, 121.0), (50, 20.0), (60, 40.0)]  # it was stopped after step 40
+    (tmp_path / "losses.csv").write_text("step,seconds\n" + "".join(f"{step},{seconds}\n" for step, seconds in rows))
+    (tmp_path / "config.yaml").write_text(as_yaml(tiny("", "none", tmp_path, base_config="other", steps=60, keep=9)))
+    assert f"5 hours, 2.05 s a step (measured in {tmp_path})" in str(of(steps=8780))
+    assert of(steps=8780).seconds == 2.05
+    assert f"unknown: the run in {tmp_path} had batch=2, not 4" in str(of(batch=4))
+    assert "unknown: the run in" in str(of(device="cuda"))
+    (tmp_path / "losses.csv").write_text("step,seconds\n10,60\n")
+    assert "has too few steps in its log" in str(of())
+    (tmp_path / "losses.csv").write_text("step,seconds\n10,soon\n")
+    assert "cannot be read" in str(of())

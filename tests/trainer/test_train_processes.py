@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from training import command, small_base, write_prompts
+from training import command, small_base, tiny, write_prompts
 
 from benchmarks.report import origin
-from benchmarks.speed.scaling import SKIPPED, as_markdown, launcher, step_seconds
+from benchmarks.speed.scaling import as_markdown, free_port, launcher
+from trainer.distill.distillation import Distillation
 from trainer.distill.roles import FAKE, STUDENT
-from trainer.engine.checkpoints import read_checkpoint
+from trainer.engine.checkpoints import Checkpoints, read_checkpoint
+from trainer.engine.logs import SKIPPED, step_seconds
 from trainer.engine.processes import Processes
+from trainer.engine.session import Session, train
 
 STEPS = 20
 
@@ -70,6 +75,83 @@ def test_two_processes_are_as_good_as_one(base: Path, prompts: Path, tmp_path: P
     assert_same(alone, pair)
     assert len(pair[1]["random"]) == 2 and len(alone[1]["random"]) == 1
     assert len(list((tmp_path / "two").glob("*.safetensors"))) == 1
+
+
+def test_ctrl_c_in_a_terminal_reaches_all_of_them_and_they_save(base: Path, prompts: Path, tmp_path: Path) -> None:
+    words = command(base, prompts, tmp_path, steps=100000, batch=8, micro_batch=1, save_every=2, sheet_every=100000)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    together = subprocess.Popen(
+        [sys.executable, *launcher(2), *words], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 600
+    while not list(tmp_path.glob("step-*.pt")) and time.monotonic() < deadline and together.poll() is None:
+        time.sleep(0.05)
+    os.killpg(together.pid, signal.SIGINT)  # to the launcher, which hands it on, and to the processes themselves
+    _, told = together.communicate(timeout=600)
+    assert told.count("then saving; press again to leave without saving") == 1, told[-3000:]
+    assert "of 100000 steps; the same command goes on from there" in told
+    state = Checkpoints(tmp_path).latest()
+    assert state is not None and 2 <= state["step"] < 100000 and len(state["random"]) == 2
+    assert (tmp_path / "one-step.safetensors").is_file()
+
+
+def by_hand(words: list[list[str]]) -> list[tuple[int, str]]:
+    """Start a process for each command line, as ranks of one gloo group; exit status and errors of each."""
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WORLD_SIZE": str(len(words))}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "LOCAL_WORLD_SIZE": str(len(words))}
+    started = [
+        subprocess.Popen([sys.executable, *each], env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                         stderr=subprocess.PIPE, text=True)
+        for rank, each in enumerate(words)
+    ]  # fmt: skip
+    errors = [process.communicate(timeout=600)[1] for process in started]
+    return [(process.returncode, error) for process, error in zip(started, errors, strict=True)]
+
+
+def test_ranks_with_disks_of_their_own_are_refused(base: Path, prompts: Path, tmp_path: Path) -> None:
+    train(tiny(base, prompts, tmp_path / "0", steps=2))
+    words = [command(base, prompts, tmp_path / str(rank), steps=4) for rank in range(2)]
+    for status, told in by_hand(words):
+        (line,) = [line for line in told.splitlines() if line.startswith("error: ")]
+        assert status == 1 and "do not go on from the same checkpoint: process 0 has step 2, process 1 has none;" in line
+    assert not (tmp_path / "1").exists() and Checkpoints(tmp_path / "0").latest()["step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (None, "process 0 has step 2, process 1 has none;"),
+        ((4, "abc"), "process 0 has step 2, process 1 has step 4;"),
+        ((2, "abc"), "process 0 has step 2, process 1 has step 2, with other contents;"),
+    ],
+)
+def test_what_processes_disagree_about_is_told(
+    other: tuple[int, str] | None, told: str, base: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(base, prompts, tmp_path, steps=2)
+    train(config)
+    run = Distillation(config)
+    monkeypatch.setattr(run.processes, "count", 2)
+    monkeypatch.setattr(run.processes, "gather", lambda value: ["", ""] if value == "" else [value, other])
+    with pytest.raises(ValueError, match=f"do not go on from the same checkpoint: {told}"):
+        Session(run)
+    monkeypatch.setattr(run.processes, "gather", lambda value: ["", ""] if value == "" else [value, value])
+    assert Session(run).run.step == 2
+
+
+def test_what_fails_in_one_process_fails_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes, said = Processes("cpu"), []
+    monkeypatch.setattr(processes, "count", 2)
+    monkeypatch.setattr(processes, "gather", lambda value: said.append(value) or [value, "the disk is full"])
+    with pytest.raises(ValueError, match="process 1: the disk is full"):
+        processes.together(lambda: 1)
+
+    def broken() -> None:
+        raise OSError("no folder")
+
+    with pytest.raises(OSError, match="no folder"):
+        processes.together(broken)
+    assert said == ["", "no folder"]
 
 
 @pytest.mark.full

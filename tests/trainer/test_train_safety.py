@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from trainer.distill.roles import FAKE, STUDENT
 from trainer.engine.checkpoints import Checkpoints, FolderLock, read_checkpoint
 from trainer.engine.optim import Guard, student_rate
 from trainer.engine.session import Session, train
-from trainer.engine.signals import stop_signals
 
 
 @pytest.fixture(scope="module")
@@ -156,22 +154,6 @@ def test_what_would_be_overruled_later_is_refused(base: Path, prompts: Path, tmp
     torch.save({"step": 7, "network": {}}, stranger)
     with pytest.raises(ValueError, match="this checkpoint is not of a distillation"):
         train(tiny(base, prompts, tmp_path / "other", resume=str(stranger)))
-
-
-def test_of_two_signals_at_once_the_second_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Of a program in the background a shell may have switched the signal off.
-    started_with = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with stop_signals() as caught:
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGTERM)
-            assert caught == [signal.SIGINT, signal.SIGTERM]
-            monkeypatch.setattr("trainer.engine.signals.PATIENCE", -1.0)
-            with pytest.raises(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, started_with)
 
 
 def test_rates_rise_and_fall() -> None:

@@ -153,5 +153,8 @@ def test_ctrl_c_saves_and_leaves(base: Path, prompts: Path, tmp_path: Path, numb
     while not list(tmp_path.glob("step-*.pt")) and time.monotonic() < deadline and run.poll() is None:
         time.sleep(0.05)
     run.send_signal(number)
-    assert run.wait(600) == 0
+    _, told = run.communicate(timeout=600)
+    assert run.returncode == 0
+    assert "finishing this step (about 1 s), then saving; press again to leave without saving\n" in told
+    assert "of 100000 steps; the same command goes on from there\n" in told
     assert LoRaD.load(tmp_path / "one-step.safetensors").rank == 4

@@ -115,6 +115,15 @@ class Prompts:
         """The position in the stream, as plain values."""
         return {"position": self.position, "seed": self.seed, "digest": self.digest, "order": ORDER}
 
+    def check(self, digest: str) -> None:
+        """Do nothing if these are the prompts of a digest.
+
+        Raises:
+            ValueError: they are others.
+        """
+        if digest != self.digest:
+            raise ValueError("the prompts are not those that this run began with; put them back, or start a new run")
+
     def load_state(self, state: dict[str, Any]) -> None:
         """Go to a position that :meth:`state` returned.
 
@@ -123,6 +132,5 @@ class Prompts:
         """
         if self.prompts is not None and state.get("order") != ORDER:
             raise ValueError(f"this folder {OTHER_ORDER} (start_from=FILE begins with its student)")
-        if state["digest"] != self.digest:
-            raise ValueError("the prompts are not those that this run began with; put them back, or start a new run")
+        self.check(state["digest"])
         self.position, self.seed = int(state["position"]), int(state["seed"])

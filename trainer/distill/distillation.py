@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,10 @@ from wadi_core.schedule import OneStep
 
 from ..data import random_draws
 from ..data.prompts import Prompts
-from ..engine.checkpoints import random_state, restore_random_state
+from ..engine.checkpoints import DamagedCheckpoint, check_like, damage_told, random_state, restore_random_state
 from ..engine.optim import Guard, Updater, all_finite, decay_left, make_optimizer, student_rate, warmed_up
 from ..engine.processes import Processes
+from ..engine.signals import StepAbandoned, go_on
 from ..models import base_models
 from ..models.adapters import Adapter, Factors, FullAdapter, LoRaDAdapter, PeftAdapter, factors_of_file
 from ..models.condition import Condition
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("wadi")
 
 # Settings with which a run cannot go on if they change.
-FIXED = ("adapter", "fake_adapter", "student_rank", "fake_rank", "seed", "resolution", "prediction_type")
+FIXED = ("adapter", "fake_adapter", "student_rank", "fake_rank", "optimizer", "seed", "resolution", "prediction_type")
 # Settings that change nothing of what is learned.
 HARMLESS = (
     "version",
@@ -210,9 +211,19 @@ class Distillation:
         self.roles.play(role)  # what checkpointing computes again must be computed in this role
         self.updaters[role].backward(loss)
 
+    def _rate(self, role: str) -> float:
+        """A role's learning rate in this step."""
+        config = self.config
+        if role == FAKE:
+            return warmed_up(config.fake_rate, self.step, config.warmup)
+        return student_rate(
+            config.student_rate, self.step, config.steps, config.warmup, config.decay_steps, config.fake_head_start
+        )
+
     def _update(self, role: str, log: list[dict[str, Tensor]]) -> dict[str, float]:
         """Take the step of a role, unless a number is NaN or Inf; returns what to log, averaged over all samples."""
         updater = self.updaters[role]
+        updater.set_rate(self._rate(role))
         values = {name: torch.stack([entry[name] for entry in log]).cpu().double().mean() for name in log[0]}
         means = self.processes.mean(values | {f"{role}_norm": updater.clipped_norm()})
         finite = means.pop("nonfinite", 0.0) == 0.0 and all_finite(list(means.values()))
@@ -224,8 +235,11 @@ class Distillation:
 
     # A step
 
-    def update_student(self, numbers: range) -> tuple[list[Sample], dict[str, float]]:
-        """One update of the student; returns its pictures, from before the update, and what to log."""
+    def update_student(self, numbers: range, look: Callable[[], None] = go_on) -> tuple[list[Sample], dict[str, float]]:
+        """One update of the student; returns its pictures, from before the update, and what to log.
+
+        ``look`` is called before each network call of the process, and may raise.
+        """
         config, samples, logs = self.config, [], []
         learning = self.step >= config.fake_head_start
         left = decay_left(self.step, config.steps, config.decay_steps)
@@ -233,6 +247,7 @@ class Distillation:
         high = round(end + (config.timestep_high - end) * left)
         calls = self._calls(numbers)
         for call, condition in self._told(calls):
+            look()
             drawn = self._draw(random_draws.STUDENT, call, config.timestep_low, high)
             with self._accumulating(STUDENT, call is calls[-1]):
                 with torch.set_grad_enabled(learning):
@@ -286,22 +301,29 @@ class Distillation:
             logs.append({"fake_loss": loss.detach()})
         return self._update(FAKE, logs)
 
-    def train_step(self) -> dict[str, float]:
-        """One update of the student and ``fake_updates`` of the fake score; returns what to log."""
-        config, batch = self.config, self.config.batch
-        rate = student_rate(
-            config.student_rate, self.step, config.steps, config.warmup, config.decay_steps, config.fake_head_start
-        )
-        self.updaters[STUDENT].set_rate(rate)
-        self.updaters[FAKE].set_rate(warmed_up(config.fake_rate, self.step, config.warmup))
-        start = self.prompts.position
-        samples, log = self.update_student(range(start, start + batch))
+    def train_step(self, look: Callable[[], None] = go_on) -> dict[str, float]:
+        """One update of the student and ``fake_updates`` of the fake score; returns what to log.
+
+        Args:
+            look: called between network calls up to the student's update; it may raise ``StepAbandoned``.
+
+        Raises:
+            StepAbandoned: by ``look``; the run is as it was before the step.
+        """
+        batch, start = self.config.batch, self.prompts.position
+        try:
+            samples, log = self.update_student(range(start, start + batch), look)
+        except StepAbandoned:
+            self.updaters[STUDENT].aside()
+            for role in (STUDENT, FAKE):
+                self.roles.forget(role)
+            raise
         log |= self.update_fake(samples)
-        for update in range(1, config.fake_updates):
+        for update in range(1, self.config.fake_updates):
             samples = self.more_samples(range(start + update * batch, start + (update + 1) * batch))
             log |= self.update_fake(samples)
         self.roles.forget(STUDENT)
-        self.prompts.position = start + config.fake_updates * batch
+        self.prompts.position = start + self.config.fake_updates * batch
         self.step += 1
         self._follow()
         return log
@@ -362,31 +384,44 @@ class Distillation:
         """Go on from a checkpoint.
 
         Raises:
-            ValueError: it belongs to a run of another shape, or is no distillation's; one line.
+            DamagedCheckpoint: something in it is missing, or of another type or shape than here.
+            ValueError: it belongs to a run of another shape. Both with one line.
         """
-        if missing := sorted({"base_sha256", "settings", *self.updaters} - set(state)):
-            raise ValueError(f"this checkpoint is not of a distillation: it has no {missing[0]}")
+        if missing := sorted({"base_sha256", "settings", "prompts", *self.updaters} - set(state)):
+            raise DamagedCheckpoint(f"this checkpoint is not of a distillation: it has no {missing[0]}")
+        with damage_told():
+            before = {field.name: field.default for field in dataclasses.fields(self.config)} | state["settings"]
         if state["base_sha256"] != self.model.base_sha256:
             raise ValueError(f"{self.output} holds a run on another base; choose another output folder")
-        before, now = state["settings"], dataclasses.asdict(self.config)
+        now = dataclasses.asdict(self.config)
         for name in FIXED:
-            if before.get(name) != now[name]:
+            if before[name] != now[name]:
                 raise ValueError(
-                    f"{self.output} holds a run with {name}={before.get(name)}, not {now[name]}; choose another output folder"
+                    f"{self.output} holds a run with {name}={before[name]}, not {now[name]}; choose another output folder"
                 )
-        changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if now[name] != before.get(name)]
+        with damage_told():
+            digest = state["prompts"]["digest"]
+        self.prompts.check(digest)
+        with damage_told():
+            self._take_over(state)
+        changed = [f"{name} {before[name]} -> {now[name]}" for name in now if now[name] != before[name]]
         if changed := [text for text in changed if text.partition(" ")[0] not in HARMLESS]:
             logger.warning("the run goes on with other settings than before: %s", ", ".join(changed))
-        self.prompts.load_state(state["prompts"])
-        self.step = state["step"]
-        self.roles.load_state(STUDENT, state["student"])
-        self.roles.load_state(FAKE, state["fake"])
+
+    def _take_over(self, state: Mapping[str, Any]) -> None:
+        """Everything of a checkpoint that is of this run."""
+        for role in (STUDENT, FAKE):
+            check_like(state[role], self.roles.adapters[role].parameters, role)
+            self.roles.load_state(role, state[role])
         if self.config.ema:
-            average = state["average"] or state["student"]
-            self.average = {name: value.to(self.average[name]) for name, value in average.items()}
+            average = state["average"] or state[STUDENT]
+            check_like(average, self.average, "average")
+            self.average = {name: value.to(self.average[name], copy=True) for name, value in average.items()}
         for role, updater in self.updaters.items():
             updater.load_state(state["updaters"][role])
         self.guard.load_state(state["skipped"])
+        self.prompts.load_state(state["prompts"])
+        self.step = state["step"]
         if self.processes.rank < len(state["random"]):
             restore_random_state(state["random"][self.processes.rank])
 

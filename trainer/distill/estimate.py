@@ -7,6 +7,7 @@ difference between kernels, so the sum is an estimate.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,13 @@ from wadi_core.lorad.layers import detect_architecture, fake_score_layers, linea
 from wadi_core.lorad.linear import attach, rotated_layers
 from wadi_core.pipeline import find_device
 
-from ..models.base_models import LATENT_CHANNELS, T5_TOKENS, call_pixart, call_unet, is_pixart
+from ..engine.logs import step_seconds
+from ..models.base_models import LATENT_CHANNELS, T5_TOKENS, call_pixart, call_unet, is_pixart, shape_folder
 from ..models.condition import Condition
 from ..models.placement import set_attention
 from ..settings.distillation import TrainConfig
+from ..settings.fields import load
+from .distillation import HARMLESS
 
 GB = 1e9
 STORED = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "nf4": 0.5625, "fp64": 8.0}  # bytes a number
@@ -51,6 +55,8 @@ class Estimate:
     steps: int
     pictures: int
     calls: int
+    seconds: float | None
+    source: str
 
     @property
     def total_bytes(self) -> float:
@@ -64,6 +70,7 @@ class Estimate:
             ("student", f"{self.student:,} parameters in {self.student_layers} layers"),
             ("fake score", f"{self.fake:,} parameters in {self.fake_layers} layers"),
             ("steps", f"{self.steps:,} of {shared} each: {self.pictures:,} pictures"),
+            ("time", self._time()),
             ("memory, estimated", f"{self.total_bytes / GB:.1f} GB on each device"),
             ("  frozen weights", f"{self.frozen_bytes / GB:.2f} GB"),
             ("  trained, with moments", f"{self.trained_bytes / GB:.2f} GB"),
@@ -71,6 +78,29 @@ class Estimate:
             ("  everything else", f"{self.other_bytes / GB:.2f} GB"),
         ]
         return "\n".join(f"{name:<26}{text}" for name, text in rows)
+
+    def _time(self) -> str:
+        if self.seconds is None:
+            return f"unknown: {self.source}"
+        return f"{self.steps * self.seconds / 3600:.3g} hours, {self.seconds:.3g} s a step ({self.source})"
+
+
+def measured_seconds(config: TrainConfig) -> tuple[float | None, str]:
+    """Seconds of a step as a run in the output folder took them, and where that is from; or None, and why."""
+    folder = Path(config.output)
+    if not (folder / "losses.csv").is_file():
+        return None, f"no step was measured yet; a run of some steps in {folder} tells"
+    try:
+        before, seconds = load(TrainConfig, folder / "config.yaml"), step_seconds(folder)
+    except (OSError, ValueError):
+        return None, f"the log of the run in {folder} cannot be read"
+    now, then = dataclasses.asdict(config), dataclasses.asdict(before)
+    changed = [name for name in now if now[name] != then[name] and (name not in HARMLESS or name == "device")]
+    if changed:
+        return None, f"the run in {folder} had {changed[0]}={then[changed[0]]}, not {now[changed[0]]}"
+    if seconds is None:
+        return None, f"the run in {folder} has too few steps in its log"
+    return seconds, f"measured in {folder}"
 
 
 def empty_network(config: TrainConfig) -> tuple[nn.Module, Path]:
@@ -83,31 +113,21 @@ def empty_network(config: TrainConfig) -> tuple[nn.Module, Path]:
 
     if config.base == "mini":
         folder = configs.folder("wadi-mini")
-    elif not config.base and config.base_config:
-        folder = existing_folder(config.base_config)
     elif not config.base:
-        raise ValueError(
-            "base: name the model to distil, a diffusers folder or a .safetensors checkpoint: base=PATH; for an estimate its "
-            f"shape is enough: base_config={configs.folder('sd15')}"
-        )
+        shape = shape_folder(config.base_config)
+        if shape is None:
+            raise ValueError(
+                "base: name the model to distil, a diffusers folder or a .safetensors checkpoint: base=PATH; for an estimate "
+                f"the name of its shape is enough: base_config=NAME, one of {', '.join(configs.SHAPES)}"
+            )
+        folder = shape
     elif is_pixart(config.base):
         folder = Path(config.base)
     else:
-        folder = bases.find(config.base, config.base_config or None).settings
+        folder = bases.find(config.base, shape_folder(config.base_config)).settings
     part, kind = ("transformer", PixArtTransformer2DModel) if is_pixart(folder) else ("unet", UNet2DConditionModel)
     with torch.device("meta"):
         return kind.from_config(configs.read(folder / part / "config.json")), folder
-
-
-def existing_folder(path: str) -> Path:
-    """The path, if there is a folder of settings.
-
-    Raises:
-        OSError: there is none; one line.
-    """
-    if not any((Path(path) / part / "config.json").is_file() for part in ("unet", "transformer")):
-        raise FileNotFoundError(f"base_config: {path} is no folder with unet/config.json")
-    return Path(path)
 
 
 def trained_parameters(network: nn.Module, layers: list[str], kind: str, rank: int) -> int:
@@ -225,6 +245,7 @@ def estimate(config: TrainConfig) -> Estimate:
     return Estimate(
         architecture, size, student, len(layers["student"]), fake, len(layers["fake"]), frozen, trained, kept,
         passing + helpers + (0 if on_cpu else CUDA), config.steps, config.steps * config.batch, calls,
+        *measured_seconds(config),
     )  # fmt: skip
 
 

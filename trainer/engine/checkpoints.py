@@ -6,17 +6,32 @@ whole or it is not there. Files are read with ``weights_only=True``, so they hol
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import logging
 import os
 import random
-from collections.abc import Mapping
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
 
-from wadi_core.files import atomic_write, existing_file, one_line, refusal
+from wadi_core.files import atomic_write, existing_file, one_line
+
+logger = logging.getLogger("wadi")
 
 LOCK = ".lock"
+DEAD = 600.0  # seconds without a byte, after which nobody writes a temporary file any more
+LOCKLESS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}  # of a file system that cannot lock
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint from which no run can go on; the one before it may do."""
 
 
 class Checkpoints:
@@ -54,9 +69,12 @@ class Checkpoints:
             if not failed:
                 raise
             raise OSError(failed[0].errno, one_line(f"{path}: cannot be written: {failed[0].strerror}")) from error
-        for old in self.paths()[: -self.keep]:
-            if not (self.keep_every and self.step_of(old) % self.keep_every == 0):
+        for old in [path for path in self.paths() if self.step_of(path) <= step][: -self.keep]:
+            if old.is_file() and not (self.keep_every and self.step_of(old) % self.keep_every == 0):
                 old.unlink(missing_ok=True)
+        for left in self.folder.glob(".wadi-*.tmp"):  # of a process that was killed while it wrote
+            if time.time() - left.stat().st_mtime > DEAD:
+                left.unlink(missing_ok=True)
         return path
 
     @staticmethod
@@ -64,21 +82,54 @@ class Checkpoints:
         """The step of a checkpoint, by its name."""
         return int(path.stem.removeprefix("step-"))
 
-    def latest(self) -> dict[str, Any] | None:
-        """The newest checkpoint that can be read, or None where there is none.
+    def newest(self, damaged: dict[Path, str]) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint that can be read, and what it holds; None where there is none.
+
+        Args:
+            damaged: those that are left out, and why; those that cannot be read are added.
 
         Raises:
-            ValueError: checkpoints are there but not one of them can be read.
+            ValueError: checkpoints are there but not one of them can be used; one line.
         """
         paths = self.paths()
         for path in reversed(paths):
-            try:
-                return torch.load(path, map_location="cpu", weights_only=True)
-            except (OSError, RuntimeError, EOFError, ValueError):
-                continue
+            if path not in damaged:
+                try:
+                    return path, read_checkpoint(path)
+                except (OSError, ValueError) as error:
+                    damaged[path] = str(error).removeprefix(f"{path}: ")
         if paths:
-            raise ValueError(f"{self.folder}: none of the {len(paths)} checkpoints can be read; remove them to start anew")
+            raise ValueError(
+                one_line(
+                    f"{self.folder}: none of the {len(paths)} checkpoints can be read ({paths[-1].name}: "
+                    f"{damaged[paths[-1]]}); nothing was deleted: remove them to start anew, or choose another output folder"
+                )
+            )
         return None
+
+    def latest(self) -> dict[str, Any] | None:
+        """What the newest checkpoint that can be read holds; None where there is none.
+
+        Raises:
+            ValueError: checkpoints are there but not one of them can be read; one line.
+        """
+        damaged: dict[Path, str] = {}
+        found = self.newest(damaged)
+        for path, why in damaged.items():
+            logger.warning("%s is left out: %s", path, why)
+        return found[1] if found else None
+
+
+def set_aside(path: Path) -> Path:
+    """Give something damaged a name under which it is in nobody's way; returns its name after that.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    return path.rename(aside)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -88,14 +139,50 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         OSError, ValueError: it cannot be read; one line.
     """
     try:
-        state = torch.load(existing_file(path), map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+        with zipfile.ZipFile(existing_file(path)) as archive:  # torch itself leaves the checksums alone
+            if spoilt := archive.testzip():
+                raise DamagedCheckpoint(one_line(f"{path}: this checkpoint is damaged: {spoilt} has another checksum"))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, DamagedCheckpoint) as error:
+        if getattr(error, "errno", None) is None:
+            raise
+        raise type(error)(one_line(f"{path}: cannot be read: {error.strerror or error}")) from error
     except Exception as error:  # a damaged file can raise nearly anything
-        raise refusal(path, "this is no checkpoint of a run, or it is damaged") from error
-    if not isinstance(state, dict) or "step" not in state:
-        raise refusal(path, "this is no checkpoint of a run")
+        raise DamagedCheckpoint(one_line(f"{path}: this is no checkpoint of a run, or it is damaged")) from error
+    step = state.get("step") if isinstance(state, dict) else None
+    if type(step) is not int or step < 0:
+        raise DamagedCheckpoint(one_line(f"{path}: this is no checkpoint of a run"))
     return state
+
+
+def check_like(found: Any, wanted: Mapping[str, Tensor], part: str) -> None:
+    """Do nothing if a part of a checkpoint has the names and shapes that the run's own has.
+
+    Raises:
+        DamagedCheckpoint: it has not; one line.
+    """
+    if not isinstance(found, Mapping) or found.keys() != wanted.keys():
+        raise DamagedCheckpoint(f"this checkpoint is damaged: its {part} has other names than this run's")
+    for name, tensor in wanted.items():
+        other = found[name]
+        if not isinstance(other, Tensor) or other.shape != tensor.shape or not other.is_floating_point():
+            raise DamagedCheckpoint(one_line(f"this checkpoint is damaged: {name} of its {part} has another shape or type"))
+
+
+@contextlib.contextmanager
+def damage_told() -> Iterator[None]:
+    """What goes wrong inside is a checkpoint's fault.
+
+    Raises:
+        DamagedCheckpoint: in place of whatever came; one line.
+    """
+    try:
+        yield
+    except DamagedCheckpoint:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise DamagedCheckpoint(one_line(f"this checkpoint is damaged, something in it is missing or wrong ({why})")) from error
 
 
 class _Watched:
@@ -136,36 +223,30 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 class FolderLock:
     """Keeps a folder to one run; the system lets go of it when the process ends, however it ends.
 
+    On a file system without locks there is none, which is told. A file that stands for a lock would stay when a run is
+    killed, and after a move to another machine nobody could tell whether its run is alive: it would block the next one.
+
     Raises:
         ValueError: another run has the folder. OSError: nothing can be written there. Both with one line.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        path = Path(folder) / LOCK
+        self._lock = FileLock(Path(folder) / LOCK, timeout=0, fallback_to_soft=False)
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
-            self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise type(error)(one_line(f"{folder}: nothing can be written here: {error.strerror or error}")) from error
-        try:
-            _lock(self._handle)
-        except OSError as error:
-            os.close(self._handle)
+            self._lock.acquire()
+        except Timeout as error:
             raise ValueError(
                 one_line(f"{folder}: another run is writing here; wait for it, or choose another output folder")
             ) from error
+        except OSError as error:
+            if error.errno not in LOCKLESS:
+                raise type(error)(one_line(f"{folder}: nothing can be written here: {error.strerror or error}")) from error
+            logger.warning(
+                "%s: there are no locks on this file system (%s): the run goes on without one, so start no second run here",
+                folder, error.strerror,
+            )  # fmt: skip
 
     def release(self) -> None:
         """Let another run have the folder."""
-        os.close(self._handle)
-
-
-def _lock(handle: int) -> None:
-    if os.name == "nt":
-        import msvcrt
-
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._lock.release()

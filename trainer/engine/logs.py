@@ -1,4 +1,4 @@
-"""Looking at a run: a table of losses, its curve as a picture, sheets of samples."""
+"""Looking at a run: its progress, a table of losses and their curve, sheets of samples."""
 
 from __future__ import annotations
 
@@ -6,16 +6,106 @@ import csv
 import io
 import logging
 import os
+import shutil
+import statistics
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from PIL import Image, ImageDraw
+from tqdm import tqdm
 
 from wadi_core.files import atomic_write
 from wadi_core.packages import missing
 
+from .checkpoints import set_aside
+
 logger = logging.getLogger("wadi")
+
+BAR = 10  # columns that a bar keeps beside its figures
+SKIPPED = 2  # rows at the beginning, in which memory is found and files are read for the first time
+
+
+class Progress:
+    """How far a run is: a bar in a terminal, lines anywhere else (a file, Slurm, Docker).
+
+    Args:
+        steps: of the whole run.
+        start: of them were done before.
+        shown: say anything at all.
+        file: a stream other than stderr.
+    """
+
+    def __init__(self, steps: int, start: int = 0, shown: bool = True, file: TextIO | None = None) -> None:
+        self.steps, self.start, self.step = steps, start, start
+        self.began = time.monotonic()
+        file = file or sys.stderr
+        self._shown = shown
+        self._bar: tqdm | None = None
+        if shown and start < steps and file is not None and file.isatty():
+            width, shape, _ = self._layout({})
+            self._bar = tqdm(total=steps, initial=start, unit="step", mininterval=2, file=file, ncols=width, bar_format=shape)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, step: int) -> None:
+        """One more step is done."""
+        self.step = step
+        if self._bar is not None:
+            self._bar.update()
+
+    def tell(self, figures: Mapping[str, str]) -> None:
+        """Show figures of the last steps, beside the bar or in a line."""
+        if self._bar is not None:
+            self._bar.ncols, self._bar.bar_format, postfix = self._layout(figures)
+            self._bar.set_postfix_str(postfix)
+        elif self._shown:
+            seconds = (time.monotonic() - self.began) / max(1, self.step - self.start)
+            words = [f"{name} {value}" for name, value in figures.items()]
+            words += [f"{seconds:.3g} s/step", f"{duration(seconds * (self.steps - self.step))} left"]
+            logger.info("step %d of %d: %s", self.step, self.steps, ", ".join(words))
+
+    def _layout(self, figures: Mapping[str, str]) -> tuple[int, str | None, str]:
+        """Columns of the terminal, the shape of the bar, and as many figures as leave it room."""
+        width = shutil.get_terminal_size().columns
+        room = width - BAR - len(f"100%|| {self.steps}/{self.steps} [00:00:00<00:00:00, 00.00step/s]")
+        chosen: list[str] = []
+        for name, value in figures.items():
+            if len(", ".join(["", *chosen, f"{name}={value}"])) > room:
+                break
+            chosen.append(f"{name}={value}")
+        shape = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {remaining}" if room < 0 else None
+        return width, shape, ", ".join(chosen)
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it, such as ``1 h 05 min``."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def step_seconds(folder: str | os.PathLike[str]) -> float | None:
+    """The median time of a run's steps by its ``losses.csv``; None where it does not say.
+
+    Raises:
+        OSError, ValueError: the table cannot be read.
+    """
+    with open(Path(folder) / "losses.csv", newline="", encoding="utf-8") as file:
+        rows = [(float(row["step"]), float(row["seconds"])) for row in csv.DictReader(file) if row.get("seconds")]
+    rows = rows[SKIPPED:] if len(rows) > SKIPPED + 1 else rows
+    # Where a run went on after a stop its clock began again.
+    times = [(y[1] - x[1]) / (y[0] - x[0]) for x, y in zip(rows, rows[1:], strict=False) if y[1] > x[1] and y[0] > x[0]]
+    return statistics.median(times) if times else None
 
 
 class LossTable:
@@ -27,9 +117,13 @@ class LossTable:
         self.rows: list[dict[str, float]] = []
         self._draws = True
         if resume_step and self.path.exists():
-            with open(self.path, newline="", encoding="utf-8") as file:
-                rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
-            self.rows = [row for row in rows if row["step"] <= resume_step]
+            try:
+                with open(self.path, newline="", encoding="utf-8") as file:
+                    rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+                self.rows = [row for row in rows if row["step"] <= resume_step]
+            except (ValueError, TypeError, KeyError, csv.Error) as error:
+                kept = set_aside(self.path).name
+                logger.warning("%s is damaged (%s): it is kept as %s, and a new one begins", self.path, error, kept)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Append one row and write the table anew (it is small: one row every so many steps)."""

@@ -95,6 +95,11 @@ class MuonForMatrices:
         """The groups of both, as those of any optimizer."""
         return [group for part in self._parts for group in part.param_groups]
 
+    @property
+    def state(self) -> dict[nn.Parameter, dict[str, Any]]:
+        """What both keep of each parameter."""
+        return {parameter: kept for part in self._parts for parameter, kept in part.state.items()}
+
     def step(self) -> None:
         """One update of every parameter that has a gradient."""
         for part in self._parts:

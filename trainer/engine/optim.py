@@ -16,6 +16,8 @@ from .muon import MuonForMatrices
 logger = logging.getLogger("wadi")
 
 BETA2 = 0.999
+# What optimizers keep of a parameter, in its shape: AdamW, Muon, and AdamW in 8 bits.
+MOMENTS = ({"exp_avg", "exp_avg_sq"}, {"average"}, {"state1", "state2"})
 NAMES = {"student": "student", "fake": "fake score"}  # of the roles, for people
 
 
@@ -84,7 +86,7 @@ class Guard:
 
     def load_state(self, state: dict) -> None:
         """Put back what :meth:`state` returned."""
-        self.in_a_row, self.total = dict(state["in_a_row"]), state["total"]
+        self.in_a_row, self.total = {str(role): int(count) for role, count in state["in_a_row"].items()}, int(state["total"])
 
 
 class Updater:
@@ -155,8 +157,22 @@ class Updater:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
 
     def load_state(self, state: dict) -> None:
-        """Put back what :meth:`state` returned."""
+        """Put back what :meth:`state` returned, but for the optimizer's settings, which are those of this run.
+
+        Raises:
+            ValueError: its moments are of other parameters.
+        """
+        groups = self.optimizer.param_groups
+        options = [{name: value for name, value in group.items() if name != "params"} for group in groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(own)
+        for parameter, moments in self.optimizer.state.items():
+            known = [names for names in MOMENTS if names <= moments.keys()]
+            if not known or any(moments[name].shape != parameter.shape for name in known[0]):
+                raise ValueError("the optimizer's moments are not those of its parameters")
+            if known[0] == MOMENTS[0] and moments["step"].shape != ():
+                raise ValueError("the optimizer's count of steps is no number")
         self.scaler.load_state_dict(state["scaler"])
 
 

@@ -7,13 +7,15 @@ and files on which all have to agree.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from wadi_core.pipeline import find_device
+
+T = TypeVar("T")
 
 
 class Processes:
@@ -42,6 +44,8 @@ class Processes:
         state = PartialState(cpu=on_cpu)
         self.rank, self.count = state.process_index, state.num_processes
         self.device = torch.device("cpu") if on_cpu else state.device
+        # What is agreed on between network calls does not go through a GPU, which would have to finish its work first.
+        self._talk = torch.distributed.new_group(backend="gloo")
 
     @property
     def first(self) -> bool:
@@ -88,8 +92,8 @@ class Processes:
         """Whether a flag is set in one of the processes."""
         if self.count == 1:
             return flag
-        votes = torch.tensor([float(flag)], device=self.device)
-        torch.distributed.all_reduce(votes)
+        votes = torch.tensor([float(flag)])
+        torch.distributed.all_reduce(votes, group=self._talk)
         return votes.item() > 0
 
     def gather(self, value: Any) -> list[Any]:
@@ -97,8 +101,26 @@ class Processes:
         if self.count == 1:
             return [value]
         found: list[Any] = [None] * self.count
-        torch.distributed.all_gather_object(found, value)
+        torch.distributed.all_gather_object(found, value, group=self._talk)
         return found
+
+    def together(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns here; if it fails in one of the processes, it fails in all of them.
+
+        Raises:
+            OSError, ValueError: as ``work``; a ValueError for what it raised in another process. One line.
+        """
+        if self.count == 1:
+            return work()
+        try:
+            result = work()
+        except (OSError, ValueError) as error:
+            self.gather(str(error))
+            raise
+        for rank, error in enumerate(self.gather("")):
+            if error:
+                raise ValueError(f"process {rank}: {error}")
+        return result
 
     def wait(self) -> None:
         """Until all processes are here."""

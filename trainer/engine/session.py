@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
 from wadi_core import pictures
-from wadi_core.files import atomic_write, one_line
+from wadi_core.files import atomic_write, one_line, sha256_of_file
 
 from ..distill import export
 from ..distill.angles import angles_by_block
@@ -20,10 +20,10 @@ from ..distill.roles import FAKE, STUDENT
 from ..models.adapters import LoRaDAdapter
 from ..settings.distillation import TrainConfig
 from ..settings.fields import as_yaml
-from .checkpoints import Checkpoints, FolderLock, read_checkpoint
-from .logs import Events, LossTable, contact_sheet, memory_in_use
+from .checkpoints import Checkpoints, DamagedCheckpoint, FolderLock, read_checkpoint, set_aside
+from .logs import Events, LossTable, Progress, contact_sheet, memory_in_use
 from .processes import Processes
-from .signals import stop_signals
+from .signals import StepAbandoned, Stop, stop_signals
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,9 +48,12 @@ class Session:
         self.run, self.config, self.output = run, run.config, run.output
         self.first = run.processes.first
         self.checkpoints = Checkpoints(self.output, self.config.keep, self.config.keep_every)
+        self._saved = -1  # the step of the newest checkpoint in the output folder
         self._resume()
         self.began, self.start = time.monotonic(), run.step
         self._sums: dict[str, list[float]] = {}
+        self._stop = Stop()
+        self._looked: float | None = None
         if self.first:
             with atomic_write(self.output / "config.yaml") as file:
                 file.write(as_yaml(self.config).encode())
@@ -59,24 +62,69 @@ class Session:
             self.events = Events(self.output / "events", run.step) if self.config.tensorboard else None
 
     def _resume(self) -> None:
+        """Go on from the newest checkpoint that is whole, in all processes from the same."""
+        damaged: dict[Path, str] = {}
+        while found := self._agreed(damaged):
+            path, state = found
+            try:
+                self.run.load_state(state)
+                break
+            except DamagedCheckpoint as error:
+                if self.config.resume != "latest":
+                    raise
+                damaged[path] = str(error)
+        if found is None or not self.first:
+            return
+        for path, why in damaged.items():
+            logger.warning("%s: %s; it is kept as %s", path, why, set_aside(path).name)
+        if found[0].parent.resolve() == self.output.resolve():
+            self._saved = self.run.step
+        done, steps = self.run.step, self.config.steps
+        if done < steps:
+            logger.info("the run goes on from step %d of %d (%s)", done, steps, found[0].name)
+        else:
+            fewer = f"; steps={steps} asks for no more" if done > steps else ""
+            logger.info("finished, %d of %d steps%s; a larger steps= goes on from there", done, done, fewer)
+
+    def _agreed(self, damaged: dict[Path, str]) -> tuple[Path, dict[str, Any]] | None:
+        """The checkpoint to go on from, and what it holds; None to begin.
+
+        Raises:
+            OSError, ValueError: there is none that can be used, or processes have different ones; one line.
+        """
+        processes = self.run.processes
+        found = processes.together(lambda: self._find(damaged))
+        if processes.count == 1:
+            return found
+        each = processes.gather(None if found is None else (found[1]["step"], sha256_of_file(found[0])))
+        if len(set(each)) > 1:
+            other = next(rank for rank, has in enumerate(each) if has != each[0])
+            says = [f"process {rank} has {f'step {each[rank][0]}' if each[rank] else 'none'}" for rank in (0, other)]
+            same = ", with other contents" if says[0][10:] == says[1][10:] else ""
+            raise ValueError(
+                f"the processes do not go on from the same checkpoint: {', '.join(says)}{same}; the output folder "
+                f"({self.output}) has to be on a disk that all of them share, or the same on each"
+            )
+        return found
+
+    def _find(self, damaged: dict[Path, str]) -> tuple[Path, dict[str, Any]] | None:
+        """As :meth:`_agreed`, of this process alone."""
         wanted = self.config.resume
         if wanted == "new":
             if self.checkpoints.paths():
                 raise ValueError(f"{self.output}: a run is here already, and resume=new; choose another output folder")
-            return
-        state = self.checkpoints.latest() if wanted == "latest" else read_checkpoint(wanted)
-        if state is None:
-            return
+            return None
+        if wanted == "latest":
+            return self.checkpoints.newest(damaged)
+        state = read_checkpoint(wanted)
         later = [path for path in self.checkpoints.paths() if Checkpoints.step_of(path) > state["step"]]
-        if later and wanted != "latest":
+        if later:
             # They would win over what this run writes as soon as it is stopped and goes on.
             raise ValueError(
                 f"{self.output} holds {later[-1].name}, which is newer than {wanted}: choose another output folder, "
                 "or remove the newer checkpoints"
             )
-        self.run.load_state(state)
-        if self.first:
-            logger.info("the run goes on from step %d of %d", self.run.step, self.config.steps)
+        return Path(wanted), state
 
     def go(self) -> Path | None:
         """Train to the end, or to a signal; both leave a checkpoint and the student as it is then.
@@ -84,61 +132,82 @@ class Session:
         Returns:
             the student's file, in the process that wrote it.
         """
-        run = self.run
-        with stop_signals() as caught, self._bar() as bar:
-            stopped = run.processes.any(bool(caught))
-            while run.step < self.config.steps and not stopped:
-                self._take(run.train_step(), bar)
-                stopped = run.processes.any(bool(caught))
+        run, steps = self.run, self.config.steps
+        with stop_signals(tell=self.first) as self._stop:
+            with Progress(steps, run.step, shown=self.first) as progress, contextlib.suppress(StepAbandoned):
+                while run.step < steps:
+                    values = run.train_step(self._look)
+                    self._measure()
+                    self._take(values, progress)
+                    self._looked = None
             self.save()
-        written = self._finish() if self.first else None
-        run.processes.wait()
+            if self.first and run.step < steps:
+                logger.info("stopped after %d of %d steps; the same command goes on from there", run.step, steps)
+            written = self._finish() if self.first else None
+            run.processes.wait()
         return written
 
-    def _bar(self) -> tqdm:
-        return tqdm(
-            total=self.config.steps, initial=self.run.step, unit="step", mininterval=2, disable=None if self.first else True
-        )
+    def _measure(self) -> None:
+        """Take note of how long it takes from one look at the signals to the next."""
+        now = time.monotonic()
+        if self._looked is not None:
+            self._stop.seconds = max(now - self._looked, 0.9 * self._stop.seconds)
+        self._looked = now
 
-    def _take(self, values: dict[str, float], bar: tqdm) -> None:
+    def _look(self) -> None:
+        """Between two calls of a step: leave it if that was asked for in one of the processes.
+
+        Raises:
+            StepAbandoned: it was.
+        """
+        self._measure()
+        if self.run.processes.any(bool(self._stop)):
+            raise StepAbandoned
+
+    def _take(self, values: dict[str, float], progress: Progress) -> None:
         """What follows a step."""
         step, config = self.run.step, self.config
         last = step == config.steps
         for name, value in values.items():
             self._sums.setdefault(name, []).append(value)
-        bar.update()
+        progress.update(step)
         if self.first and (step % config.log_every == 0 or last):
-            self._log(bar)
+            self._log(progress)
         if step % config.save_every == 0 and not last:
             self.save()
         if self.first and (step % config.sheet_every == 0 or last):
             self._show()
 
     def save(self) -> None:
-        """Write a checkpoint; all processes take part, one of them writes.
+        """Write a checkpoint, unless this step has one; all processes take part, one of them writes.
 
         Raises:
             OSError: it cannot be written; the line says which checkpoint is the newest whole one.
         """
-        state = self.run.state()
-        if not self.first:
-            return
+        processes = self.run.processes
+        if processes.any(self._saved != self.run.step if self.first else False):
+            state = self.run.state()
+            processes.together(lambda: self._write(state) if self.first else None)
+
+    def _write(self, state: dict[str, Any]) -> None:
         try:
-            self.checkpoints.save(self.run.step, state)
+            with self._stop.saving():
+                self.checkpoints.save(self.run.step, state)
+            self._saved = self.run.step
         except OSError as error:
             whole = self.checkpoints.paths()
             left = f"{whole[-1].name} is whole and the run goes on from it" if whole else "there is none from before"
             raise type(error)(one_line(f"{error}; make room and start again: {left}")) from error
 
-    def _log(self, bar: tqdm) -> None:
+    def _log(self, progress: Progress) -> None:
         run = self.run
         means = {name: sum(values) / len(values) for name, values in self._sums.items()}
         self._sums.clear()
         seconds = time.monotonic() - self.began
         speed = (run.step - self.start) * self.config.batch / max(seconds, 1e-9)
         memory = memory_in_use(run.device)
-        shown = {name: f"{value:.3g}" for name, value in means.items() if not name.endswith("_norm")}
-        bar.set_postfix({**shown, "img/s": f"{speed:.3g}", "GB": f"{memory / 1e9:.1f}"})
+        figures = {name: f"{value:.3g}" for name, value in means.items() if not name.endswith("_norm")}
+        progress.tell({**figures, "img/s": f"{speed:.3g}", "GB": f"{memory / 1e9:.1f}"})
         row = means | {"skipped": run.guard.total, "images_per_second": speed, "memory_bytes": memory, "seconds": seconds}
         if run.average:
             row["ema_distance"] = self._average_distance()
@@ -179,8 +248,6 @@ class Session:
             self.events.close()
         (picture,) = self.run.pictures(self.run.prompts.shown[:1], SHEET_SEEDS[0])
         path = export.export(self.run, self.output, picture)
-        if self.run.step < self.config.steps:
-            logger.info("stopped after %d of %d steps; the same command goes on from there", self.run.step, self.config.steps)
         logger.info("the student is %s", path)
         return path
 
@@ -192,9 +259,10 @@ def train(config: TrainConfig) -> Path | None:
         OSError, ValueError: with one line.
     """
     processes = Processes(config.device)
-    # Before anything is loaded: a folder that cannot be used is found out at once.
-    lock = FolderLock(config.output) if processes.first else None
+    lock = None
     try:
+        # Before anything is loaded: a folder that cannot be used is found out at once.
+        lock = processes.together(lambda: FolderLock(config.output) if processes.first else None)
         return Session(Distillation(config, processes)).go()
     except torch.cuda.OutOfMemoryError as error:
         raise ValueError(

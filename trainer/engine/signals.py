@@ -1,38 +1,119 @@
-"""Ending a run when it is asked to: SIGTERM and Ctrl-C are noted, and the run ends after its step."""
+"""Ending a run when it is asked to: after the first SIGTERM or Ctrl-C it saves, a second one ends it at once.
+
+A step under way is left between two network calls as long as it has changed nothing: the checkpoint is then that of the
+last whole step, and a run that goes on from it computes the step again, bit for bit.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
+from types import FrameType
 
-PATIENCE = 5.0  # seconds after a signal in which another one is taken for the same
+RELAY = 3.0  # seconds after a signal in which a launcher hands it on to its processes
+
+
+class StepAbandoned(Exception):
+    """A step was left before it had changed anything."""
+
+
+class Left(KeyboardInterrupt):
+    """A second signal ended the run without saving.
+
+    Attributes:
+        number: of the signal; the exit status is 128 more.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+class Stop:
+    """What signals have asked of a run; true once it is to end.
+
+    Args:
+        tell: say on stderr what is going to happen.
+
+    Attributes:
+        caught: the signals so far.
+        seconds: how long the run will take until it looks here, 0 where that is not known.
+    """
+
+    def __init__(self, tell: bool = True) -> None:
+        self.caught: list[int] = []
+        self.seconds = 0.0
+        self._tell = tell
+        self._first = 0.0
+        self._saving = False
+        self._leaving = 0
+        # In a terminal a Ctrl-C reaches the processes themselves, and then once more through their launcher.
+        self._relay = RELAY if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self.caught)
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal.
+
+        Raises:
+            Left: it is the second one, and no checkpoint is being written.
+        """
+        now = time.monotonic()
+        self.caught.append(number)
+        if len(self.caught) == 1:
+            self._first = now
+            about = f" (about {max(1, round(self.seconds))} s)" if self.seconds else ""
+            self._say(f"finishing this step{about}, then saving; press again to leave without saving")
+        elif now - self._first < self._relay:
+            return
+        elif self._saving and not self._leaving:
+            self._leaving = number
+            self._say("a checkpoint is being written: leaving as soon as it is whole; press again to leave without it")
+        else:
+            raise Left(number)
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """While a checkpoint is written: a second signal waits for its end, a third one does not.
+
+        Raises:
+            Left: there was a second signal meanwhile.
+        """
+        self._saving = True
+        try:
+            yield
+        finally:
+            self._saving = False
+        if self._leaving:
+            raise Left(self._leaving)
+
+    def _say(self, text: str) -> None:
+        # Not through stderr's buffer: the signal may have come in the middle of its use.
+        if self._tell and sys.stderr is not None:
+            with contextlib.suppress(OSError, ValueError):
+                os.write(sys.stderr.fileno(), f"\n{text}\n".encode())
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """SIGTERM and Ctrl-C are put into the list; another one, some seconds later, ends the program as usual.
+def stop_signals(tell: bool = True) -> Iterator[Stop]:
+    """SIGTERM and Ctrl-C are noted as long as this is open.
 
-    At once would be too early: of a Ctrl-C in a terminal ``accelerate launch`` sends its processes a second signal.
+    Args:
+        tell: say on stderr what is going to happen.
     """
-    names = (signal.SIGTERM, signal.SIGINT)
-    before = {name: signal.getsignal(name) for name in names}
-    caught: list[int] = []
-    first: list[float] = []
-
-    def note(number: int, frame: object) -> None:
-        caught.append(number)
-        first.append(time.monotonic())
-        if first[-1] - first[0] > PATIENCE:
-            for name in names:
-                signal.signal(name, before[name])
-            signal.raise_signal(number)
-
-    for name in names:
-        signal.signal(name, note)
+    stop = Stop(tell)
+    before = {name: signal.signal(name, stop.note) for name in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield caught
+        yield stop
     finally:
-        for name in names:
-            signal.signal(name, before[name])
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+def go_on() -> None:
+    """What a step asks between its calls where nobody will stop it."""

@@ -31,11 +31,12 @@ from wadi_core.schedule import OneStep
 
 from ..data import random_draws
 from ..distill.vsd import Noising, anchor_loss, teacher_pictures
-from ..engine.checkpoints import FolderLock, random_state, restore_random_state
+from ..engine.checkpoints import DamagedCheckpoint, FolderLock, check_like, damage_told, random_state, restore_random_state
 from ..engine.logs import contact_sheet
 from ..engine.optim import Guard, Updater, all_finite, make_optimizer, student_rate
 from ..engine.processes import Processes
 from ..engine.session import Session
+from ..engine.signals import StepAbandoned, go_on
 from ..models import base_models
 from ..models.condition import Condition
 from ..models.generators import ModelGenerator
@@ -54,7 +55,8 @@ TEACHER, STUDENT = "teacher", "student"
 SHEET_SEED, SHEET_ROWS = 0, 4
 
 # Settings with which a run cannot go on if they change.
-FIXED = ("seed", "resolution", "prediction_type", "adapter", "rank", "tokens", "vectors", "class_prompts", "prior_count")
+FIXED = ("seed", "resolution", "prediction_type", "optimizer", "adapter", "rank")
+FIXED += ("tokens", "vectors", "class_prompts", "prior_count")
 C = TypeVar("C", bound=LessonConfig)
 
 
@@ -223,14 +225,38 @@ class Lesson:
         rounds = [divmod(number // self.config.anchor_every, len(prompts)) for number in numbers]
         return [prompts[random_draws.shuffled(len(prompts), seed, ANCHOR, time)[place]] for time, place in rounds]
 
-    def train_step(self) -> dict[str, float]:
-        """One update; returns what to log."""
-        config, logs = self.config, []
-        self.updater.set_rate(student_rate(config.rate, self.step, config.steps, config.warmup, config.decay_steps))
+    def train_step(self, look: Callable[[], None] = go_on) -> dict[str, float]:
+        """One update; returns what to log.
+
+        Args:
+            look: called before each network call; it may raise ``StepAbandoned``.
+
+        Raises:
+            StepAbandoned: by ``look``; the run is as it was before the step.
+        """
+        config = self.config
         numbers = range(self.step * config.batch, (self.step + 1) * config.batch)
-        calls = self.processes.share(numbers, config.micro_batch)
         self.play(TEACHER)
+        try:
+            values = self._gradients(self.processes.share(numbers, config.micro_batch), look)
+        except StepAbandoned:
+            self.updater.aside()
+            self.quiet()
+            raise
+        self.updater.set_rate(student_rate(config.rate, self.step, config.steps, config.warmup, config.decay_steps))
+        values = self.processes.mean(values | {"norm": self.updater.clipped_norm()})
+        finite, scale = all_finite(list(values.values())), self.updater.scale
+        self.updater.finish(finite)
+        self.forget()
+        self.guard.note(self.step, ROLE, finite, scale)
+        self.step += 1
+        return values
+
+    def _gradients(self, calls: Sequence[range], look: Callable[[], None]) -> dict[str, Tensor]:
+        """Add up the gradients of a step's calls; returns what to log."""
+        config, logs = self.config, []
         for call in calls:
+            look()
             loss, log = self.loss(call)
             self.updater.backward(loss / len(calls))
             logs.append({"loss": loss.detach(), **log})
@@ -238,15 +264,12 @@ class Lesson:
         if config.anchor_weight and self.step >= config.steps - (config.anchor_last or config.steps):
             # The student's gradient is many times as long as the teacher's. AdamW, which measures its steps by those that
             # went before, would go as many times too far where it sets in, and the teacher would have no say any more.
-            told = self.updater.aside()
-            values["anchor"] = torch.stack([self.hold(call, len(calls)) for call in calls]).mean()
+            told, anchors = self.updater.aside(), []
+            for call in calls:
+                look()
+                anchors.append(self.hold(call, len(calls)))
+            values["anchor"] = torch.stack(anchors).mean()
             self.updater.join(told)
-        values = self.processes.mean(values | {"norm": self.updater.clipped_norm()})
-        finite, scale = all_finite(list(values.values())), self.updater.scale
-        self.updater.finish(finite)
-        self.forget()
-        self.guard.note(self.step, ROLE, finite, scale)
-        self.step += 1
         return values
 
     # What it shows
@@ -313,31 +336,35 @@ class Lesson:
         """Go on from a checkpoint.
 
         Raises:
-            ValueError: it belongs to another run; one line.
+            DamagedCheckpoint: something in it is missing, or of another type or shape than here.
+            ValueError: it belongs to another run. Both with one line.
         """
-        if "learned" not in state or set(state["learned"]) != set(self.parameters):
-            raise ValueError(f"{self.output} holds another kind of run; choose another output folder")
-        if state["base_sha256"] != self.model.base_sha256:
+        with damage_told():
+            if set(state["learned"]) != set(self.parameters):
+                raise DamagedCheckpoint("this checkpoint is of another kind of run; choose another output folder")
+            before = {field.name: field.default for field in dataclasses.fields(self.config)} | state["settings"]
+            base, examples, words = state["base_sha256"], state["examples"], tuple(state.get("words", ()))
+        if base != self.model.base_sha256:
             raise ValueError(f"{self.output} holds a run on another base; choose another output folder")
         if state.get("order") != random_draws.ORDER:
             raise ValueError(f"{self.output} {random_draws.OTHER_ORDER}")
-        if state["examples"] != self.examples.digest:
+        if examples != self.examples.digest:
             raise ValueError(f"{self.output} holds a run on other pictures or captions; choose another output folder")
-        if tuple(state.get("words", ())) != self.words:
+        if words != self.words:
             raise ValueError(f"{self.output} holds a run with other learned words; choose another output folder")
-        defaults = {field.name: field.default for field in dataclasses.fields(self.config)}
-        before, now = defaults | state["settings"], dataclasses.asdict(self.config)
+        now = dataclasses.asdict(self.config)
         for name in FIXED:
             if before.get(name) != now.get(name):
                 held, wanted = before.get(name), now.get(name)
                 raise ValueError(f"{self.output} holds a run with {name}={held}, not {wanted}; choose another output folder")
-        with torch.no_grad():
+        with damage_told(), torch.no_grad():
+            check_like(state["learned"], self.parameters, "learned")
             for name, parameter in self.parameters.items():
                 parameter.copy_(state["learned"][name])
-        self.updater.load_state(state["updater"])
-        self.guard.load_state(state["skipped"])
-        self.step = state["step"]
-        restore_random_state(state["random"])
+            self.updater.load_state(state["updater"])
+            self.guard.load_state(state["skipped"])
+            self.step = state["step"]
+            restore_random_state(state["random"])
 
     def _read_student(self) -> tuple[OneStep | None, dict[str, tuple[Tensor, Tensor]]]:
         """The schedule of the one-step LoRaD for the sheets, and its factors by layer; none without one.

@@ -255,12 +255,27 @@ def is_pixart(base: str | os.PathLike[str]) -> bool:
     return name.startswith("PixArtAlpha")
 
 
+def shape_folder(config: str) -> Path | None:
+    """The folder that ``base_config`` names, by its path or as one that ships; None for an empty name.
+
+    Raises:
+        OSError: there is none; one line.
+    """
+    if not config:
+        return None
+    folder = configs.folder(config) if config in configs.SHAPES else Path(config)
+    if not any((folder / part / "config.json").is_file() for part in ("unet", "transformer")):
+        known = ", ".join(configs.SHAPES)
+        raise FileNotFoundError(one_line(f"base_config: {config} is no folder with unet/config.json, and none of {known}"))
+    return folder
+
+
 def load(base: str, config: str, prediction_type: str) -> Model:
     """Read a base into main memory.
 
     Args:
         base: ``mini``, a folder in diffusers layout, or a ``.safetensors`` checkpoint of a Stable Diffusion.
-        config: for a checkpoint of unknown shape a folder with its settings, else empty.
+        config: for a checkpoint of unknown shape a folder with its settings, or the name of one that ships; else empty.
         prediction_type: what the user says that it returns.
 
     Raises:
@@ -271,10 +286,13 @@ def load(base: str, config: str, prediction_type: str) -> Model:
     if base != "mini" and is_pixart(base):
         check_prediction(base, declared.of_folder(Path(base)), prediction_type)
         return PixArt(Path(base))
-    source = bases.find(base, config or None)
+    shape = shape_folder(config)
+    if shape is not None and is_pixart(shape):
+        raise refusal(base, f"this is no folder of PixArt, whose shape base_config={config} is")
+    source = bases.find(base, shape)
     said = bases.prediction_type(source)
     check_prediction(base, said, prediction_type)
-    loaded = bases.load(base, CPU, torch.float32, config or None)
+    loaded = bases.load(base, CPU, torch.float32, shape)
     if loaded.one_step is not None:
         raise refusal(base, "this is a one-step network already; a multi-step one is needed to learn from")
     model = StableDiffusion(loaded, source.settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -48,9 +49,9 @@ def main(about: str, schema: type[C], run: Callable[[C], object], estimate: Call
             sys.stdout.write(f"{estimate(config)}\n")
         else:
             run(config)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         sys.stderr.write("stopped; started again it goes on from its newest checkpoint, if there is one\n")
-        return 130
+        return 128 + getattr(error, "number", signal.SIGINT)
     except (ValueError, OSError, ImportError) as error:
         if arguments.debug:
             traceback.print_exc()

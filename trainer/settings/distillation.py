@@ -62,7 +62,8 @@ class TrainConfig:
 
     # What is distilled, and into what.
     base: FilePath = setting("mini", "the multi-step model: a diffusers folder, a .safetensors checkpoint, or mini")
-    base_config: FilePath = setting("", "for a checkpoint of unknown shape: a diffusers folder with its settings")
+    base_config: FilePath = setting("", "for a checkpoint of unknown shape, or an estimate without one: a diffusers folder "
+                                    "with its settings, or sd15, sd21, wadi-mini, pixart")  # fmt: skip
     prediction_type: str = setting("epsilon", "what the base returns", choices=("epsilon", "v_prediction"))
     resolution: int = setting(0, "side of the pictures, a multiple of 8; 0 is the base's own", "pixels", 0, 4096)
     prompts: FilePath = setting("mini", "a file or folder of prompts, starter for those that ship, or mini for its scenes")

@@ -12,19 +12,20 @@ from typing import Any
 
 HERE = Path(__file__).parent
 FOLDERS = {"sd15": HERE / "sd15", "sd21": HERE / "sd21", "wadi-mini": HERE.parent / "mini"}
+SHAPES = {**FOLDERS, "pixart": HERE / "pixart"}  # the last for estimates alone: it has no tokenizer
 # The one copy of vocab.json and merges.txt: wadi-mini is a whole pipeline for other programs too, the rest share it.
 TOKENIZER = FOLDERS["wadi-mini"] / "tokenizer"
 
 
 def folder(architecture: str) -> Path:
-    """The folder with the settings of ``sd15``, ``sd21`` (2.1-base) or ``wadi-mini``; no weights are in it.
+    """The folder with the settings of ``sd15``, ``sd21`` (2.1-base), ``wadi-mini`` or ``pixart`` (XL/2, 256 px); no weights.
 
     Raises:
         ValueError: no settings are shipped for this architecture.
     """
-    if architecture not in FOLDERS:
-        raise ValueError(f"no settings are shipped for {architecture}: known are {', '.join(FOLDERS)}")
-    return FOLDERS[architecture]
+    if architecture not in SHAPES:
+        raise ValueError(f"no settings are shipped for {architecture}: known are {', '.join(SHAPES)}")
+    return SHAPES[architecture]
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
