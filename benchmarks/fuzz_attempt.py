@@ -21,6 +21,7 @@ from pathlib import Path
 
 from wadi_core.files import one_line
 
+from .damage import ANY
 from .fuzz_kinds import KINDS, Sample, Wrong
 
 READ, REFUSED, UNFIT, FAILED = "read", "refused", "unfit", "failed"
@@ -54,11 +55,11 @@ def damaged(kind: str, index: int) -> tuple[Sample, bytes, str, str]:
     """Damaged file number ``index``: the good file, its bytes now, its name, and what was done to it."""
     rng = random.Random(f"{kind}:{index}")
     sample = rng.choice(samples(kind))
-    content, name, done = sample.content, sample.name, []
-    for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        way = rng.choice(list(sample.damages))
-        content = sample.damages[way](rng, content)
-        done.append(way.strip())
+    name, way = sample.name, rng.choice(list(sample.damages))
+    content, done = sample.damages[way](rng, sample.content), [way.strip()]
+    while rng.random() < 0.3:  # what is no good file any more takes only what is done to bytes
+        way = rng.choice(list(ANY))
+        content, done = ANY[way](rng, content), [*done, way]
     if rng.random() < 0.02:  # a file of this kind under another one's ending
         other = Path(rng.choice(samples(kind)).name).suffix
         name, done = Path(name).stem + other, [*done, f"as {other}"]
