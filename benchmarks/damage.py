@@ -18,7 +18,23 @@ HEAD = 96  # bytes at the start of a file, where most formats say what follows
 INTEGERS = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, (1 << 63) - 1, (1 << 64) - 1)
 _RAW = "\x7fraw\x7f"  # stands in a JSON text for one of RAW_JSON until it is written
 RAW_JSON = (
-    *("NaN", "Infinity", "-Infinity", "1e999", "-0", "01", "0x10", "1.0", "1e2", "'a'", "tru", "", ",", '"\\ud800"', '"\\u0000"'),
+    *(
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "1e999",
+        "-0",
+        "01",
+        "0x10",
+        "1.0",
+        "1e2",
+        "'a'",
+        "tru",
+        "",
+        ",",
+        '"\\ud800"',
+        '"\\u0000"',
+    ),
     *("9" * 30, "9" * 5000, "-1", "18446744073709551616", '"' + "a" * 3000 + '"', '"\\u202e\\u001b[31m"', '"\n"', '"\\x"'),
     *("[" * 100_000, '{"a":' * 3000 + "1" + "}" * 3000, "[" * 900 + "]" * 900, "/* */1", "[1,]", '{"a":1,"a":2}'),
 )

@@ -96,7 +96,9 @@ def odd_objects(rng: random.Random, content: bytes) -> bytes:
     if way == 0:
         table.pop(name)
     elif way == 1:
-        table[rng.choice((1, 2.5, None, True, ("a", "b"), "", "x\ny", "a" * 3000, "unet." + str(name), "loss"))] = table.pop(name)
+        table[rng.choice((1, 2.5, None, True, ("a", "b"), "", "x\ny", "a" * 3000, "unet." + str(name), "loss"))] = table.pop(
+            name
+        )
     elif way == 2:
         table = rng.choice(({"state_dict": table}, OrderedDict(table), [table], (), [some], {}, some, None, {name: table}))
     else:
@@ -110,7 +112,7 @@ def odd_objects(rng: random.Random, content: bytes) -> bytes:
             )
         )
     written = io.BytesIO()
-    torch.save(table, written, _use_new_zipfile_serialization=rng.random() < 0.8)
+    torch.save(table, written)
     return written.getvalue()
 
 

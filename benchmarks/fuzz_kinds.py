@@ -8,6 +8,8 @@ from __future__ import annotations
 import functools
 import io
 import json
+import random
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from trainer import picture_files, prompt_files
-from trainer.state import Checkpoints, random_state, read_checkpoint
+from trainer.state import Checkpoints, read_checkpoint
 from wadi_core import base, mini, pictures
 from wadi_core.embeddings import PREFIX, Embedding, Vocabulary
 from wadi_core.lorad import LoRaD, Metadata
@@ -93,11 +95,21 @@ def stored(name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         return Sample(name, path.read_bytes(), ANY | SAFETENSORS, **options)
 
 
-def pickled(name: str, table: Any, archive: bool = True, **options: Any) -> Sample:
+def pickled(name: str, table: Any, **options: Any) -> Sample:
     """The same as torch saves it."""
     written = io.BytesIO()
-    torch.save(table, written, _use_new_zipfile_serialization=archive)
+    torch.save(table, written)
     return Sample(name, written.getvalue(), ANY | TORCH, **options)
+
+
+def pickled_of_old(name: str, tensors: Mapping[str, Tensor], more: Mapping[str, Any], **options: Any) -> Sample:
+    """The same in torch's older format, which sorts and names storages by where they lie in memory: so there is one."""
+    parts = torch.cat([tensor.flatten() for tensor in tensors.values()]).split([tensor.numel() for tensor in tensors.values()])
+    table = {key: part.reshape(tensor.shape) for (key, tensor), part in zip(tensors.items(), parts, strict=True)}
+    written = io.BytesIO()
+    torch.save({**more, **table}, written, _use_new_zipfile_serialization=False)
+    content = re.sub(rb"X.\x00\x00\x00\d{7,20}", b"X\x09\x00\x00\x00123456789", written.getvalue(), flags=re.DOTALL)
+    return Sample(name, content, ANY | TORCH, **options)
 
 
 # Adapters, on networks of a few layers
@@ -105,14 +117,16 @@ def pickled(name: str, table: Any, archive: bool = True, **options: Any) -> Samp
 
 def _network(paths: Mapping[str, tuple[int, int]]) -> nn.Module:
     network = nn.Module()
-    for path, (out_features, in_features) in paths.items():
+    for number, (path, (out_features, in_features)) in enumerate(paths.items()):
         parent = network
         *inner, last = path.split(".")
         for name in inner:
             if name not in parent._modules:
                 parent.add_module(name, nn.Module())
             parent = parent._modules[name]
-        parent.add_module(last, nn.Linear(in_features, out_features, bias=False))
+        linear = nn.Linear(in_features, out_features, bias=False)
+        linear.weight.data = drawn(out_features, in_features, seed=number).to(linear.weight.device)
+        parent.add_module(last, linear)
     return network.requires_grad_(False)
 
 
@@ -129,7 +143,6 @@ _PIXART_LAYERS = {"adaln_single.linear": (12, 6), "transformer_blocks.0.attn1.to
 @functools.cache
 def networks() -> dict[str, nn.Module]:
     """The networks that adapters are tried on, by architecture."""
-    torch.manual_seed(0)
     return {"unet": _network(_UNET_LAYERS), "pixart": _network(_PIXART_LAYERS)}
 
 
@@ -158,7 +171,7 @@ def adapters() -> list[Sample]:
     layers = {path: pair for path, pair in zip(_UNET_LAYERS, _factors("unet").factors.values(), strict=True)}
     authors = {f"module.{path}.theta_{part}": t for path, pair in layers.items() for part, t in zip("ab", pair, strict=True)}
     made.append(stored("a.safetensors", authors, {}))
-    return [*made, pickled("a.pth", authors), pickled("a.pth", authors, archive=False)]
+    return [*made, pickled("a.pth", authors), pickled_of_old("a.pth", authors, {})]
 
 
 def use_adapter(lorad: LoRaD) -> None:
@@ -269,7 +282,9 @@ def use_filled(network: nn.Module) -> None:
 def settings_files() -> list[Sample]:
     """The JSON files of a folder in diffusers layout, which say what network it is."""
     names = ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "tokenizer/tokenizer_config.json")
-    return [Sample("a.json", (mini.FOLDER / name).read_bytes(), ANY | {"JSON": json_text, "JSON ": json_text}) for name in names]
+    return [
+        Sample("a.json", (mini.FOLDER / name).read_bytes(), ANY | {"JSON": json_text, "JSON ": json_text}) for name in names
+    ]
 
 
 # Embeddings
@@ -433,24 +448,25 @@ def use_prompts(prompts: Iterable[str]) -> None:
 
 
 def _run_state(step: int) -> dict[str, Any]:
+    version, internal, gauss = random.Random(step).getstate()
+    optimizer = {"state": {0: {"step": 3, "exp_avg": drawn(3, 4)}}, "param_groups": [{"lr": 0.1}]}
     return {
         "step": step,
         "settings": {"steps": 100, "name": "a", "rate": 1e-4},
         "student": {"a.weight": drawn(3, 4, seed=step)},
-        "updaters": {"student": {"optimizer": {"state": {0: {"step": 3, "exp_avg": drawn(3, 4)}}, "param_groups": [{"lr": 0.1}]}}},
-        "random": [random_state()],
+        "updaters": {"student": {"optimizer": optimizer}},
+        "random": [{"python": [version, list(internal), gauss], "torch": torch.Generator().manual_seed(step).get_state()}],
         "prompts": {"place": 3},
     }
 
 
 def run_samples() -> list[Sample]:
     """The newest checkpoint of a run; the one before it is whole."""
-    torch.manual_seed(0)
     older = pickled("step-00000010.pt", _run_state(10))
     beside = {older.name: older.content}
     return [
         pickled("step-00000020.pt", _run_state(20), beside=beside),
-        pickled("step-00000020.pt", _run_state(20), archive=False, beside=beside),
+        pickled_of_old("step-00000020.pt", {"average": drawn(3, 4)}, {"step": 20, "settings": {"name": "a"}}, beside=beside),
     ]
 
 
