@@ -22,7 +22,8 @@ from pathlib import Path
 from wadi_core.files import one_line
 
 from .damage import ANY
-from .fuzz_kinds import KINDS, Sample, Wrong
+from .fuzz_kinds import KINDS, Wrong
+from .fuzz_samples import Sample
 
 READ, REFUSED, UNFIT, FAILED = "read", "refused", "unfit", "failed"
 LONGEST = 600  # characters of a message

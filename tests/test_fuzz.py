@@ -15,7 +15,8 @@ import pytest
 
 from benchmarks import damage
 from benchmarks.fuzz_attempt import FAILED, READ, Attempt, attempt, check_good_files, damaged, samples
-from benchmarks.fuzz_kinds import KINDS, Kind, Sample, demand
+from benchmarks.fuzz_kinds import KINDS, Kind, demand
+from benchmarks.fuzz_samples import Sample
 
 COUNT = 300  # of each kind
 
