@@ -239,7 +239,7 @@ def put(page: Path, text: str) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run; returns the exit status: 1 if anything was outside the contract."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--state", type=Path, default=Path("runs/fuzz.json"), metavar="FILE", help="the figures (default: runs/fuzz.json)")
     add("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND", help=f"of {', '.join(KINDS)}")

@@ -22,6 +22,7 @@ from wadi_core import base, pictures
 from wadi_core.embeddings import PREFIX, Embedding, Vocabulary
 from wadi_core.lorad import LoRaD
 from wadi_core.lorad.checkpoint import encode_header, read_header, read_tensors
+from wadi_core.lorad.linear import RotatedLinear
 from wadi_core.lorad.reports import adapter_facts, adapter_lines
 from wadi_core.lorad.weights import Weights
 from wadi_core.settings import Settings
@@ -30,6 +31,7 @@ from . import fuzz_samples as good
 from .fuzz_samples import UNET, UNET_LAYERS, Sample, drawn, network_of, networks
 
 SIDE = 16  # pixels that pictures are read at
+KNOWN_WORDS = 60_000  # more than a tokenizer has
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,10 @@ def use_adapter(lorad: LoRaD) -> None:
     try:
         for path in lorad.matched(network).paths.values():
             layer = network.get_submodule(path)
-            turned = layer.rotated_weight()
-            norms = turned.norm(dim=1) - layer.weight.norm(dim=1)
-            demand(bool(norms.abs().max() < 1e-3), f"{path} changed its norm")
+            if not isinstance(layer, RotatedLinear):
+                raise Wrong(f"{path} is not turned")
+            change = layer.rotated_weight().norm(dim=1) - layer.weight.norm(dim=1)
+            demand(bool(change.abs().max() < 1e-3), f"{path} changed its norm")
     finally:
         lorad.remove(network)
 
@@ -122,18 +125,14 @@ def use_filled(network: nn.Module) -> None:
 # Embeddings
 
 
-class _Words(nn.Module):
-    """What a vocabulary needs of a base: a text encoder's table, and a tokenizer."""
+class _TextEncoder(nn.Module):
+    """As much of a text encoder as learned words need."""
 
-    architecture, pad = "sd15", 0
+    dtype = torch.bfloat16
 
     def __init__(self) -> None:
         super().__init__()
-        self.table: nn.Module = nn.Embedding(60_000, 8)
-        self.unet = nn.Linear(1, 1)
-        self.unet.dtype = torch.bfloat16
-        self.text_encoder = self
-        self.tokenizer, _ = base._load_tokenizer(base.configs.TOKENIZER)
+        self.table: nn.Module = nn.Embedding(KNOWN_WORDS, 8)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.table
@@ -143,21 +142,23 @@ class _Words(nn.Module):
 
 
 @functools.cache
-def _vocabulary() -> Vocabulary:
-    return Vocabulary(_Words())
+def _vocabulary() -> tuple[Vocabulary, _TextEncoder]:
+    encoder = _TextEncoder()
+    tokenizer, pad = base._load_tokenizer(base.configs.TOKENIZER)
+    return Vocabulary(base.Base("a", "sd15", encoder, encoder, encoder, tokenizer, pad, "epsilon", None)), encoder
 
 
 def use_embedding(one: Embedding) -> None:
     """Learned, said in a prompt, and read by the text encoder."""
     demand(one.vectors.ndim == 2 and bool(one.vectors.isfinite().all()), "its vectors are no table of numbers")
     demand_line(one.token, "its word")
-    vocabulary = _vocabulary()
+    vocabulary, encoder = _vocabulary()
     vocabulary.learn([one])
     try:
         for word in (one.token, PREFIX + one.name):
             ids = vocabulary.ids([f"a cat, {word} , on grass"])
-            demand(int((ids >= 60_000).sum()) == min(len(one.vectors), 72), f"{word!a} is not found in a prompt")
-            demand(bool(vocabulary.base.table(ids).isfinite().all()), "the text encoder reads no numbers")
+            demand(int((ids >= KNOWN_WORDS).sum()) == min(len(one.vectors), 72), f"{word!a} is not found in a prompt")
+            demand(bool(encoder.table(ids).isfinite().all()), "the text encoder reads no numbers")
     finally:
         vocabulary.learn([])
 

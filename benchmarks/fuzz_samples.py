@@ -81,9 +81,9 @@ def network_of(paths: Mapping[str, tuple[int, int]]) -> nn.Module:
         parent = network
         *inner, last = path.split(".")
         for name in inner:
-            if name not in parent._modules:
+            if name not in dict(parent.named_children()):
                 parent.add_module(name, nn.Module())
-            parent = parent._modules[name]
+            parent = parent.get_submodule(name)
         linear = nn.Linear(in_features, out_features, bias=False)
         linear.weight.data = drawn(out_features, in_features, seed=number).to(linear.weight.device)
         parent.add_module(last, linear)

@@ -84,7 +84,7 @@ def test_a_crash_and_a_hang_are_results_and_a_run_goes_on_where_it_stopped(tmp_p
 
     monkeypatch.setattr(fuzz, "attempt", tried)
     monkeypatch.setattr(fuzz, "HANG", 1.0)
-    monkeypatch.setitem(KINDS, "numbers", Kind(8, lambda: [Sample("a.txt", b"good", damage.ANY)], bool, bool))
+    monkeypatch.setitem(KINDS, "numbers", Kind(8, lambda: [Sample("a.txt", b"good", damage.ANY)], bool, print))
     state = tmp_path / "fuzz.json"
     assert fuzz.run(state, ["numbers"], 0.5)["kinds"]["numbers"]["done"] == 4
     found = fuzz.run(state, ["numbers"], 1.0)["kinds"]["numbers"]
