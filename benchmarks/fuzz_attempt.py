@@ -1,7 +1,7 @@
 """One damaged file: made from its number alone, read, used, and judged by the contract of every reader.
 
-A reader succeeds, or raises ValueError or OSError with one printable line. It warns in one line, leaves no file behind
-and none open, and what it read can be used.
+A reader succeeds, or raises ValueError or OSError with one printable line that names the file. It warns in few lines,
+leaves no file behind and none open, and what it read can be used.
 """
 
 from __future__ import annotations
@@ -152,13 +152,13 @@ class _Ears(logging.Handler):
 def _heard() -> Iterator[list[str]]:
     """What is said meanwhile through logging and warnings, as :class:`_Ears` judges it."""
     ears, root = _Ears(), logging.getLogger()
-    root.addHandler(ears)
+    kept, root.handlers = root.handlers, [ears]
     try:
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             yield ears.said
     finally:
-        root.removeHandler(ears)
+        root.handlers = kept
     ears.said += [f"a warning of Python: {one_line(warning.message)[:200]}" for warning in warned]
 
 

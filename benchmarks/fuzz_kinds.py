@@ -21,7 +21,7 @@ from trainer.state import Checkpoints, read_checkpoint
 from wadi_core import base, pictures
 from wadi_core.embeddings import PREFIX, Embedding, Vocabulary
 from wadi_core.lorad import LoRaD
-from wadi_core.lorad.checkpoint import encode_header, read_header, read_tensors
+from wadi_core.lorad.checkpoint import encode_header, read_header
 from wadi_core.lorad.linear import RotatedLinear
 from wadi_core.lorad.reports import adapter_facts, adapter_lines
 from wadi_core.lorad.weights import Weights
@@ -72,7 +72,7 @@ def demand_line(text: str, what: str) -> None:
 def use_adapter(lorad: LoRaD) -> None:
     """Put on a network, described, written again, and asked for a picture: all numbers, or refused."""
     for line in adapter_lines(adapter_facts(lorad)):
-        demand_line(line[1], "what inspect says")
+        demand(line[1].isprintable(), f"what inspect says is no printable line: {line[1][:80]!a}")
     strings = lorad.metadata.to_strings(lorad.rank, "a")
     encode_header({f"{key}.lorad_a": a for key, (a, _) in lorad.factors.items()}, strings)
     if schedule := lorad.one_step:
@@ -113,7 +113,9 @@ def read_filled(path: Path) -> nn.Module:
     """A network as a base fills it."""
     with torch.device("meta"):
         network = network_of(UNET_LAYERS)
-    return base.fill(network, read_tensors(read_header(path)), path, torch.device("cpu"), torch.float16)
+    weights = Weights.open(path)
+    tensors = {name: weights.values(name) for name in weights.names}
+    return base.fill(network, tensors, path, torch.device("cpu"), torch.float16)
 
 
 def use_filled(network: nn.Module) -> None:

@@ -79,7 +79,7 @@ def test_a_crash_and_a_hang_are_results_and_a_run_goes_on_where_it_stopped(tmp_p
         if number == 5:
             os._exit(7)
         if number == 6:
-            os.write(2, b"a library says this")
+            os.write(2, b"a library says this\n" * 4)
         return Attempt(READ, "a way + another way")
 
     monkeypatch.setattr(fuzz, "attempt", tried)

@@ -49,42 +49,6 @@ def test_a_file_in_any_layout_gives_the_same_layers(state, tmp_path):
     assert ldm.file_of(LDM + "input_blocks.0.0.weight") == tmp_path / "ldm.safetensors"
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_layer_with_numbers_that_are_none_is_refused_by_name(state, number, dtype):
-    damaged = {name: tensor.to(dtype) for name, tensor in state.items()}
-    damaged[f"{LAYER}.weight"] = damaged[f"{LAYER}.weight"].clone()
-    damaged[f"{LAYER}.weight"][3, 2] = number
-    weights = Weights.of(damaged)
-    with pytest.raises(ValueError, match=f"{LAYER}.weight holds NaN or Inf"):
-        weights.linear(LAYER)
-    with pytest.raises(ValueError, match="NaN or Inf"):
-        weights.sha256()
-    other = LAYER.replace("to_q", "to_k")
-    assert torch.equal(weights.linear(other), damaged[f"{other}.weight"])
-
-
-def test_a_scale_that_is_nan_makes_no_weight(state):
-    codes = {
-        f"{LAYER}.weight": state[f"{LAYER}.weight"].to(torch.float8_e4m3fn),
-        f"{LAYER}.weight_scale": torch.tensor(torch.nan),
-    }
-    with pytest.raises(ValueError, match="NaN or Inf"):
-        Weights.of(state | codes).linear(LAYER)
-
-
-@pytest.mark.parametrize("scale", ["weight_scale", "scale_weight"])
-def test_float8_without_the_scale_that_others_have_is_refused(state, scale):
-    """Alone it is a plain cast, and its numbers are what they are."""
-    codes = {name: t.to(torch.float8_e4m3fn) if name.endswith("to_q.weight") else t for name, t in state.items()}
-    assert torch.equal(Weights.of(codes).linear(LAYER).float(), codes[f"{LAYER}.weight"].float())
-    scales = {f"{name.removesuffix('weight')}{scale}": torch.tensor(2.0) for name in codes if name.endswith("to_q.weight")}
-    assert torch.equal(Weights.of(codes | scales).linear(LAYER), codes[f"{LAYER}.weight"].float() * 2)
-    del scales[f"{LAYER}.{scale}"]
-    with pytest.raises(ValueError, match="float8 and its scale is missing"):
-        Weights.of(codes | scales).linear(LAYER)
-
-
 def test_only_the_tensor_that_is_asked_for_is_read(state, tmp_path, monkeypatch):
     write_safetensors(tmp_path / "base.safetensors", state)
     read: list[str] = []

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-SCALES = ("weight_scale", "scale_weight")  # the last part of their names
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16}  # of a float's size, to step from one value to the next
 
@@ -20,7 +19,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16}  # of a float's size, to step from 
 def scale_name(weight: str, names: Container[str]) -> str | None:
     """The name of the scale that belongs to the tensor ``weight``; None if there is none."""
     layer = weight.removesuffix("weight")
-    candidates = (layer + ending for ending in SCALES)
+    candidates = (f"{layer}weight_scale", f"{layer}scale_weight")
     return next((name for name in candidates if weight.endswith(".weight") and name in names), None)
 
 

@@ -5,7 +5,6 @@ A network of gigabytes is worked on with a few layers in memory, whatever its la
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections import deque
@@ -31,7 +30,7 @@ from .checkpoint import (
 )
 from .layers import sha256_of_layers
 from .layouts import Layout, Place, detect
-from .quantised import FLOAT8, SCALES, dequantise, scale_name
+from .quantised import dequantise, scale_name
 
 # A tensor to be written: name, type, shape, and a function that returns it when its turn has come.
 Entry = tuple[str, torch.dtype, tuple[int, ...], Callable[[], Tensor]]
@@ -61,7 +60,6 @@ class Weights:
         self.source = source
         self.folder = folder
         self.files = tuple(dict.fromkeys(holder.path for holder in self._holders.values() if isinstance(holder, Header)))
-        self._scaled = any(name.endswith(SCALES) for name in self._holders)
         self.layout: Layout = detect({name: self.shape(name) for name in self._holders})
 
     @classmethod
@@ -160,21 +158,15 @@ class Weights:
         """A tensor as :meth:`linear` gives it: with its scale, if there is one.
 
         Raises:
-            ValueError: its numbers are stored in a way that this program does not know, or not all of them are
-                finite; one line.
+            ValueError: its numbers are stored in a way that this program does not know; one line.
         """
-        weight, scale = self.tensor(name), self.scale_of(name)
+        weight, scale = self.tensor(name), scale_name(name, self._holders)
         if not weight.is_floating_point():
             raise self.refusal(f"{name} is stored as {weight.dtype}, not as floating-point numbers")
-        if scale is None and weight.dtype in FLOAT8 and self._scaled:
-            raise self.refusal(f"{name} is stored in float8 and its scale is missing, which others in it have")
         try:
-            values = weight if scale is None else dequantise(weight, self.tensor(scale))
+            return weight if scale is None else dequantise(weight, self.tensor(scale))
         except ValueError as error:
             raise self.refusal(f"{name}: {error}") from error
-        if values.numel() and not all(map(math.isfinite, _ends(values))):
-            raise self.refusal(f"{name} holds NaN or Inf: this network is damaged, download or train it again")
-        return values
 
     def scale_of(self, name: str) -> str | None:
         """The name of the scale that belongs to a tensor; None if there is none."""
@@ -187,12 +179,6 @@ class Weights:
     def refusal(self, why: str) -> RefusedFile:
         """The error, to be raised, that says in one line what is wrong with these weights."""
         return refusal(self.source, why)
-
-
-def _ends(values: Tensor) -> tuple[float, float]:
-    """The smallest and the largest of some numbers; NaN if one of them is that."""
-    low, high = (values.float() if values.dtype in FLOAT8 else values).aminmax()
-    return low.item(), high.item()
 
 
 def network_files(folder: Path) -> list[Path]:
