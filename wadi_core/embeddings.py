@@ -33,6 +33,7 @@ logger = logging.getLogger("wadi")
 
 PREFIX = "embedding:"  # ComfyUI writes it before a file's name
 VERSION = "1"
+LONGEST_WORD = 200  # characters
 # What programs call the tensor when they have no word for it: the file's name is the word then.
 NAMELESS = ("emb_params", "*", "<anonymous>", "clip_l", "clip_g")
 WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 1280: "the second text encoder of SDXL"}
@@ -97,6 +98,8 @@ class Embedding:
         token = (said.get("wadi.token") or (stem if name in NAMELESS else name)).strip()
         if not token:
             raise refusal(path, "this embedding has no word: its tensor has an empty name")
+        if not token.isprintable() or len(token) > LONGEST_WORD:
+            raise refusal(path, f"no prompt can say the word of this embedding: {token[:80]!a}")
         own = {key: text for key, text in said.items() if not key.startswith("wadi.")}
         return cls(
             token, vectors, stem, said.get("wadi.architecture"), said.get("wadi.text_encoder"), own, sha256_of_file(path)

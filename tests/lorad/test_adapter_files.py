@@ -206,6 +206,8 @@ def test_the_authors_pixart_factors(tmp_path, prefix, ending):
         {"prediction_type": "v"},
         {"alpha_T_squared": 0.0047},
         {"timestep": 999},
+        {"alpha_T_squared": 5e-324, "timestep": 999},
+        {"alpha_T_squared": 1e-12, "timestep": 999},
         {"alpha_T_squared": 2.0, "timestep": 999},
         {"base_sha256": "abc"},
     ],

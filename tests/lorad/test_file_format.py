@@ -194,6 +194,43 @@ def test_refused_pickle_that_inflates(tmp_path):
     assert "no pickle of plain tensors" in refused(tmp_path / "bomb.pth")
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_asks_for_memory_gets_none(tmp_path, zipped, monkeypatch):
+    """Two gigabytes of zeros for thirty bytes: refused before torch's reader sees it."""
+    zeros = b"\x80\x02c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R."
+    (tmp_path / "bomb.pth").write_bytes(zeros)
+    if zipped:
+        torch.save({"x.theta_a": torch.zeros(1)}, tmp_path / "plain.pth")
+        with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(tmp_path / "bomb.pth", "w") as bomb:
+            for name in plain.namelist():
+                bomb.writestr(name, zeros if name.endswith("data.pkl") else plain.read(name))
+    read = []
+    monkeypatch.setattr(torch, "load", lambda *_, **__: read.append(1))
+    assert "no pickle of plain tensors" in refused(tmp_path / "bomb.pth")
+    assert not read
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "content",
+    [pickle.dumps({"a": 1}, 4), pickle.dumps({"a": 1}, 2), b"PK\x05\x06" + bytes(18), b"", b"."],
+    ids=["another protocol", "a plain pickle", "an empty archive", "nothing", "an end"],
+)
+def test_what_torch_says_of_a_strange_pickle_is_one_line_with_its_name(tmp_path, content, recwarn):
+    (tmp_path / "strange.pth").write_bytes(content)
+    assert "strange.pth: this is no pickle of plain tensors" in refused(tmp_path / "strange.pth")
+    assert not recwarn.list
+
+
+def test_a_legacy_pickle_that_ends_too_early_is_called_damaged(tmp_path):
+    """torch seeks to a place before the file's start: the system's error names no file."""
+    torch.save({"x.theta_a": torch.zeros(9)}, tmp_path / "cut.pth")
+    content = (tmp_path / "cut.pth").read_bytes()
+    for length in range(0, len(content), 7):
+        (tmp_path / "cut.pth").write_bytes(content[:length])
+        assert "cut.pth: this is no pickle of plain tensors" in refused(tmp_path / "cut.pth")
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_damaged_pickles(tmp_path, data):

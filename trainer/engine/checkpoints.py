@@ -21,6 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from wadi_core.lorad.checkpoint import unpickle
 from wadi_core.files import atomic_write, existing_file, one_line
 
 logger = logging.getLogger("wadi")
@@ -142,7 +143,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         with zipfile.ZipFile(existing_file(path)) as archive:  # torch itself leaves the checksums alone
             if spoilt := archive.testzip():
                 raise DamagedCheckpoint(one_line(f"{path}: this checkpoint is damaged: {spoilt} has another checksum"))
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = unpickle(path, "it is damaged")
     except (OSError, DamagedCheckpoint) as error:
         if getattr(error, "errno", None) is None:
             raise

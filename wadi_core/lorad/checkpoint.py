@@ -7,10 +7,13 @@ replaced or deleted while they live (Windows refuses that for a mapped file), an
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import mmap
 import os
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -210,7 +213,7 @@ def write_safetensors(
 
 
 def read_pickle(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """A .pth file of named tensors, read with ``weights_only=True``: nothing in it is executed.
+    """A .pth file of named tensors; nothing in it is executed.
 
     Raises:
         OSError: the file cannot be read.
@@ -219,15 +222,7 @@ def read_pickle(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     path = existing_file(path)
     with open(path, "rb") as file:
         _refuse_pointer(path, file)
-    nothing_else = "this is no pickle of plain tensors (nothing else is loaded), or it is damaged"
-    try:
-        if _inflates(path):
-            raise ValueError("compressed")
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle can raise nearly anything, and all of it means this one thing
-        raise refusal(path, nothing_else) from error
+    loaded = unpickle(path, "this is no pickle of plain tensors (nothing else is loaded), or it is damaged")
     if not isinstance(loaded, dict) or not loaded:
         raise refusal(path, "this pickle is not a table of named tensors")
     for name, tensor in loaded.items():
@@ -236,13 +231,48 @@ def read_pickle(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in loaded.items()}
 
 
-def _inflates(path: Path) -> bool:
-    """Whether this is an archive that grows when it is read: torch stores uncompressed, a bomb would not."""
+def unpickle(path: str | os.PathLike[str], otherwise: str) -> Any:
+    """What torch saved in a file, on the CPU: tensors and plain values; nothing in it is executed.
+
+    Args:
+        otherwise: what a file is told that is damaged or holds more than that.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: ``otherwise``. Both with a message of one line.
+    """
+    path = existing_file(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            return sum(part.file_size for part in archive.infolist()) > path.stat().st_size
-    except zipfile.BadZipFile:
-        return False  # the older format of torch, or no pickle at all
+        if _grows(path):
+            raise ValueError("it would take more memory than it has bytes")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says what it thinks of a strange file before it refuses it
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle can raise nearly anything, and all of it means this one thing
+        if isinstance(error, OSError) and error.filename is not None:  # it was not opened at all
+            raise
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # a place before the file's start
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise refusal(path, otherwise) from error
+
+
+def _grows(path: Path) -> bool:
+    """Whether reading a pickle can take far more memory than the file has bytes.
+
+    That is an archive of packed parts, where torch packs nothing; and ``bytearray(n)``, the one call that torch's
+    reader of plain values allows and that fills memory with as many zeros as it is told. No state dict has one.
+    """
+    greedy = b"bytearray"
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            with zipfile.ZipFile(file) as archive:
+                parts = archive.infolist()
+                pickles = [part for part in parts if part.filename.endswith(".pkl")]
+                return sum(part.file_size for part in parts) > size or any(greedy in archive.read(part) for part in pickles)
+        except zipfile.BadZipFile:  # the older format of torch, or no pickle at all
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return content.find(greedy) >= 0
 
 
 def _is_plain(tensor: Tensor) -> bool:
