@@ -21,8 +21,8 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from wadi_core.lorad.checkpoint import unpickle
 from wadi_core.files import atomic_write, existing_file, one_line
+from wadi_core.lorad.checkpoint import unpickle
 
 logger = logging.getLogger("wadi")
 

@@ -1,6 +1,6 @@
 """Ways to damage files of other programs' formats: pickles in archives, pictures, tables and texts.
 
-As in :mod:`benchmarks.damage`: a random generator and the bytes of a file give other bytes.
+As in :mod:`benchmarks.robustness.damage`: a random generator and the bytes of a file give other bytes.
 """
 
 from __future__ import annotations

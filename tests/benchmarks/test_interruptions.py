@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import interruptions
+from benchmarks.robustness import interruptions
 
 
 def test_a_few_interruptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from trainer.settings import cli as trainer_cli
 from trainer.settings.finetuning import PersonalizeConfig
 from wadi_core import cli
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ENCODINGS = ("cp932", "ascii", "latin-1")
 START = 'if __name__ == "__main__":'
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # In place of install.py: tells what it was asked and what it found, in a line of JSON for each start.
 TELLING = """import json
 import os

@@ -1,7 +1,7 @@
 """Nothing is lost: runs that are killed or stopped at random moments end with the bits of one that never was.
 
-    python benchmarks/interruptions.py                               200 SIGKILLs and 50 SIGINTs, about half an hour
-    python benchmarks/interruptions.py --kills 6 --interrupts 2      a look at whether it works
+    python benchmarks/robustness/interruptions.py                               200 SIGKILLs and 50 SIGINTs, about half an hour
+    python benchmarks/robustness/interruptions.py --kills 6 --interrupts 2      a look at whether it works
 
 Short runs of a small network, distillations and personalisations in turn. Each is interrupted again and again, while it loads,
 trains, writes a checkpoint or draws, started again with the same settings until it is at its end, and compared with an
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ from wadi_core.files import one_line
 
 logger = logging.getLogger("benchmark")
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EACH = 12  # interruptions of one run, at most
 FINISHED = "finished.safetensors"
 STEPS = 24
@@ -95,7 +95,7 @@ class Runs:
         # The server of processes begins with nothing but the environment.
         os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         self.processes = multiprocessing.get_context("forkserver")
-        self.processes.set_forkserver_preload(["benchmarks.interruptions"])
+        self.processes.set_forkserver_preload(["benchmarks.robustness.interruptions"])
         base = training.prepare(place / "base", "small")
         self.words = [*SHARED, *KINDS[kind][1], f"base={base}", f"steps={STEPS}"]
         if kind == "distillation":
@@ -106,7 +106,7 @@ class Runs:
 
     def begin(self, name: str) -> BaseProcess:
         """Start a run, or let it go on; it is in the trainer when this returns."""
-        from benchmarks import interruptions  # as the processes know it, not as the script that is running
+        from benchmarks.robustness import interruptions  # as the processes know it, not as the script that is running
 
         started = self.processes.Event()
         words = [*self.words, f"output={self.place / name}"]

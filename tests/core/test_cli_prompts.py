@@ -16,7 +16,7 @@ from pipeline_kit import Kit
 from trainer.data.prompts import PromptList
 from wadi_core import cli, pictures
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 Generate = Callable[..., tuple[int, str]]
 
 

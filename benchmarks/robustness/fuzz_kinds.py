@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from trainer.data import picture_files, prompt_files
+from trainer.data import picture_files
 from trainer.engine.checkpoints import Checkpoints, read_checkpoint
-from wadi_core import base, pictures
+from wadi_core import base, images, pictures, prompt_files
 from wadi_core.embeddings import PREFIX, Embedding, Vocabulary
 from wadi_core.lorad import LoRaD
 from wadi_core.lorad.checkpoint import encode_header, read_header
@@ -170,7 +170,7 @@ def use_embedding(one: Embedding) -> None:
 
 def read_picture(path: Path) -> tuple[Image.Image, Image.Image]:
     """A picture as the control path and as learning reads it."""
-    return pictures.read(path), picture_files.load(path, SIDE)
+    return images.read(path), picture_files.load(path, SIDE)
 
 
 def use_pictures(both: tuple[Image.Image, Image.Image]) -> None:

@@ -1,4 +1,4 @@
-"""Damaged files of every kind: the same ones as in benchmarks/fuzz.py, a few hundred of each."""
+"""Damaged files of every kind: the same ones as in benchmarks/robustness/fuzz.py, a few hundred of each."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import damage
-from benchmarks.fuzz_attempt import FAILED, READ, Attempt, attempt, check_good_files, damaged, samples
-from benchmarks.fuzz_kinds import KINDS, Kind, demand
-from benchmarks.fuzz_samples import Sample
+from benchmarks.robustness import damage
+from benchmarks.robustness.fuzz_attempt import FAILED, READ, Attempt, attempt, check_good_files, damaged, samples
+from benchmarks.robustness.fuzz_kinds import KINDS, Kind, demand
+from benchmarks.robustness.fuzz_samples import Sample
 
 COUNT = 300  # of each kind
 
@@ -71,7 +71,7 @@ def test_what_is_outside_the_contract_is_found(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the watched process is forked, its memory read from /proc")
 def test_a_crash_and_a_hang_are_results_and_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch) -> None:
-    from benchmarks import fuzz
+    from benchmarks.robustness import fuzz
 
     def tried(kind: str, number: int, folder: Path) -> Attempt:
         if number == 3:

@@ -15,7 +15,7 @@ from PIL import Image, ImageFont
 
 from trainer.mini import drawings, scenes
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def digest(pictures: Iterable[Image.Image]) -> str:

@@ -1,9 +1,9 @@
 """Damaged files for every reader: each is read, or refused in one line; nothing hangs, grows, warns or is left behind.
 
-    python benchmarks/fuzz.py                           120,000 files, about a quarter of an hour on one core
-    python benchmarks/fuzz.py --share 0.01              a look at it
-    python benchmarks/fuzz.py --only adapter:4711       one of them again, with its traceback
-    python benchmarks/fuzz.py --page docs/robustness.md put the figures into the page
+    python benchmarks/robustness/fuzz.py                           120,000 files, about a quarter of an hour on one core
+    python benchmarks/robustness/fuzz.py --share 0.01              a look at it
+    python benchmarks/robustness/fuzz.py --only adapter:4711       one of them again, with its traceback
+    python benchmarks/robustness/fuzz.py --page docs/robustness.md put the figures into the page
 
 Each damaged file follows from its kind and number alone. Files are read in a process of its own with a limit on its
 memory; it is watched from outside, and after a crash or a hang the next one goes on. Figures are kept in --state after
@@ -31,17 +31,27 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 
-from benchmarks.fuzz_attempt import FAILED, LONGEST, READ, REFUSED, UNFIT, WARNINGS, attempt, check_good_files, damaged
-from benchmarks.fuzz_kinds import KINDS
 from benchmarks.report import write_json
+from benchmarks.robustness.fuzz_attempt import (
+    FAILED,
+    LONGEST,
+    READ,
+    REFUSED,
+    UNFIT,
+    WARNINGS,
+    attempt,
+    check_good_files,
+    damaged,
+)
+from benchmarks.robustness.fuzz_kinds import KINDS
 
 logger = logging.getLogger("benchmark")
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 HANG = 10.0  # seconds
 ROOM = 2 << 30  # bytes that a worker may grow by
 BATCH = 1000  # files between two saves of the figures

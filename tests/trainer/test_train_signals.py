@@ -15,7 +15,7 @@ import torch
 from lessons import invert_config, make_place, personalize_config
 from training import small_base, tiny, write_prompts
 
-from benchmarks.interruptions import differing
+from benchmarks.robustness.interruptions import differing
 from trainer.distill.distillation import Distillation
 from trainer.engine.checkpoints import Checkpoints, read_checkpoint
 from trainer.engine.session import Session

@@ -1,0 +1,1 @@
+"""Damaged files and interrupted runs: what holds when things go wrong."""
