@@ -138,7 +138,7 @@ class Inversion(Lesson):
     def embeddings(self) -> list[Embedding]:
         """The words as they are now."""
         config = self.config
-        about = {"ss_steps": str(self.step), "ss_learning_rate": f"{config.rate:g}", "ss_seed": str(config.seed)}
+        about = {"ss_steps": str(self.step), "ss_learning_rate": f"{config.lr:g}", "ss_seed": str(config.seed)}
         about |= {"modelspec.license": config.license} if config.license else {}
         parts = self.rows.detach().float().cpu().split(config.vectors)
         known = {"architecture": self.model.architecture, "text_encoder": self.text_encoder, "extra": about}

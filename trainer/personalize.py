@@ -146,7 +146,7 @@ class Personalization(Lesson):
             extra={
                 "ss_steps": str(self.step),
                 "ss_seed": str(config.seed),
-                "ss_learning_rate": f"{config.rate:g}",
+                "ss_learning_rate": f"{config.lr:g}",
                 "ss_total_batch_size": str(config.batch),
                 "ss_mixed_precision": config.precision,
             },

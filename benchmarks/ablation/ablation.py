@@ -122,7 +122,7 @@ def train(folder: Path, arm: Arm, rate: float, seed: int, steps: int, words: Seq
     if student.is_file() and last.is_file():
         return student
     given = [f"output={folder}", "name=student", f"adapter={arm.kind}", f"student_rank={arm.rank}"]
-    given += [f"student_rate={rate:g}", f"seed={seed}", f"steps={steps}", f"decay_steps={steps // 2}", "tensorboard=false"]
+    given += [f"student_lr={rate:g}", f"seed={seed}", f"steps={steps}", f"decay_steps={steps // 2}", "tensorboard=false"]
     command = [sys.executable, str(ROOT / "trainer" / "train.py"), "--config", str(PRESET), *given, *words]
     status = subprocess.run(command, check=False).returncode
     if status == DIVERGED:

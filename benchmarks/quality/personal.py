@@ -203,7 +203,7 @@ def learned(options: argparse.Namespace, emoji: EmojiSet, thing: scenes.Thing, k
     name, place = f"{WORD}-{_plain(thing.name)}", Path(options.learn)
     examples, output = place / "examples" / name, place / kind / name
     words = [f"base={options.model}", f"lorad={_student(options)}", f"pictures={examples}", f"output={output}"]
-    words += [f"name={name}", f"adapter={kind}", f"rank={rank}", f"rate={RATES[kind]:g}"]
+    words += [f"name={name}", f"adapter={kind}", f"rank={rank}", f"lr={RATES[kind]:g}"]
     words += [f"sheet_prompts=[{called(thing.phrase, thing)}, {thing.phrase}]"]
     config = settings.load(PersonalizeConfig, PRESET, [*words, *options.settings])
     # A run that was stopped has written its file too: the last step tells that it came to its end.

@@ -293,7 +293,7 @@ def _run_state(step: int) -> dict[str, Any]:
     optimizer = {"state": {0: {"step": 3, "exp_avg": drawn(3, 4)}}, "param_groups": [{"lr": 0.1}]}
     return {
         "step": step,
-        "settings": {"steps": 100, "name": "a", "rate": 1e-4},
+        "settings": {"steps": 100, "name": "a", "lr": 1e-4},
         "student": {"a.weight": drawn(3, 4, seed=step)},
         "updaters": {"student": {"optimizer": optimizer}},
         "random": [{"python": [version, list(internal), gauss], "torch": torch.Generator().manual_seed(step).get_state()}],

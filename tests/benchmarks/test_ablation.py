@@ -91,7 +91,7 @@ def words(what: str, folder: Path) -> list[str]:
 def test_it_goes_on_where_it_was_stopped(runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert ablation.main(words("run", tmp_path)) == 1
     assert "the screening is not finished" in capsys.readouterr().err
-    runs.status = lambda given: DIVERGED if given["adapter"] == "full" and given["student_rate"] == "0.003" else 0
+    runs.status = lambda given: DIVERGED if given["adapter"] == "full" and given["student_lr"] == "0.003" else 0
     assert ablation.main(words("screen", tmp_path)) == 0
     tried = sum(map(len, ablation.RATES.values()))
     assert len(runs.started) == tried and "diverged at a rate of 0.003" in capsys.readouterr().err
@@ -106,7 +106,7 @@ def test_it_goes_on_where_it_was_stopped(runs: Runs, tmp_path: Path, capsys: pyt
     assert len(runs.started) == 27 + 1
     assert all(given["batch"] == "2" and given["steps"] == "5" for given in runs.started)
     assert {given["seed"] for given in runs.started} == {"0", "1", "2"}
-    assert {given["student_rate"] for given in runs.started if given["adapter"] == "lorad"} == {"0.006"}
+    assert {given["student_lr"] for given in runs.started if given["adapter"] == "lorad"} == {"0.006"}
     assert ablation.main(words("page", tmp_path)) == 0
     page = (tmp_path / "docs" / "ablation.md").read_text()
     ranks = [rank for rank in (8, 16, 32, 48, 64) if f"| LoRaD, rank {rank} |" in page.split("## Rank")[1]]

@@ -48,7 +48,7 @@ def common(place: Path, output: Path) -> dict[str, object]:
         "base": str(place / "base"), "lorad": str(place / "one-step.safetensors"), "pictures": str(place / "pictures"),
         "templates": list(CAPTIONS), "output": str(output), "steps": 4, "batch": 2, "precision": "fp32", "device": "cpu",
         "save_every": 2, "sheet_every": 100, "sheet_steps": 2, "sheet_prompts": ["a cat <R> a wall"], "tensorboard": False,
-        "rate": 0.01,
+        "lr": 0.01,
     }  # fmt: skip
 
 

@@ -79,7 +79,7 @@ def test_only_what_is_learned_moves(place: Path, tmp_path: Path) -> None:
 def test_the_students_gradient_is_no_longer_than_the_teachers(place: Path, tmp_path: Path, weight: float) -> None:
     """Both have their say, and AdamW no reason to go far at once."""
     runs = [
-        Personalization(personalize_config(place, tmp_path / name, clip=1e9, **{**HELD, "anchor_weight": held}))
+        Personalization(personalize_config(place, tmp_path / name, max_grad_norm=1e9, **{**HELD, "anchor_weight": held}))
         for name, held in (("plain", 0.0), ("held", weight))
     ]
     told, both = (step_gradient(run) for run in runs)
@@ -107,7 +107,7 @@ def step_gradient(run: Lesson) -> Tensor:
 def test_words_and_adapters_are_held(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     # Pictures of the same caption that stay, as a teacher's that has learned its lesson.
     monkeypatch.setattr(finetuning, "teacher_pictures", lambda guided, noising, z, steps: torch.full_like(z, 0.5))
-    alone = {**HELD, "anchor_weight": 1e4, "rate": 5e-3 if kind == "word" else 3e-2, "batch": 8}
+    alone = {**HELD, "anchor_weight": 1e4, "lr": 5e-3 if kind == "word" else 3e-2, "batch": 8}
     if kind == "word":
         run: Lesson = Inversion(invert_config(place, tmp_path, steering=0.0, **alone))
     else:

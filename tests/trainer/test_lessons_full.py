@@ -30,7 +30,7 @@ def test_three_steps_at_full_size(name: str, tmp_path: Path) -> None:
 
     base, pictures = full_base(tmp_path / "base", name), write_pictures(tmp_path / "pictures")
     words = [f"base={base}", f"pictures={pictures}", "templates=[a cat <R> a wall]", "device=cpu", "batch=1"]
-    words += ["micro_batch=0", "resolution=64", "save_every=1", "keep=1", "sheet_every=1000", "sheet_steps=1"]
+    words += ["micro_batch=0", "resolution=64", "save_every=1", "keep_last=1", "sheet_every=1000", "sheet_steps=1"]
     words += ["tensorboard=false", "precision=bf16", "base_weights=bf16", "sheet_prompts=[a cat <R> a wall]"]
 
     def load(schema: type, kind: str, steps: int) -> object:

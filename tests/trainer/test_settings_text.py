@@ -192,7 +192,7 @@ def test_a_text_of_the_command_line_is_what_was_typed(text: str) -> None:
 @pytest.mark.parametrize("explain", [False, True])
 def test_what_is_written_is_read_back(text: str, explain: bool, tmp_path: Path) -> None:
     path = tmp_path / "written.yaml"
-    wanted = TrainConfig(license=text, steps=7, student_rate=1e-12, normalize=True)
+    wanted = TrainConfig(license=text, steps=7, student_lr=1e-12, normalize=True)
     path.write_bytes(settings.as_yaml(wanted, explain=explain).encode())
     assert settings.load(TrainConfig, path) == wanted
     lists = PersonalizeConfig(templates=(text, "b"))

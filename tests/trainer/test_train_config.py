@@ -75,9 +75,9 @@ def test_wrong_settings_are_named(words: list[str], message: str) -> None:
         (["student_rnk=4"], r"unknown setting 'student_rnk'; did you mean 'student_rank'\?"),
         (["batch=0"], "batch: at least 1 is expected, not 0"),
         (["student_rank=1e6"], "student_rank: 1 to 2560 is expected, not 1000000"),
-        (["null_share=1.5"], "null_share: 0 to 1 is expected, not 1.5"),
-        (["student_rate=.nan"], "student_rate: a number is expected: '.nan' is no decimal number"),
-        (["clip=.inf"], "clip: a number is expected: '.inf' is no decimal number"),
+        (["uncond_prob=1.5"], "uncond_prob: 0 to 1 is expected, not 1.5"),
+        (["student_lr=.nan"], "student_lr: a number is expected: '.nan' is no decimal number"),
+        (["max_grad_norm=.inf"], "max_grad_norm: a number is expected: '.inf' is no decimal number"),
         (["adapter=lorado"], r"adapter: one of lorad, lora, dora, full is expected, not 'lorado'; did you mean 'lorad'\?"),
         (["precision=int8"], "precision: one of fp32, bf16, fp16, fp64 is expected, not 'int8'"),
         (["version=2"], "version: 1 to 1 is expected, not 2"),
@@ -132,9 +132,9 @@ def test_presets_are_valid_and_say_nothing_twice(name: str) -> None:
 @pytest.mark.parametrize(("name", "rank"), [("sd15", 256), ("sd21", 256), ("pixart", 128)])
 def test_presets_hold_the_values_of_the_paper(name: str, rank: int) -> None:
     config = settings.load(TrainConfig, CONFIGS / f"{name}.yaml")
-    assert (config.student_rank, config.fake_rank, config.student_rate, config.fake_rate) == (rank, 32, 1e-4, 1e-2)
+    assert (config.student_rank, config.fake_rank, config.student_lr, config.fake_lr) == (rank, 32, 1e-4, 1e-2)
     assert (config.batch, config.steps, config.teacher_guidance, config.fake_guidance) == (128, 22000, 1.5, 1.5)
-    assert (config.timestep_low, config.timestep_high, config.null_share, config.clip) == (20, 980, 0.1, 1.0)
+    assert (config.timestep_low, config.timestep_high, config.uncond_prob, config.max_grad_norm) == (20, 980, 0.1, 1.0)
     assert (config.alpha_T_squared, config.timestep, config.weight_decay, config.warmup) == (0.0047, 999, 0.0, 0)
 
 

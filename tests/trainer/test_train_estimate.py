@@ -107,7 +107,7 @@ def test_hours_are_those_of_a_run_that_was_measured(of: Callable[..., Estimate],
     assert "time                      unknown: no step was measured yet" in str(of())
     rows = [(10, 60.0), (20, 80.0), (30, 100.0), (40, 121.0), (50, 20.0), (60, 40.0)]  # it was stopped after step 40
     (tmp_path / "losses.csv").write_text("step,seconds\n" + "".join(f"{step},{seconds}\n" for step, seconds in rows))
-    (tmp_path / "config.yaml").write_text(as_yaml(tiny("", "none", tmp_path, base_config="other", steps=60, keep=9)))
+    (tmp_path / "config.yaml").write_text(as_yaml(tiny("", "none", tmp_path, base_config="other", steps=60, keep_last=9)))
     assert f"5 hours, 2.05 s a step (measured in {tmp_path})" in str(of(steps=8780))
     assert of(steps=8780).seconds == 2.05
     assert f"unknown: the run in {tmp_path} had batch=2, not 4" in str(of(batch=4))

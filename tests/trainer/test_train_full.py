@@ -78,7 +78,7 @@ def cheap_weights(name: str, shape: torch.Size) -> torch.Tensor:
 def test_full_size_in_three_steps(name: str, tmp_path: Path) -> None:
     base, prompts = full_base(tmp_path / "base", name), write_prompts(tmp_path / "prompts.txt")
     words = [f"base={base}", f"prompts={prompts}", f"output={tmp_path / 'run'}", "device=cpu", "batch=1", "micro_batch=0"]
-    words += ["resolution=64", "save_every=2", "keep=1", "sheet_every=1000", "tensorboard=false", "precision=bf16"]
+    words += ["resolution=64", "save_every=2", "keep_last=1", "sheet_every=1000", "tensorboard=false", "precision=bf16"]
     words += ["base_weights=bf16", "keep_every=0"]
     words += ["embedding_cache="] if name == "pixart" else []
     preset = CONFIGS / f"{name}.yaml"

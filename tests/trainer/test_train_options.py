@@ -239,7 +239,7 @@ def test_a_base_in_few_bits_is_distilled(make: Callable[..., Distillation], kind
 def test_other_adapters_play_the_same_roles(make: Callable[..., Distillation], adapter: str) -> None:
     if adapter != "full":
         pytest.importorskip("peft")
-    run = make(adapter=adapter, student_rate=1e-2)
+    run = make(adapter=adapter, student_lr=1e-2)
     x, t, text = torch.randn(2, 4, 8, 8), torch.tensor([999, 500]), run.encode(["a", "b"])
     lorad = make()
     with torch.no_grad():

@@ -14,7 +14,7 @@ from training import command, small_base, start, tiny, write_prompts
 from trainer.distill.distillation import Distillation
 from trainer.distill.roles import FAKE, STUDENT
 from trainer.engine.checkpoints import Checkpoints, FolderLock, read_checkpoint
-from trainer.engine.optim import Guard, student_rate
+from trainer.engine.optim import Guard, scheduled_lr
 from trainer.engine.session import Session, train
 
 
@@ -139,7 +139,7 @@ def test_a_run_of_another_shape_is_refused(base: Path, prompts: Path, tmp_path: 
 
 
 def test_a_run_goes_on_from_a_checkpoint_by_its_path(base: Path, prompts: Path, tmp_path: Path) -> None:
-    train(tiny(base, prompts, tmp_path / "a", steps=4, save_every=2, keep=5))
+    train(tiny(base, prompts, tmp_path / "a", steps=4, save_every=2, keep_last=5))
     first = tmp_path / "a" / "step-00000002.pt"
     train(tiny(base, prompts, tmp_path / "b", steps=4, resume=str(first)))
     one, other = (read_checkpoint(tmp_path / name / "step-00000004.pt") for name in "ab")
@@ -147,7 +147,7 @@ def test_a_run_goes_on_from_a_checkpoint_by_its_path(base: Path, prompts: Path, 
 
 
 def test_what_would_be_overruled_later_is_refused(base: Path, prompts: Path, tmp_path: Path) -> None:
-    train(tiny(base, prompts, tmp_path, steps=3, save_every=1, keep=3))
+    train(tiny(base, prompts, tmp_path, steps=3, save_every=1, keep_last=3))
     with pytest.raises(ValueError, match="holds step-00000003.pt, which is newer than .*step-00000002.pt"):
         train(tiny(base, prompts, tmp_path, steps=4, resume=str(tmp_path / "step-00000002.pt")))
     stranger = tmp_path / "stranger.pt"
@@ -157,17 +157,17 @@ def test_what_would_be_overruled_later_is_refused(base: Path, prompts: Path, tmp
 
 
 def test_rates_rise_and_fall() -> None:
-    assert [student_rate(1.0, step, 100, 4, 0) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
-    assert [student_rate(1.0, step, 100, 4, 0, head_start=10) for step in (0, 10, 11, 13, 50)] == [0.25, 0.25, 0.5, 1.0, 1.0]
-    assert [round(student_rate(1.0, step, 100, 0, 10), 3) for step in (89, 90, 95, 99)] == [1.0, 1.0, 0.5, 0.1]
+    assert [scheduled_lr(1.0, step, 100, 4, 0) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert [scheduled_lr(1.0, step, 100, 4, 0, head_start=10) for step in (0, 10, 11, 13, 50)] == [0.25, 0.25, 0.5, 1.0, 1.0]
+    assert [round(scheduled_lr(1.0, step, 100, 0, 10), 3) for step in (89, 90, 95, 99)] == [1.0, 1.0, 0.5, 0.1]
 
 
 def test_other_rates_are_allowed_and_told(base: Path, prompts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(tiny(base, prompts, tmp_path, steps=2))
     with caplog.at_level(logging.WARNING, logger="wadi"):
-        train(tiny(base, prompts, tmp_path, steps=3, student_rate=0.5, keep=4))
+        train(tiny(base, prompts, tmp_path, steps=3, student_lr=0.5, keep_last=4))
     (record,) = [record for record in caplog.records if "other settings" in record.message]
-    assert record.message.endswith("student_rate 0.001 -> 0.5")
+    assert record.message.endswith("student_lr 0.001 -> 0.5")
 
 
 def test_nan_skips_the_update_and_is_counted(base: Path, prompts: Path, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_nan_skips_the_update_and_is_counted(base: Path, prompts: Path, tmp_path
     with torch.no_grad():
         bias.fill_(float("inf"))
     with pytest.raises(
-        ValueError, match="5 updates of the student in a row had NaN or Inf in a loss or gradient: lower student_rate"
+        ValueError, match="5 updates of the student in a row had NaN or Inf in a loss or gradient: lower student_lr"
     ) as caught:
         for _ in range(5):
             run.train_step()

@@ -21,7 +21,7 @@ from wadi_core.schedule import OneStep
 from ..data import random_draws
 from ..data.prompts import Prompts
 from ..engine.checkpoints import DamagedCheckpoint, check_like, damage_told, random_state, restore_random_state
-from ..engine.optim import Guard, Updater, all_finite, decay_left, make_optimizer, student_rate, warmed_up
+from ..engine.optim import Guard, Updater, all_finite, decay_left, make_optimizer, scheduled_lr, warmed_up
 from ..engine.processes import Processes
 from ..engine.signals import StepAbandoned, go_on
 from ..models import base_models
@@ -49,7 +49,7 @@ HARMLESS = (
     "steps",
     "device",
     "save_every",
-    "keep",
+    "keep_last",
     "keep_every",
     "resume",
     "start_from",
@@ -121,12 +121,12 @@ class Distillation:
             role: Updater(
                 list(self.roles.parameters(role)),
                 make_optimizer(config.optimizer, list(self.roles.parameters(role)), rate, beta1, config.weight_decay),
-                config.clip,
+                config.max_grad_norm,
                 scaled=config.precision == "fp16" and self.device.type == "cuda",
             )
             for role, rate, beta1 in (
-                (STUDENT, config.student_rate, config.student_beta1),
-                (FAKE, config.fake_rate, config.fake_beta1),
+                (STUDENT, config.student_lr, config.student_beta1),
+                (FAKE, config.fake_lr, config.fake_beta1),
             )
         }
         self.average = self.roles.state(STUDENT) if config.ema else {}
@@ -215,15 +215,15 @@ class Distillation:
         """A role's learning rate in this step."""
         config = self.config
         if role == FAKE:
-            return warmed_up(config.fake_rate, self.step, config.warmup)
-        return student_rate(
-            config.student_rate, self.step, config.steps, config.warmup, config.decay_steps, config.fake_head_start
+            return warmed_up(config.fake_lr, self.step, config.warmup)
+        return scheduled_lr(
+            config.student_lr, self.step, config.steps, config.warmup, config.decay_steps, config.fake_head_start
         )
 
     def _update(self, role: str, log: list[dict[str, Tensor]]) -> dict[str, float]:
         """Take the step of a role, unless a number is NaN or Inf; returns what to log, averaged over all samples."""
         updater = self.updaters[role]
-        updater.set_rate(self._rate(role))
+        updater.set_lr(self._rate(role))
         values = {name: torch.stack([entry[name] for entry in log]).cpu().double().mean() for name in log[0]}
         means = self.processes.mean(values | {f"{role}_norm": updater.clipped_norm()})
         finite = means.pop("nonfinite", 0.0) == 0.0 and all_finite(list(means.values()))
@@ -294,7 +294,7 @@ class Distillation:
         config, logs = self.config, []
         for sample in samples:
             drawn = self._draw(random_draws.FAKE, sample.numbers, 0, random_draws.TIMESTEPS - 1)
-            condition = sample.condition.where((drawn.lot < config.null_share).to(self.device), self.null)
+            condition = sample.condition.where((drawn.lot < config.uncond_prob).to(self.device), self.null)
             with self._accumulating(FAKE, sample is samples[-1]):
                 loss = fake_loss(self.roles, self.noising, sample.x0, condition, drawn.t, drawn.eps)
                 self._backward(FAKE, loss / len(samples))

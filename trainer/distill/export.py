@@ -48,7 +48,7 @@ def describe(run: Distillation, picture: Image | None = None) -> Metadata:
         extra={
             "ss_steps": str(run.step),
             "ss_seed": str(config.seed),
-            "ss_learning_rate": f"{config.student_rate:g}",
+            "ss_learning_rate": f"{config.student_lr:g}",
             "ss_total_batch_size": str(config.batch),
             "ss_mixed_precision": config.precision,
         },

@@ -56,7 +56,7 @@ class Guard:
         rates: the settings that may help.
     """
 
-    def __init__(self, limit: int, rates: str = "student_rate and fake_rate") -> None:
+    def __init__(self, limit: int, rates: str = "student_lr and fake_lr") -> None:
         self.limit, self.rates, self.total = limit, rates, 0
         self.in_a_row: dict[str, int] = {}
 
@@ -114,7 +114,7 @@ class Updater:
         """By how much losses are multiplied at present."""
         return self.scaler.get_scale()
 
-    def set_rate(self, rate: float) -> None:
+    def set_lr(self, rate: float) -> None:
         """The learning rate of the next update."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -182,7 +182,7 @@ def length(grads: Iterable[Tensor | None]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
 
-def student_rate(rate: float, step: int, steps: int, warmup: int, decay_steps: int, head_start: int = 0) -> float:
+def scheduled_lr(rate: float, step: int, steps: int, warmup: int, decay_steps: int, head_start: int = 0) -> float:
     """The student's learning rate: linear up over its first steps, linear down to a tenth over the last.
 
     Args:

@@ -47,7 +47,7 @@ class Session:
     def __init__(self, run: Distillation) -> None:
         self.run, self.config, self.output = run, run.config, run.output
         self.first = run.processes.first
-        self.checkpoints = Checkpoints(self.output, self.config.keep, self.config.keep_every)
+        self.checkpoints = Checkpoints(self.output, self.config.keep_last, self.config.keep_every)
         self._saved = -1  # the step of the newest checkpoint in the output folder
         self._resume()
         self.began, self.start = time.monotonic(), run.step

@@ -33,7 +33,7 @@ from ..data import random_draws
 from ..distill.vsd import Noising, anchor_loss, teacher_pictures
 from ..engine.checkpoints import DamagedCheckpoint, FolderLock, check_like, damage_told, random_state, restore_random_state
 from ..engine.logs import contact_sheet
-from ..engine.optim import Guard, Updater, all_finite, make_optimizer, student_rate
+from ..engine.optim import Guard, Updater, all_finite, make_optimizer, scheduled_lr
 from ..engine.processes import Processes
 from ..engine.session import Session
 from ..engine.signals import StepAbandoned, go_on
@@ -93,8 +93,8 @@ class Lesson:
         trained = list(self.parameters.values())
         self.updater = Updater(
             trained,
-            make_optimizer(config.optimizer, trained, config.rate, config.beta1, config.weight_decay),
-            config.clip,
+            make_optimizer(config.optimizer, trained, config.lr, config.beta1, config.weight_decay),
+            config.max_grad_norm,
             scaled=config.precision == "fp16" and self.device.type == "cuda",
         )
         exact = torch.float32 if self.device.type == "mps" else torch.float64  # Apple's GPUs know no float64
@@ -173,7 +173,7 @@ class Lesson:
         """The random numbers of some samples, on the device."""
         drawn = random_draws.draw(self.config.seed, purpose, numbers, self.latent_shape, 0, random_draws.TIMESTEPS - 1)
         z, eps = (noise.to(self.device, self.dtype) for noise in (drawn.z, drawn.eps))
-        t = random_draws.importance_timesteps(drawn.lot, self.config.importance, self.config.noisy_share)
+        t = random_draws.importance_timesteps(drawn.lot, self.config.importance, self.config.high_noise_fraction)
         return random_draws.Draw(z, eps, t.to(self.device), drawn.lot)
 
     def loss(self, numbers: range) -> tuple[Tensor, dict[str, Tensor]]:
@@ -243,7 +243,7 @@ class Lesson:
             self.updater.aside()
             self.quiet()
             raise
-        self.updater.set_rate(student_rate(config.rate, self.step, config.steps, config.warmup, config.decay_steps))
+        self.updater.set_lr(scheduled_lr(config.lr, self.step, config.steps, config.warmup, config.decay_steps))
         values = self.processes.mean(values | {"norm": self.updater.clipped_norm()})
         finite, scale = all_finite(list(values.values())), self.updater.scale
         self.updater.finish(finite)

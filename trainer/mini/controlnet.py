@@ -53,10 +53,10 @@ class ControlNetConfig(DenoisingConfig):
     latents: FilePath = "runs/mini-latents"
     maps: FilePath = "runs/mini-control-maps"
     steps: int = 6000
-    learning_rate: float = 3e-4  # of Muon: the copied layers are trained already
+    lr: float = 3e-4  # of Muon: the copied layers are trained already
     warmup: int = 100
     decay_steps: int = 2000
-    noisy_share: float = 0.5  # the noisy end is where places are decided
+    high_noise_fraction: float = 0.5  # the noisy end is where places are decided
     last_share: float = 0.1
     part_share: float = 0.3  # of the captions: only one of two objects is named
 
@@ -154,8 +154,8 @@ def draw_batch(data: Scenes, null: Tensor, config: ControlNetConfig) -> Batch:
         x0 = torch.where(mirrored.view(-1, 1, 1, 1), x0.flip(3), x0)
         maps = torch.where(mirrored.view(-1, 1, 1), maps.flip(2), maps)
     lot = torch.rand(config.batch)[:, None]
-    ids = torch.where(lot < config.null_share + config.part_share, data.part_ids[chosen], data.ids[chosen])
-    return Batch(x0, control_maps(maps), torch.where(lot < config.null_share, null, ids))
+    ids = torch.where(lot < config.uncond_prob + config.part_share, data.part_ids[chosen], data.ids[chosen])
+    return Batch(x0, control_maps(maps), torch.where(lot < config.uncond_prob, null, ids))
 
 
 def predict(base: bases.Base, controlnet: nn.Module, batch: Batch, x: Tensor, t: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class DecoderConfig:
     batch: int = 8
     crop: int = 64  # pixels
     whole_share: float = 0.5  # of the steps: on whole scenes, so many fewer that there are as many pixels
-    learning_rate: float = 5e-4  # of Muon
+    lr: float = 5e-4  # of Muon
     adam_rate: float = 1e-4
     warmup: int = 20
     painted_share: float = 0.75  # of the latents: painted over by the teacher
@@ -137,7 +137,7 @@ def run(config: DecoderConfig) -> None:
     vae.quant_conv.requires_grad_(False)
     scale = vae.config.scaling_factor
     perception = Perception() if config.perception_weight else None
-    optimizer = MuonWithAdamW(vae, config.learning_rate, config.adam_rate)
+    optimizer = MuonWithAdamW(vae, config.lr, config.adam_rate)
     checkpoints = Checkpoints(output)
     step = 0
     if state := checkpoints.latest():

@@ -41,14 +41,14 @@ class DenoisingConfig:
     seed: int = 0
     steps: int = 40000
     batch: int = 64
-    learning_rate: float = 1e-3  # of Muon
+    lr: float = 1e-3  # of Muon
     adam_rate: float = 5e-4
     warmup: int = 300
     decay_steps: int = 4000  # the learning rate falls to a twentieth over this many last steps
-    noisy_share: float = 0.3  # of the timesteps: drawn from 900 to 999
+    high_noise_fraction: float = 0.3  # of the timesteps: drawn from 900 to 999
     last_share: float = 0.05  # of the timesteps: exactly 999
     weight_cap: float = 40.0  # of 1 / alpha_t^2
-    null_share: float = 0.1  # of the captions: empty
+    uncond_prob: float = 0.1  # of the captions: empty
     mirror: bool = True  # mirror latents at random (the autoencoder was trained to allow it)
     ema: float = 0.999
     save_every: int = 250
@@ -59,7 +59,7 @@ def draw_timesteps(count: int, config: DenoisingConfig) -> Tensor:
     """(count,) timesteps: uniform, with shares of 900 to 999 and of exactly 999."""
     t = torch.randint(0, 1000, (count,))
     lot = torch.rand(count)
-    t = torch.where(lot < config.noisy_share, torch.randint(900, 1000, (count,)), t)
+    t = torch.where(lot < config.high_noise_fraction, torch.randint(900, 1000, (count,)), t)
     return torch.where(lot > 1 - config.last_share, torch.full_like(t, 999), t)
 
 
@@ -89,7 +89,7 @@ class Denoising:
         self.model = model
         self._centred = CentredSteps(unet)
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
-        self._optimizer = MuonWithAdamW(model, config.learning_rate, config.adam_rate, ends)
+        self._optimizer = MuonWithAdamW(model, config.lr, config.adam_rate, ends)
         self._checkpoints = Checkpoints(self.output)
         self.step = 0
         if state := self._checkpoints.latest():

@@ -188,7 +188,7 @@ def run(config: TeacherConfig) -> None:
         if config.mirror:
             flipped = (torch.rand(config.batch) < 0.5).view(-1, 1, 1, 1)
             x0, look = torch.where(flipped, x0.flip(3), x0), torch.where(flipped, look.flip(3), look)
-        silent = torch.rand(config.batch) < config.null_share
+        silent = torch.rand(config.batch) < config.uncond_prob
         return x0, Told(torch.where(silent[:, None], null, ids[chosen]), look, ~silent)
 
     training.run(

@@ -53,7 +53,7 @@ class VaeConfig:
     steps: int = 12000
     batch: int = 4
     crop: int = 64  # pixels
-    learning_rate: float = 1e-3  # of Muon
+    lr: float = 1e-3  # of Muon
     adam_rate: float = 1e-4
     warmup: int = 50
     kl_weight: float = 1e-4
@@ -143,7 +143,7 @@ def run(config: VaeConfig) -> None:
     vae = make_vae(config.channels).float().train()
     keep_layout(vae)
     perception = Perception() if config.perception_weight else None
-    optimizer = MuonWithAdamW(vae, config.learning_rate, config.adam_rate)
+    optimizer = MuonWithAdamW(vae, config.lr, config.adam_rate)
     checkpoints = Checkpoints(output)
     step = 0
     if state := checkpoints.latest():

@@ -53,7 +53,7 @@ class WordsConfig:
     start_from: FilePath | None = None  # a folder with a text_encoder/ that has had lessons before, of the same shape
     steps: int = 1000
     batch: int = 128
-    learning_rate: float = 3e-3  # of Muon
+    lr: float = 3e-3  # of Muon
     adam_rate: float = 2e-3
     warmup: int = 30
     decay_steps: int = 400
@@ -165,7 +165,7 @@ def run(config: WordsConfig) -> None:
     if config.start_from:
         take_weights(encoder, Path(config.start_from), "text_encoder")
     reader = Reader(config.text_width, looks(AutoencoderKL.from_pretrained(config.vae).eval()))
-    optimizer = MuonWithAdamW(encoder, config.learning_rate, config.adam_rate)
+    optimizer = MuonWithAdamW(encoder, config.lr, config.adam_rate)
     heads = torch.optim.AdamW(reader.parameters(), lr=config.adam_rate, weight_decay=0.0)
     table = LossTable(Path(config.output) / "losses.csv", 0)
     bar = tqdm(range(1, config.steps + 1), unit="step", mininterval=5)

@@ -69,7 +69,7 @@ class TrainConfig:
     prompts: FilePath = setting("mini", "a file or folder of prompts, starter for those that ship, or mini for its scenes")
     prompt_field: str = setting("", "key or column that holds the prompts; empty finds it")
     embedding_cache: FilePath = setting("", "a folder that keeps the embeddings of prompts; empty keeps none")
-    null_share: float = setting(0.1, "of the fake score's prompts are empty", "share", 0, 1)
+    uncond_prob: float = setting(0.1, "of the fake score's prompts are empty", "share", 0, 1)
     output: FilePath = setting("runs/mini", "folder of everything that the run writes")
     name: str = setting("one-step", "of the finished file, and its title")
     license: str = setting("", "of the finished file, as an SPDX name; empty says nothing")
@@ -90,14 +90,14 @@ class TrainConfig:
     start_from: FilePath = setting("", "a LoRaD file that the student begins with, of its rank; empty begins with the base")
 
     # The recipe.
-    student_rate: float = setting(1e-3, "learning rate of the student", low=0)
-    fake_rate: float = setting(1e-2, "learning rate of the fake score", low=0)
+    student_lr: float = setting(1e-3, "learning rate of the student", low=0)
+    fake_lr: float = setting(1e-2, "learning rate of the fake score", low=0)
     warmup: int = setting(20, "in which both rates rise to their values", "steps", 0)
     decay_steps: int = setting(0, "the student's rate falls to a tenth over this many last steps", "steps", 0)
     student_beta1: float = setting(0.9, "of the student's AdamW, or its momentum of Muon", low=0, high=0.9999)
     fake_beta1: float = setting(0.9, "of the fake score's AdamW, or its momentum of Muon", low=0, high=0.9999)
     weight_decay: float = setting(0.0, "of both", low=0)
-    clip: float = setting(1.0, "largest norm of a gradient", low=1e-12)
+    max_grad_norm: float = setting(1.0, "largest norm of a gradient", low=1e-12)
     teacher_guidance: float = setting(1.5, "classifier-free guidance on the teacher; 1 is none", low=0)
     fake_guidance: float = setting(1.5, "classifier-free guidance on the fake score; 1 is none", low=0)
     normalize: bool = setting(False, "divide each picture's gradient by its distance to the teacher's x0, as DMD does")
@@ -134,7 +134,7 @@ class TrainConfig:
 
     # Safety, and what there is to see.
     save_every: int = setting(100, "a checkpoint", "steps", 1)
-    keep: int = setting(2, "newest checkpoints that stay", low=1)
+    keep_last: int = setting(2, "newest checkpoints that stay", low=1)
     keep_every: int = setting(0, "checkpoints of these multiples stay for good; 0 is none", "steps", 0)
     resume: FilePath = setting("latest", "latest goes on from the newest checkpoint of the output folder; new refuses to "
                           "start where there are any; or the path of a checkpoint")  # fmt: skip
