@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from wadi_core.embeddings import Embedding, Vocabulary, text_encoder_sha256
 from wadi_core.words import Words
 
-from .finetune.finetuning import Lesson, learn
+from .finetune.finetuning import FinetuningRun
+from .finetune.session import learn
 from .finetune.steering import PREPOSITIONS, content_words, drawn, steering_loss
 from .models.base_models import StableDiffusion
 from .models.condition import Condition
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 SMALL = 1e-6  # norm of a vector that no training has touched
 
 
-class Inversion(Lesson):
+class Inversion(FinetuningRun):
     """Rows of the text encoder's input table, learned on the multi-step base."""
 
     config: InvertConfig
@@ -108,9 +109,9 @@ class Inversion(Lesson):
             self._vectors[word] = self.table[self.vocabulary.tokens(word)].mean(0)
         return self._vectors[word].to(self.device)
 
-    def settle(self) -> None:
+    def place_helpers(self) -> None:
         # In every step a gradient runs through the text encoder: it stays where it is, in full precision.
-        self.model.settle(self.device, torch.float32, offload=False)
+        self.model.place_helpers(self.device, torch.float32, offload=False)
 
     def attach(self) -> dict[str, nn.Parameter]:
         start = torch.cat([one.vectors for one in self.starts])

@@ -29,12 +29,13 @@ from torch import Tensor, nn
 from wadi_core.lorad import LoRaD, Metadata
 from wadi_core.lorad.convert import LoRA
 from wadi_core.lorad.layers import student_layers
+from wadi_core.pictures import thumbnail
 
 from .data.random_draws import shuffled
 from .data.tensor_cache import Store
-from .distill.export import thumbnail
 from .engine.processes import Processes
-from .finetune.finetuning import PRIOR, ROLE, TEACHER, Lesson, learn
+from .finetune.finetuning import PRIOR, ROLE, TEACHER, FinetuningRun
+from .finetune.session import learn
 from .models.adapters import LoRaDAdapter, PeftAdapter
 from .models.base_models import StableDiffusion
 from .models.condition import Condition
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 PRIOR_SEED = 1 << 40  # far from those of sheets
 
 
-class Personalization(Lesson):
+class Personalization(FinetuningRun):
     """An adapter on the layers that the one-step student's takes, or some of these, learned on the multi-step base."""
 
     config: PersonalizeConfig
@@ -86,8 +87,8 @@ class Personalization(Lesson):
             del self.start
         return self.adapter.parameters
 
-    def play(self, who: str) -> None:
-        super().play(who)
+    def activate(self, who: str) -> None:
+        super().activate(who)
         if isinstance(self.adapter, PeftAdapter):
             self.adapter.switch(True)
 

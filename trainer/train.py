@@ -35,7 +35,7 @@ def estimated(config: TrainConfig) -> object:
 
 def distil(config: TrainConfig) -> None:
     """A whole run."""
-    from .engine.session import train
+    from .distill.session import train
 
     train(config)
 

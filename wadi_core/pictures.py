@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +24,7 @@ CELL = 256  # pixels: a contact sheet shows nothing larger
 SHEET_LIMIT = 16384  # pixels of its longer side
 CAPTION_HEIGHT = 16
 MARGIN = 4
+THUMBNAIL = 256  # pixels
 
 
 def to_pictures(images: Tensor) -> list[Image]:
@@ -38,6 +42,24 @@ def to_pictures(images: Tensor) -> list[Image]:
         raise ValueError(f"the picture has NaN or Inf among its pixels (in {kind}): {why}")
     array = images.float().add(1).mul(127.5).round().clamp(0, 255).to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(picture) for picture in array]
+
+
+def to_tensor(pictures: Sequence[Image]) -> Tensor:
+    """RGB pictures of one size as (n, 3, h, w) float32 with values from -1 to 1."""
+    import numpy as np
+    import torch
+
+    array = np.stack([np.asarray(picture) for picture in pictures])
+    return torch.from_numpy(array).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+
+
+def thumbnail(picture: Image) -> str:
+    """A picture as the data URI that model managers show."""
+    small = picture.convert("RGB")
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    data = io.BytesIO()
+    small.save(data, "jpeg", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
 
 
 def save(picture: Image, path: str | os.PathLike[str], settings: Settings | None = None) -> None:

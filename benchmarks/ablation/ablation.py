@@ -40,7 +40,7 @@ from benchmarks.quality.sets import Generated, Real, feature_set
 from trainer.distill.estimate import empty_network, trained_parameters
 from trainer.engine.optim import Diverged
 from trainer.evaluation.efficientnet import load_lite
-from trainer.evaluation.features import Eye
+from trainer.evaluation.features import LiteFeatures
 from trainer.settings import fields as settings
 from trainer.settings.cli import DIVERGED
 from trainer.settings.distillation import TrainConfig
@@ -144,7 +144,7 @@ class Scales:
 
     def __init__(self, work: Path, count: int, study: int, base: str) -> None:
         self.work, self.count, self.base = work, count, base
-        self.eye = Eye(load_lite())
+        self.eye = LiteFeatures(load_lite())
         self.gauge = distances.Ruler.learn(work, self.eye, study)
         self.judge = distances.Judge.learn(work, self.eye, study, Rough(self._pipeline()))
         real, other = (feature_set(work, self.eye, Real(), stream, count) for stream in (GROUPS[0].real, GROUPS[0].other))

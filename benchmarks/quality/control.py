@@ -30,7 +30,7 @@ from benchmarks.quality.sets import Generated, Real, Source, digest, grain_seeds
 from benchmarks.quality.streams import Stream
 from trainer.engine.logs import contact_sheet
 from trainer.evaluation.efficientnet import load_lite
-from trainer.evaluation.features import Eye
+from trainer.evaluation.features import LiteFeatures
 from trainer.mini import scenes
 from trainer.mini.controlnet import told_in_part
 from trainer.mini.edges import agreement, control_maps, edges
@@ -109,7 +109,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         OSError, ValueError: a file is missing or does not fit; one line.
     """
     work, count = Path(options.work), options.count
-    eye = Eye(load_lite().to(options.device), options.grain)
+    eye = LiteFeatures(load_lite().to(options.device), options.grain)
     gauge = distances.Ruler.learn(work, eye, options.study)
 
     def looked_at(source: Source, stream: Stream) -> np.ndarray:

@@ -19,7 +19,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from trainer.mini import scenes
-from trainer.mini.vae import to_tensor
+from wadi_core.pictures import to_tensor
 from wadi_core.pipeline import OneStepPipeline
 
 from .sets import DECODE_BATCH, decode, digest

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.evaluation.features import Eye
+from trainer.evaluation.features import LiteFeatures
 from trainer.evaluation.metrics import Projection, frechet, kid_figures, spread
 from trainer.mini import scenes
 
@@ -35,7 +35,7 @@ class Ruler:
     projection: Projection
 
     @classmethod
-    def learn(cls, work: Path, eye: Eye, count: int) -> Ruler:
+    def learn(cls, work: Path, eye: LiteFeatures, count: int) -> Ruler:
         """From ``count`` pictures of single objects and as many of two."""
         features = [feature_set(work, eye, Real(), stream, count) for stream in (SINGLE, PAIR)]
         return cls(Projection.fit(np.concatenate(features), COMPONENTS))
@@ -51,7 +51,7 @@ class Ruler:
         return spread(projected.reshape(-1, noises, projected.shape[1]))
 
 
-def prototypes(work: Path, eye: Eye, count: int, stream: Stream, *kinds: Real | Rough) -> Prototypes:
+def prototypes(work: Path, eye: LiteFeatures, count: int, stream: Stream, *kinds: Real | Rough) -> Prototypes:
     """Of all objects, from ``count`` pictures of a stream in each manner.
 
     Raises:
@@ -76,7 +76,7 @@ class Judge:
     strict: Prototypes
 
     @classmethod
-    def learn(cls, work: Path, eye: Eye, count: int, rough: Rough) -> Judge:
+    def learn(cls, work: Path, eye: LiteFeatures, count: int, rough: Rough) -> Judge:
         """From ``count`` pictures of single objects and as many of two, clean, and all of them again, rough.
 
         Raises:

@@ -35,13 +35,12 @@ from benchmarks.quality.sets import Generated, Real, Source, grain_seeds, images
 from benchmarks.quality.streams import Stream
 from trainer.engine.logs import contact_sheet
 from trainer.evaluation.efficientnet import load_lite
-from trainer.evaluation.features import GRAIN, Eye
+from trainer.evaluation.features import GRAIN, LiteFeatures
 from trainer.mini import scenes
-from trainer.mini.vae import to_tensor
 from wadi_core import OneStepPipeline, highres, mini
 from wadi_core import base as bases
 from wadi_core.output import take_any_text
-from wadi_core.pictures import to_pictures
+from wadi_core.pictures import to_pictures, to_tensor
 
 SCALE = 2  # of the large pictures against the native ones that they are compared with
 FEATURES = 1280
@@ -150,7 +149,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         OSError, ValueError: a file is missing or does not fit; one line.
     """
     work, count = Path(options.work), options.count
-    eye = Eye(load_lite().to(options.device), options.grain)
+    eye = LiteFeatures(load_lite().to(options.device), options.grain)
     gauge = distances.Ruler.learn(work, eye, options.study)
 
     def looked_at(source: Source, stream: Tall) -> tuple[np.ndarray, np.ndarray]:

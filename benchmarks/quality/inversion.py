@@ -38,7 +38,7 @@ from benchmarks.quality.sets import Generated, Real, Source, grain_seeds, images
 from benchmarks.quality.streams import Stream, write_examples
 from trainer.engine.logs import contact_sheet
 from trainer.evaluation.efficientnet import load_lite
-from trainer.evaluation.features import Eye
+from trainer.evaluation.features import LiteFeatures
 from trainer.mini import scenes
 from wadi_core import OneStepPipeline, mini
 from wadi_core.embeddings import Embedding
@@ -129,7 +129,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """
     work, count, axis = Path(options.work), options.count, AXES[options.relation]
     word = Embedding.load(options.embedding or mini.embedding_paths()[0])
-    eye = Eye(load_lite().to(options.device), options.grain)
+    eye = LiteFeatures(load_lite().to(options.device), options.grain)
     device = torch.device(options.device)
     pipe = OneStepPipeline.from_pretrained(options.model, device=device, dtype="fp32", lorad=[], embeddings=word)
     kinds = Real(), Rough(pipe, bfloat16=not options.float32)

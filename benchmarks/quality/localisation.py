@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.evaluation.features import Eye
+from trainer.evaluation.features import LiteFeatures
 
 from .retrieval import Prototypes
 
@@ -34,7 +34,7 @@ def windows(images: Tensor) -> Tensor:
 
 
 def located(
-    eye: Eye, single: Prototypes, images: Tensor, seeds: Sequence[int], shown: Sequence[Sequence[int]]
+    eye: LiteFeatures, single: Prototypes, images: Tensor, seeds: Sequence[int], shown: Sequence[Sequence[int]]
 ) -> tuple[NDArray[np.bool_], NDArray[np.integer]]:
     """Whether each picture's k likeliest objects are those it should show, (n,), and where these are, (n, k, 2).
 

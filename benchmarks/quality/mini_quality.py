@@ -30,7 +30,7 @@ from benchmarks.quality.sets import Generated, Real, Reconstructed, Source, feat
 from benchmarks.quality.streams import Stream
 from trainer.engine.logs import contact_sheet
 from trainer.evaluation.efficientnet import load_lite
-from trainer.evaluation.features import Eye
+from trainer.evaluation.features import LiteFeatures
 from trainer.models.placement import set_attention
 from wadi_core import OneStepPipeline, mini
 from wadi_core import base as bases
@@ -88,7 +88,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         OSError, ValueError: a file is missing or does not fit; one line.
     """
     work, count = Path(options.work), options.count
-    eye = Eye(load_lite().to(options.device), options.grain)
+    eye = LiteFeatures(load_lite().to(options.device), options.grain)
     gauge = distances.Ruler.learn(work, eye, options.study)
     pipe = _pipeline(options)
     judge = distances.Judge.learn(work, eye, options.study, Rough(pipe, bfloat16=not options.float32))

@@ -38,9 +38,8 @@ from benchmarks.quality.streams import Stream, write_examples
 from trainer.data.picture_files import fingerprint, pictures_in
 from trainer.engine.logs import contact_sheet
 from trainer.evaluation.efficientnet import load_lite
-from trainer.evaluation.features import Eye
+from trainer.evaluation.features import LiteFeatures
 from trainer.mini import scenes
-from trainer.mini.vae import to_tensor
 from trainer.personalize import personalize
 from trainer.settings import fields as settings
 from trainer.settings.finetuning import PersonalizeConfig
@@ -50,7 +49,7 @@ from wadi_core.files import refusal
 from wadi_core.lorad.checkpoint import read_header, read_tensors
 from wadi_core.lorad.layers import adapter_key, linear_shapes, student_layers
 from wadi_core.output import take_any_text
-from wadi_core.pictures import to_pictures
+from wadi_core.pictures import to_pictures, to_tensor
 
 PRESET = Path(__file__).resolve().parents[2] / "trainer" / "configs" / "personalize-mini.yaml"
 EXAMPLES, SUBJECTS, WORD = 10, 4, "sks"
@@ -254,7 +253,7 @@ def adapted(pipe: OneStepPipeline, adapter: Path | None, *lorad: tuple[Path, flo
 
 
 def likeness(
-    options: argparse.Namespace, emoji: EmojiSet, eye: Eye, pipe: OneStepPipeline, sets: Sequence[Drawn]
+    options: argparse.Namespace, emoji: EmojiSet, eye: LiteFeatures, pipe: OneStepPipeline, sets: Sequence[Drawn]
 ) -> Prototypes:
     """Prototypes of the objects of the first set, then of the second, from real scenes, clean and rough.
 
@@ -279,7 +278,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         OSError, ValueError: a file is missing or does not fit; one line.
     """
     work, count, emoji = Path(options.work), options.count, EmojiSet(Path(options.set))
-    eye = Eye(load_lite().to(options.device), options.grain)
+    eye = LiteFeatures(load_lite().to(options.device), options.grain)
     own, other = Drawn(scenes.glyph, "own"), Drawn(emoji.stamp, "other", fingerprint(list(emoji.files.values())))
     device = torch.device(options.device)
     pipe = OneStepPipeline(bases.load(options.model, device, torch.float32), device, torch.float32)

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from trainer.data.tensor_cache import Store
-from trainer.evaluation.features import Eye
+from trainer.evaluation.features import LiteFeatures
 from trainer.mini import scenes
 from trainer.mini.sampling import make_scheduler
-from trainer.mini.vae import to_tensor
+from wadi_core.pictures import to_tensor
 from wadi_core.pipeline import OneStepPipeline, noise
 
 from .streams import Stream
@@ -204,7 +204,7 @@ def images_of(work: str | os.PathLike[str], source: Source, stream: Stream, coun
     return source.pictures(_latents(store_of(work, source, stream), source, stream, count))
 
 
-def feature_set(work: str | os.PathLike[str], eye: Eye, source: Source, stream: Stream, count: int) -> np.ndarray:
+def feature_set(work: str | os.PathLike[str], eye: LiteFeatures, source: Source, stream: Stream, count: int) -> np.ndarray:
     """Features (count, 1280) of the first ``count`` pictures of a stream."""
 
     def look(images: Tensor, rows: range) -> Tensor:

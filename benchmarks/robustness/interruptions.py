@@ -41,7 +41,7 @@ from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
 from benchmarks import report
 from benchmarks.speed import training
 from trainer import personalize
-from trainer.engine import session
+from trainer.distill import session
 from trainer.engine.checkpoints import Checkpoints, read_checkpoint
 from trainer.mini import scenes, teacher  # noqa: F401
 from trainer.settings import cli

@@ -165,7 +165,7 @@ def kept(run: Any, way: str) -> dict[str, int]:
 
     if way == "lora":
         return {}
-    run.roles.play(STUDENT)
+    run.roles.activate(STUDENT)
     path = max(student_paths(run), key=lambda name: run.model.network.get_submodule(name).in_features)
     found = naive.kept_for_backward(run.roles.adapters[STUDENT], path)
     run.roles.forget(STUDENT)

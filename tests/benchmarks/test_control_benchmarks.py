@@ -16,10 +16,10 @@ from PIL import Image
 from benchmarks.quality import control, highres, sets
 from benchmarks.quality.streams import Stream
 from trainer.mini import scenes
-from trainer.mini.vae import to_tensor
 from wadi_core import OneStepPipeline
 from wadi_core import base as bases
 from wadi_core import highres as enlarging
+from wadi_core.pictures import to_tensor
 
 # Pictures of 128 pixels, as scenes are, from as small a network as can be.
 TINY = {
@@ -55,7 +55,7 @@ def nothing_new(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
     def refuse(*_: Any) -> torch.Tensor:
         raise AssertionError("a set that is there was made again")
 
-    monkeypatch.setattr(module.Eye, "__call__", refuse)
+    monkeypatch.setattr(module.LiteFeatures, "__call__", refuse)
     monkeypatch.setattr(sets, "one_step", refuse)
     monkeypatch.setattr(sets, "many_steps", refuse)
 

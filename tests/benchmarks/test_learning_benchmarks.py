@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lessons import invert_config
+from finetuning_runs import invert_config
 from PIL import Image, ImageOps
 from test_control_benchmarks import TINY
 
@@ -19,12 +19,12 @@ from benchmarks.quality import distances, inversion, localisation, personal
 from benchmarks.quality.retrieval import Prototypes
 from trainer.finetune.examples import Examples
 from trainer.mini import scenes
-from trainer.mini.vae import to_tensor
 from wadi_core import OneStepPipeline
 from wadi_core.embeddings import Embedding
 from wadi_core.lorad import Metadata
 from wadi_core.lorad.convert import LoRA
 from wadi_core.lorad.layers import student_layers
+from wadi_core.pictures import to_tensor
 
 THINGS = 16
 

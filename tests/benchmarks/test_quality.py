@@ -19,9 +19,9 @@ from benchmarks.quality import degraded_scenes, mini_quality, sets
 from benchmarks.quality.streams import Stream, same_caption
 from trainer.data.tensor_cache import Store
 from trainer.mini import scenes
-from trainer.mini.vae import to_tensor
 from wadi_core import OneStepPipeline
 from wadi_core import base as bases
+from wadi_core.pictures import to_tensor
 
 TINY = {
     **networks.small_settings("sd15"),
@@ -241,7 +241,7 @@ def test_a_whole_run(
     def nothing_new(*_: Any) -> torch.Tensor:
         raise AssertionError("a set that is there was made again")
 
-    monkeypatch.setattr(mini_quality.Eye, "__call__", nothing_new)
+    monkeypatch.setattr(mini_quality.LiteFeatures, "__call__", nothing_new)
     monkeypatch.setattr(sets, "one_step", nothing_new)
     monkeypatch.setattr(sets, "many_steps", nothing_new)
     assert mini_quality.main(words) == 0

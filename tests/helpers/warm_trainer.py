@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel  # noqa
 from matplotlib import pyplot  # noqa: F401
 from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
 
-from trainer.engine.session import train
+from trainer.distill.session import train
 from trainer.mini import scenes, teacher  # noqa: F401
 from trainer.settings import fields as settings
 from trainer.settings.distillation import TrainConfig

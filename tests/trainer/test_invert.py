@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from lessons import CAPTIONS, difference, invert_config, make_place, write_pictures
+from finetuning_runs import CAPTIONS, difference, invert_config, make_place, write_pictures
 from networks import make_networks, random_lorad
 from PIL import Image
 
@@ -135,8 +135,8 @@ def test_the_loss_is_the_teachers(place: Path, tmp_path: Path) -> None:
 def test_stopping_and_going_on_changes_nothing(place: Path, tmp_path: Path) -> None:
     for name, steps in (("straight", 4), ("halved", 2), ("halved", 4)):
         written = invert(invert_config(place, tmp_path / name, steps=steps, micro_batch=1 if name == "other" else 0))
-        assert written == tmp_path / name / "lesson.safetensors"
-    one, other = (Embedding.load(tmp_path / name / "lesson.safetensors") for name in ("straight", "halved"))
+        assert written == tmp_path / name / "finetuned.safetensors"
+    one, other = (Embedding.load(tmp_path / name / "finetuned.safetensors") for name in ("straight", "halved"))
     assert torch.equal(one.vectors, other.vectors)
     first, second = (torch.load(tmp_path / name / "step-00000004.pt") for name in ("straight", "halved"))
     moments = [checkpoint["updater"]["optimizer"]["state"][0] for checkpoint in (first, second)]
@@ -171,7 +171,7 @@ def test_several_words_from_the_same_pictures(place: Path, tmp_path: Path) -> No
     changes = {"pictures": str(pictures), "templates": ["a cat <R> a wall in <style>"], "tokens": ["<R>", "<style>"]}
     changes |= {"initial": ["on", "red"], "vectors": 2, "lorad": "", "sheet_prompts": ["a cat <R> a wall in <style>"]}
     invert(invert_config(place, tmp_path / "run", steps=2, **changes))
-    one, other = (Embedding.load(tmp_path / "run" / f"lesson-{word}.safetensors") for word in ("R", "style"))
+    one, other = (Embedding.load(tmp_path / "run" / f"finetuned-{word}.safetensors") for word in ("R", "style"))
     assert (one.token, other.token) == ("<R>", "<style>") and one.vectors.shape == (2, 32)
     with Image.open(tmp_path / "run" / "sheet-000002.png") as sheet:
         assert sheet.width == 190 + 64 + 4  # the teacher alone

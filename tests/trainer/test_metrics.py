@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.quality.retrieval import Prototypes
 from trainer.evaluation.efficientnet import Lite, load_lite
-from trainer.evaluation.features import Eye, enlarge
+from trainer.evaluation.features import LiteFeatures, enlarge
 from trainer.evaluation.metrics import Projection, frechet, kid, kid_figures, spread
 
 
@@ -152,11 +152,14 @@ def test_grain_hides_what_no_eye_sees() -> None:
     flat = torch.stack([0.5 - 0.9 * disc, 0.2 + 0.5 * disc, 0.1 - 0.3 * disc])[None]
     noisy = flat + torch.randn(flat.shape, generator=torch.Generator().manual_seed(1)) / 127.5
     bare, grainy = (
-        ((eye(noisy, [5]) - eye(flat, [5])).norm() / eye(flat, [5]).norm()).item() for eye in (Eye(network, 0), Eye(network))
+        ((eye(noisy, [5]) - eye(flat, [5])).norm() / eye(flat, [5]).norm()).item()
+        for eye in (LiteFeatures(network, 0), LiteFeatures(network))
     )
     assert grainy < 0.5 * bare
-    same = Eye(network)(flat.expand(2, -1, -1, -1), [5, 6])
-    assert torch.equal(Eye(network)(flat, [5])[0], Eye(network)(flat, [5])[0]) and not torch.equal(same[0], same[1])
+    same = LiteFeatures(network)(flat.expand(2, -1, -1, -1), [5, 6])
+    assert torch.equal(LiteFeatures(network)(flat, [5])[0], LiteFeatures(network)(flat, [5])[0]) and not torch.equal(
+        same[0], same[1]
+    )
 
 
 def test_weights_of_another_network_are_refused() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lessons import difference, make_place, personalize_config, write_pictures
+from finetuning_runs import difference, make_place, personalize_config, write_pictures
 from networks import make_networks, random_lorad
 
 from trainer.finetune.finetuning import STUDENT, TEACHER
@@ -107,7 +107,7 @@ def test_a_lora_is_read_by_diffusers(place: Path, tmp_path: Path) -> None:
         unet.get_submodule(layer).weight.data += up.float() @ down.float()
     assert not tensors
     x, t, text = torch.randn(1, 4, 8, 8), torch.tensor([500]), run.model.encode(["a cat"])
-    run.quiet()
+    run.reset()
     with torch.no_grad():
         expected = unet(x, t, text.text).sample
         torch.testing.assert_close(run.predict(x, t, text), expected, rtol=1e-3, atol=1e-3)

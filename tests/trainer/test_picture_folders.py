@@ -11,7 +11,7 @@ import picture_makers as make
 import pytest
 import torch
 from evaluation_kit import DUMMY, paint, read, run
-from lessons import invert_config, make_place, personalize_config
+from finetuning_runs import invert_config, make_place, personalize_config
 from picture_makers import RED, flat, saved
 from PIL import Image, features
 

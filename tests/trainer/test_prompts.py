@@ -18,6 +18,7 @@ from trainer.data import starter
 from trainer.data.prompts import PromptList, Prompts
 from trainer.data.random_draws import PROMPTS, shuffled, uniform64
 from trainer.distill.embedding_cache import EmbeddingCache
+from trainer.mini.captions import SceneCaptions
 from wadi_core import configs
 
 ROOT = Path(__file__).parents[2]
@@ -141,7 +142,7 @@ def test_a_stream_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     state = {name: value for name, value in prompts.state().items() if name != "order"}
     with pytest.raises(ValueError, match="another version of this trainer, which shuffled otherwise: finish it with"):
         prompts.load_state(state)
-    scenes = Prompts("mini", 0)  # whose captions are not shuffled
+    scenes = Prompts("mini", 0, drawn=SceneCaptions())  # whose captions are not shuffled
     scenes.load_state({name: value for name, value in scenes.state().items() if name != "order"} | {"position": 3})
     assert scenes.position == 3
 
@@ -156,7 +157,7 @@ def test_ranks_take_other_samples(tmp_path: Path) -> None:
 
 def test_what_is_shown(tmp_path: Path) -> None:
     assert Prompts(write_lines(tmp_path / "a.txt", FOUR), 0).shown == tuple(FOUR)
-    assert len(Prompts("starter", 0).shown) == len(Prompts("mini", 0).shown) == 10
+    assert len(Prompts("starter", 0).shown) == len(Prompts("mini", 0, drawn=SceneCaptions()).shown) == 10
 
 
 MANY = """

@@ -12,7 +12,7 @@ from training import small_base, tiny, write_prompts
 from trainer.data import random_draws
 from trainer.distill.distillation import Distillation
 from trainer.distill.roles import FAKE, STUDENT, TEACHER
-from trainer.distill.vsd import anchor_loss, teacher_pictures
+from trainer.models.diffusion import anchor_loss, teacher_pictures
 
 EXACT = {"precision": "fp64", "base_weights": "fp64"}
 HELD = {"anchor_weight": 2.0, "anchor_steps": 3, "anchor_every": 3, "anchor_cells": 2}

@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 import torch
-from lessons import make_place, personalize_config
+from finetuning_runs import make_place, personalize_config
 from training import small_base, tiny, write_prompts
 
 from trainer.distill.distillation import Distillation
 from trainer.distill.roles import STUDENT
+from trainer.distill.session import DistillationSession, train
 from trainer.engine.checkpoints import Checkpoints, FolderLock, read_checkpoint
-from trainer.engine.session import Session, train
-from trainer.finetune.finetuning import LessonSession
+from trainer.finetune.session import FinetuningSession
 from trainer.personalize import Personalization
 
 NEWEST, BEFORE = "step-00000004.pt", "step-00000002.pt"
@@ -171,7 +171,7 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(
 ) -> None:
     damage(copied.output / NEWEST)
     with caplog.at_level(logging.INFO, logger="wadi"):
-        session = Session(copied)
+        session = DistillationSession(copied)
     assert copied.step == 2
     whole = read_checkpoint(copied.output / BEFORE)
     assert all(torch.equal(whole[STUDENT][name], value) for name, value in copied.roles.state(STUDENT).items())
@@ -209,7 +209,7 @@ def test_where_all_are_damaged_one_line_says_so_and_nothing_is_gone(kind: str, c
     with pytest.raises(
         ValueError, match=rf"none of the 2 checkpoints can be read \({NEWEST}: .*\); nothing was deleted"
     ) as said:
-        Session(copied)
+        DistillationSession(copied)
     assert "\n" not in str(said.value)
     assert sorted(path.name for path in copied.output.iterdir()) == before
 
@@ -219,7 +219,7 @@ def test_another_run_is_refused_and_not_taken_for_damaged(copied: Distillation) 
     state["settings"]["optimizer"] = "muon"
     torch.save(state, copied.output / NEWEST)
     with pytest.raises(ValueError, match="holds a run with optimizer=muon, not adamw; choose another output folder"):
-        Session(copied)
+        DistillationSession(copied)
     assert (copied.output / NEWEST).is_file()
 
 
@@ -236,21 +236,21 @@ def test_settings_of_the_optimizer_are_those_of_this_run(copied: Distillation) -
         put("random", value=None), put("words", value=3), put("settings", value="none"),
     )),
 ])  # fmt: skip
-def test_lessons_do_the_same(damage: Callable[[Path], object], lesson: Personalization, tmp_path: Path) -> None:
-    shutil.copytree(lesson.output, tmp_path / "run")
+def test_finetuning_runs_do_the_same(damage: Callable[[Path], object], run: Personalization, tmp_path: Path) -> None:
+    shutil.copytree(run.output, tmp_path / "run")
     damage(tmp_path / "run" / NEWEST)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lesson, "output", tmp_path / "run")
-        LessonSession(lesson)
-    assert lesson.step == 2
+        patch.setattr(run, "output", tmp_path / "run")
+        FinetuningSession(run)
+    assert run.step == 2
 
 
 @pytest.fixture(scope="module")
-def lesson(tmp_path_factory: pytest.TempPathFactory) -> Personalization:
-    place = make_place(tmp_path_factory.mktemp("lesson"))
+def run(tmp_path_factory: pytest.TempPathFactory) -> Personalization:
+    place = make_place(tmp_path_factory.mktemp("run"))
     (place / "run").mkdir()
     run = Personalization(personalize_config(place, place / "run"))
-    LessonSession(run).go()
+    FinetuningSession(run).go()
     return run
 
 

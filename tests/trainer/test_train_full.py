@@ -22,8 +22,8 @@ from training import small_base, write_prompts
 
 from trainer.distill.estimate import estimate
 from trainer.distill.roles import FAKE, STUDENT
+from trainer.distill.session import train
 from trainer.engine.checkpoints import read_checkpoint
-from trainer.engine.session import train
 from trainer.settings import fields as settings
 from trainer.settings.distillation import TrainConfig
 from wadi_core import LoRaD, configs

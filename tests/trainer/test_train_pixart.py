@@ -12,7 +12,7 @@ from training import tiny, write_prompts
 
 from trainer.distill.distillation import Distillation
 from trainer.distill.roles import STUDENT, TEACHER
-from trainer.engine.session import train
+from trainer.distill.session import train
 from trainer.models.base_models import T5_TOKENS, PixArt, load
 from wadi_core import LoRaD
 

@@ -18,10 +18,10 @@ from benchmarks.report import origin
 from benchmarks.speed.scaling import as_markdown, free_port, launcher
 from trainer.distill.distillation import Distillation
 from trainer.distill.roles import FAKE, STUDENT
+from trainer.distill.session import DistillationSession, train
 from trainer.engine.checkpoints import Checkpoints, read_checkpoint
 from trainer.engine.logs import SKIPPED, step_seconds
 from trainer.engine.processes import Processes
-from trainer.engine.session import Session, train
 
 STEPS = 20
 
@@ -134,9 +134,9 @@ def test_what_processes_disagree_about_is_told(
     monkeypatch.setattr(run.processes, "count", 2)
     monkeypatch.setattr(run.processes, "gather", lambda value: ["", ""] if value == "" else [value, other])
     with pytest.raises(ValueError, match=f"do not go on from the same checkpoint: {told}"):
-        Session(run)
+        DistillationSession(run)
     monkeypatch.setattr(run.processes, "gather", lambda value: ["", ""] if value == "" else [value, value])
-    assert Session(run).run.step == 2
+    assert DistillationSession(run).run.step == 2
 
 
 def test_what_fails_in_one_process_fails_in_all(monkeypatch: pytest.MonkeyPatch) -> None:

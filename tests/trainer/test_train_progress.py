@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from training import small_base, tiny, write_prompts
 
+from trainer.distill.session import train
 from trainer.engine.logs import LossTable, Progress, duration, step_seconds
-from trainer.engine.session import train
 
 FIGURES = {"student_loss": "0.123", "fake_loss": "1.23", "img/s": "12.3", "GB": "10.1"}
 

@@ -13,9 +13,9 @@ from training import command, small_base, start, tiny, write_prompts
 
 from trainer.distill.distillation import Distillation
 from trainer.distill.roles import FAKE, STUDENT
+from trainer.distill.session import DistillationSession, train
 from trainer.engine.checkpoints import Checkpoints, FolderLock, read_checkpoint
-from trainer.engine.optim import Guard, scheduled_lr
-from trainer.engine.session import Session, train
+from trainer.engine.optim import NonFiniteGuard, scheduled_lr
 
 
 @pytest.fixture(scope="module")
@@ -201,11 +201,11 @@ def test_nan_skips_the_update_and_is_counted(base: Path, prompts: Path, tmp_path
 
 
 def test_one_role_cannot_hide_that_the_other_never_learns() -> None:
-    guard = Guard(limit=3)
+    guard = NonFiniteGuard(limit=3)
     for step in range(2):
         guard.note(step, STUDENT, False, 1.0)
         guard.note(step, FAKE, True, 1.0)
-    again = Guard(limit=3)
+    again = NonFiniteGuard(limit=3)
     again.load_state(guard.state())
     with pytest.raises(ValueError, match="3 updates of the student in a row .* at a loss scale of 2:"):
         again.note(2, STUDENT, False, 2.0)
@@ -235,7 +235,7 @@ def test_one_bad_number_of_the_teacher_skips_the_student_alone(
 
 def test_what_a_run_shows(base: Path, prompts: Path, tmp_path: Path) -> None:
     run = Distillation(tiny(base, prompts, tmp_path, log_every=1, sheet_every=2, steps=4, tensorboard=True))
-    session = Session(run)
+    session = DistillationSession(run)
     session.go()
     rows = session.table.rows
     assert [row["step"] for row in rows] == [1, 2, 3, 4]

@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from lessons import invert_config, make_place, personalize_config
+from finetuning_runs import invert_config, make_place, personalize_config
 from training import small_base, tiny, write_prompts
 
 from benchmarks.robustness.interruptions import differing
 from trainer.distill.distillation import Distillation
+from trainer.distill.session import DistillationSession
 from trainer.engine.checkpoints import Checkpoints, read_checkpoint
 from trainer.engine.session import Session
 from trainer.engine.signals import Left, StepAbandoned, stop_signals
-from trainer.finetune.finetuning import LessonSession
+from trainer.finetune.session import FinetuningSession
 from trainer.invert import Inversion
 from trainer.personalize import Personalization
 from trainer.settings import cli
@@ -46,15 +47,15 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     base = small_base(place / "distilled")
     prompts = write_prompts(place / "prompts.txt")
 
-    def build(kind: str, output: Path, **changes: object) -> Session:
+    def build(kind: str, output: Path, **changes: object) -> Session[Any]:
         output.mkdir(exist_ok=True)
         changes = {"steps": 3, "batch": 3, "micro_batch": 1, "save_every": 1, "decay_steps": 2, **changes}
         if kind == "distillation":
-            return Session(Distillation(tiny(base, prompts, output, **changes)))
+            return DistillationSession(Distillation(tiny(base, prompts, output, **changes)))
         if kind == "inversion":
-            return LessonSession(Inversion(invert_config(place, output, **changes)))
+            return FinetuningSession(Inversion(invert_config(place, output, **changes)))
         changes |= {"anchor_weight": 1.0, "anchor_every": 3, "anchor_steps": 2}
-        return LessonSession(Personalization(personalize_config(place, output, **changes)))
+        return FinetuningSession(Personalization(personalize_config(place, output, **changes)))
 
     return build
 
@@ -150,7 +151,7 @@ def only_learned(state: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def at_draw(session: Session, count: int, then: Callable[[], None]) -> Iterator[None]:
+def at_draw(session: Session[Any], count: int, then: Callable[[], None]) -> Iterator[None]:
     """Something happens in a run's so many-th call."""
     drawing = "_draw" if isinstance(session.run, Distillation) else "draw"
     original, calls = getattr(session.run, drawing), iter(range(1, 1000))

@@ -13,8 +13,9 @@ from training import command, small_base, start, tiny, write_prompts
 
 from trainer.distill.distillation import Distillation
 from trainer.distill.roles import FAKE, STUDENT, TEACHER
-from trainer.distill.vsd import Noising, fake_loss, generate, student_loss
-from trainer.engine.session import train
+from trainer.distill.session import train
+from trainer.distill.vsd import fake_loss, generate, student_loss
+from trainer.models.diffusion import Noising
 from wadi_core import LoRaD
 from wadi_core.schedule import OneStep
 

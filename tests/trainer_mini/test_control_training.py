@@ -16,12 +16,12 @@ from trainer.mini import controlnet as training
 from trainer.mini import denoising, export, scenes
 from trainer.mini.controlnet import ControlNetConfig, Scenes, draw_batch, told_in_part
 from trainer.mini.edges import agreement, edges, pack, unpack
-from trainer.mini.vae import to_tensor
 from trainer.settings import fields as settings
 from wadi_core import base as bases
 from wadi_core import control, mini
 from wadi_core.files import sha256_of_file
 from wadi_core.lorad.checkpoint import write_safetensors
+from wadi_core.pictures import to_tensor
 
 # Widths of three channels a group, as the starting values need them; otherwise as small as can be.
 TINY = {

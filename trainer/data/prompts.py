@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -62,18 +61,28 @@ class PromptList:
         return (self[row] for row in range(len(self)))
 
 
+class DrawnPrompts(Protocol):
+    """Prompts that are made up as they are asked for and never come to an end."""
+
+    shown: tuple[str, ...]
+
+    def at(self, seed: int, number: int) -> str:
+        """The prompt of a sample."""
+        ...
+
+
 class Prompts:
     """An endless, seeded stream of prompts.
 
     Args:
         source: a file or folder as :mod:`wadi_core.prompt_files` reads it (its prompts come in a random order, anew each
-            time round), ``"starter"`` for the list that ships with the trainer, or ``"mini"`` for captions of the
-            embedded model's scenes.
+            time round), ``"starter"`` for the list that ships with the trainer, or the name that ``drawn`` goes by.
         seed: of the order.
         field: name of the key or column that holds the prompts; found by itself if not given.
+        drawn: prompts that take the place of a source's.
 
     Attributes:
-        count: prompts in the source; None for ``"mini"``, which has no end.
+        count: prompts in the source; None for drawn ones, which have no end.
         digest: of all prompts, as hexadecimal digits.
         shown: a few of them, for sheets of samples.
         position: number of the next sample.
@@ -83,15 +92,15 @@ class Prompts:
         OSError: it cannot be read. Both with a message of one line.
     """
 
-    def __init__(self, source: str | os.PathLike[str], seed: int, field: str | None = None) -> None:
-        self.seed, self.position = seed, 0
-        self.prompts: PromptList | None = None
-        if str(source) == MINI:
-            from ..mini.teacher import SHEET_CAPTIONS
-
-            self.count, self.digest, self.shown = None, MINI, SHEET_CAPTIONS
+    def __init__(
+        self, source: str | os.PathLike[str], seed: int, field: str | None = None, drawn: DrawnPrompts | None = None
+    ) -> None:
+        self.seed, self.position, self.drawn = seed, 0, drawn
+        self.prompts = PromptList(()) if drawn is not None else PromptList.read(source, field)
+        self.count: int | None = None
+        if drawn is not None:
+            self.digest, self.shown = str(source), drawn.shown
         else:
-            self.prompts = PromptList.read(source, field)
             self.count, self.digest = len(self.prompts), self.prompts.digest
             self.shown = tuple(self.prompts[row] for row in range(min(SHOWN, self.count)))
 
@@ -103,10 +112,8 @@ class Prompts:
 
     def at(self, numbers: Sequence[int]) -> list[str]:
         """The prompts of some samples."""
-        if self.prompts is None:
-            from ..mini.scenes import draw_plan
-
-            return [draw_plan(random.Random(f"{self.seed} {number}")).caption for number in numbers]
+        if self.drawn is not None:
+            return [self.drawn.at(self.seed, number) for number in numbers]
         count = len(self.prompts)
         rounds = (divmod(number, count) for number in numbers)
         return [self.prompts[shuffled(count, self.seed, PROMPTS, time)[place]] for time, place in rounds]
@@ -130,7 +137,7 @@ class Prompts:
         Raises:
             ValueError: it is one in other prompts, or in another order of them.
         """
-        if self.prompts is not None and state.get("order") != ORDER:
+        if self.drawn is None and state.get("order") != ORDER:
             raise ValueError(f"this folder {OTHER_ORDER} (start_from=FILE begins with its student)")
         self.check(state["digest"])
         self.position, self.seed = int(state["position"]), int(state["seed"])

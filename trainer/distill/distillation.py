@@ -19,19 +19,20 @@ from wadi_core.pipeline import noise
 from wadi_core.schedule import OneStep
 
 from ..data import random_draws
-from ..data.prompts import Prompts
+from ..data.prompts import MINI, Prompts
 from ..engine.checkpoints import DamagedCheckpoint, check_like, damage_told, random_state, restore_random_state
-from ..engine.optim import Guard, Updater, all_finite, decay_left, make_optimizer, scheduled_lr, warmed_up
+from ..engine.optim import NonFiniteGuard, OptimizerStep, all_finite, decay_left, make_optimizer, scheduled_lr, warmed_up
 from ..engine.processes import Processes
 from ..engine.signals import StepAbandoned, go_on
 from ..models import base_models
 from ..models.adapters import Adapter, Factors, FullAdapter, LoRaDAdapter, PeftAdapter, factors_of_file
 from ..models.condition import Condition
+from ..models.diffusion import Noising, anchor_loss, teacher_pictures
 from ..models.placement import autocast_type, place, working_type
 from ..settings.distillation import TrainConfig
 from .embedding_cache import EmbeddingCache
 from .roles import FAKE, STUDENT, TEACHER, Roles
-from .vsd import Noising, anchor_loss, fake_loss, generate, student_loss, teacher_pictures
+from .vsd import fake_loss, generate, student_loss
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,6 +56,19 @@ HARMLESS = (
     "start_from",
 )
 HARMLESS += ("max_skipped", "log_every", "sheet_every", "tensorboard", "embedding_cache", "offload", "base_config")
+
+
+def read_prompts(config: TrainConfig) -> Prompts:
+    """The prompts of a run.
+
+    Raises:
+        OSError, ValueError: they cannot be read; one line.
+    """
+    if config.prompts != MINI:
+        return Prompts(config.prompts, config.seed, field=config.prompt_field)
+    from ..mini.captions import SceneCaptions  # which needs what draws scenes
+
+    return Prompts(MINI, config.seed, drawn=SceneCaptions())
 
 
 def layers_of_roles(network: nn.Module, architecture: str) -> dict[str, list[str]]:
@@ -106,7 +120,7 @@ class Distillation:
         self.output = Path(config.output)
         self.processes = processes or Processes(config.device)
         self.processes.share(range(config.batch), config.micro_batch)  # refused here rather than after loading
-        self.prompts = Prompts(config.prompts, config.seed, field=config.prompt_field)
+        self.prompts = read_prompts(config)
         if config.embedding_cache and self.prompts.count is None:
             raise ValueError("embedding_cache: captions of mini's scenes never come again, so there is nothing to keep")
         torch.manual_seed(config.seed)
@@ -115,10 +129,10 @@ class Distillation:
         width, height = [config.resolution] * 2 if config.resolution else self.model.native_size
         self.size = width, height
         self.latent_shape = (base_models.LATENT_CHANNELS, height // bases.FACTOR, width // bases.FACTOR)
-        self.model.settle(self.device, self._helper_type(), config.offload)
+        self.model.place_helpers(self.device, self._helper_type(), config.offload)
         self.roles = self._make_roles()
         self.updaters = {
-            role: Updater(
+            role: OptimizerStep(
                 list(self.roles.parameters(role)),
                 make_optimizer(config.optimizer, list(self.roles.parameters(role)), rate, beta1, config.weight_decay),
                 config.max_grad_norm,
@@ -133,7 +147,7 @@ class Distillation:
         self.one_step = OneStep(config.alpha_T_squared, config.timestep, config.prediction_type)
         exact = torch.float32 if self.device.type == "mps" else torch.float64  # Apple's GPUs know no float64
         self.noising = Noising(self.model.alphas_cumprod.to(self.device, exact), config.prediction_type)
-        self.guard = Guard(config.max_skipped)
+        self.guard = NonFiniteGuard(config.max_skipped)
         self.cache = self._open_cache()
         self.null = self.encode([""])
         self.step = 0
@@ -165,7 +179,7 @@ class Distillation:
             network, adapters[STUDENT], adapters[FAKE], self.model.call, autocast_type(config), bool(config.student_precision)
         )
         for role in kinds:
-            roles.play(role)
+            roles.activate(role)
             roles.parts[role] = self.processes.wrap(roles.parts[role])
         return roles
 
@@ -208,7 +222,7 @@ class Distillation:
             yield
 
     def _backward(self, role: str, loss: Tensor) -> None:
-        self.roles.play(role)  # what checkpointing computes again must be computed in this role
+        self.roles.activate(role)  # what checkpointing computes again must be computed in this role
         self.updaters[role].backward(loss)
 
     def _rate(self, role: str) -> float:
@@ -272,10 +286,10 @@ class Distillation:
         chosen = slice(-numbers.start % config.anchor_every, None, config.anchor_every)
         if not len(z[chosen]):
             return x0.new_zeros(())
-        told, scale = condition[chosen], config.teacher_guidance
+        cond, scale = condition[chosen], config.teacher_guidance
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
-            return self.roles.guided(TEACHER, x, t, told, self.null, scale)
+            return self.roles.guided(TEACHER, x, t, cond, self.null, scale)
 
         drawn = teacher_pictures(guided, self.noising, z[chosen], config.anchor_steps)
         return anchor_loss(x0[chosen], drawn, config.anchor_cells).sum() * config.anchor_every / len(z)
@@ -314,7 +328,7 @@ class Distillation:
         try:
             samples, log = self.update_student(range(start, start + batch), look)
         except StepAbandoned:
-            self.updaters[STUDENT].aside()
+            self.updaters[STUDENT].stash_grads()
             for role in (STUDENT, FAKE):
                 self.roles.forget(role)
             raise

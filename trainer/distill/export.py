@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,23 +9,13 @@ import torch
 
 from wadi_core.lorad import Metadata
 from wadi_core.lorad.checkpoint import write_safetensors
+from wadi_core.pictures import thumbnail
 
 from ..models.adapters import LoRaDAdapter
 from .distillation import Distillation
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-THUMBNAIL = 256  # pixels
-
-
-def thumbnail(picture: Image) -> str:
-    """A picture as the data URI that model managers show."""
-    small = picture.convert("RGB")
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    data = io.BytesIO()
-    small.save(data, "jpeg", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
 
 
 def describe(run: Distillation, picture: Image | None = None) -> Metadata:

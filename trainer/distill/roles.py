@@ -65,12 +65,12 @@ class Roles:
         network = self.adapters[role].network
 
         def run(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-            self.play(role)
+            self.activate(role)
             return self.call(network, x, t, condition)
 
         return run
 
-    def play(self, role: str) -> None:
+    def activate(self, role: str) -> None:
         """Make the network compute as a role.
 
         Calls do so by themselves. Before ``backward`` it is the caller's part: what gradient checkpointing computes
@@ -93,7 +93,7 @@ class Roles:
                 part = self.parts[role]
                 inner = part if torch.is_grad_enabled() else getattr(part, "module", part)
                 return inner(x, t, condition).to(x.dtype)
-            self.play(TEACHER)
+            self.activate(TEACHER)
             return self.call(self.network, x, t, condition).to(x.dtype)
 
     def guided(self, role: str, x: Tensor, t: Tensor, condition: Condition, null: Condition, scale: float) -> Tensor:
@@ -101,8 +101,8 @@ class Roles:
         if scale == 1.0:
             return self.predict(role, x, t, condition)
         both = self.predict(role, x.repeat(2, 1, 1, 1), t.repeat(2), condition.joined(null))
-        told, untold = both.chunk(2)
-        return untold + scale * (told - untold)
+        cond, uncond = both.chunk(2)
+        return uncond + scale * (cond - uncond)
 
     def parameters(self, role: str) -> Iterator[nn.Parameter]:
         """The trained parameters of a role."""

@@ -48,7 +48,7 @@ class Diverged(ValueError):
     """A run that makes nothing but NaN or Inf any more."""
 
 
-class Guard:
+class NonFiniteGuard:
     """Counts updates that were skipped because a number was NaN or Inf.
 
     Args:
@@ -89,7 +89,7 @@ class Guard:
         self.in_a_row, self.total = {str(role): int(count) for role, count in state["in_a_row"].items()}, int(state["total"])
 
 
-class Updater:
+class OptimizerStep:
     """One role's optimizer.
 
     Args:
@@ -123,14 +123,14 @@ class Updater:
         """Add a loss's gradient."""
         self.scaler.scale(loss).backward()
 
-    def aside(self) -> list[Tensor | None]:
+    def stash_grads(self) -> list[Tensor | None]:
         """Take away the gradient that has been added up so far."""
         kept = [parameter.grad for parameter in self.parameters]
         self.optimizer.zero_grad(set_to_none=True)
         return kept
 
     @torch.no_grad()
-    def join(self, kept: Sequence[Tensor | None]) -> None:
+    def merge_grads(self, kept: Sequence[Tensor | None]) -> None:
         """Add a gradient that was taken away, after shortening what has been added up since to its length."""
         since = [parameter.grad for parameter in self.parameters]
         share = (length(kept) / length(since)).nan_to_num(nan=1.0).clamp(max=1.0)  # NaN: nothing, or what will be skipped

@@ -35,15 +35,15 @@ class Processes:
     def __init__(self, device: str = "") -> None:
         self.count = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = 0
+        self.device: torch.device = find_device(device or None)
         if self.count == 1:
-            self.device = find_device(device or None)
             return
         from accelerate import PartialState
 
-        on_cpu = find_device(device or None).type != "cuda"
+        on_cpu = self.device.type != "cuda"
         state = PartialState(cpu=on_cpu)
         self.rank, self.count = state.process_index, state.num_processes
-        self.device = torch.device("cpu") if on_cpu else state.device
+        self.device = torch.device("cpu") if on_cpu else torch.device(str(state.device))
         # What is agreed on between network calls does not go through a GPU, which would have to finish its work first.
         self._talk = torch.distributed.new_group(backend="gloo")
 

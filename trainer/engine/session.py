@@ -5,47 +5,81 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
-from wadi_core import pictures
 from wadi_core.files import atomic_write, one_line, sha256_of_file
 
-from ..distill import export
-from ..distill.angles import angles_by_block
-from ..distill.distillation import Distillation
-from ..distill.roles import FAKE, STUDENT
-from ..models.adapters import LoRaDAdapter
-from ..settings.distillation import TrainConfig
 from ..settings.fields import as_yaml
 from .checkpoints import Checkpoints, DamagedCheckpoint, FolderLock, read_checkpoint, set_aside
-from .logs import Events, LossTable, Progress, contact_sheet, memory_in_use
+from .logs import Events, LossTable, Progress, memory_in_use
+from .optim import NonFiniteGuard
 from .processes import Processes
 from .signals import StepAbandoned, Stop, stop_signals
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 logger = logging.getLogger("wadi")
 
-SHEET_SEEDS = (0, 100)  # of the first picture in each row
-PLOTTED = ("fake_loss", "vsd_grad", "x0_std")
+
+class RunConfig(Protocol):
+    """The settings that every run has."""
+
+    output: str
+    device: str
+    resume: str
+    steps: int
+    batch: int
+    micro_batch: int
+    keep_last: int
+    keep_every: int
+    save_every: int
+    log_every: int
+    sheet_every: int
+    tensorboard: bool
 
 
-class Session:
-    """Drives a :class:`~trainer.distill.distillation.Distillation`.
+class Run(Protocol):
+    """What a session drives: a distillation, or the finetuning on a few pictures."""
+
+    config: Any  # a RunConfig; its class says the rest
+    output: Path
+    processes: Processes
+    device: torch.device
+    guard: NonFiniteGuard
+    step: int
+
+    def train_step(self, look: Callable[[], None]) -> dict[str, float]:
+        """One step; ``look`` is called between network calls, and may leave it. Returns what to log."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """All that the run needs to go on bit for bit."""
+        ...
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint; ValueError if it belongs to another run, DamagedCheckpoint if it is damaged."""
+        ...
+
+
+R = TypeVar("R", bound=Run)
+
+
+class Session(ABC, Generic[R]):
+    """Drives a run. What kinds of runs do differently is :meth:`_show`, :meth:`_finish` and :meth:`_more_figures`.
 
     Args:
-        run: the distillation, at its start.
+        run: at its start.
 
     Raises:
         OSError, ValueError: the output folder's checkpoints cannot be read, or are another run's; one line.
     """
 
-    def __init__(self, run: Distillation) -> None:
-        self.run, self.config, self.output = run, run.config, run.output
+    def __init__(self, run: R) -> None:
+        self.run, self.output = run, run.output
+        self.config: RunConfig = run.config
         self.first = run.processes.first
         self.checkpoints = Checkpoints(self.output, self.config.keep_last, self.config.keep_every)
         self._saved = -1  # the step of the newest checkpoint in the output folder
@@ -58,7 +92,6 @@ class Session:
             with atomic_write(self.output / "config.yaml") as file:
                 file.write(as_yaml(self.config).encode())
             self.table = LossTable(self.output / "losses.csv", run.step)
-            self.angles = LossTable(self.output / "angles.csv", run.step)
             self.events = Events(self.output / "events", run.step) if self.config.tensorboard else None
 
     def _resume(self) -> None:
@@ -144,6 +177,8 @@ class Session:
             if self.first and run.step < steps:
                 logger.info("stopped after %d of %d steps; the same command goes on from there", run.step, steps)
             written = self._finish() if self.first else None
+            if self.first and self.events is not None:
+                self.events.close()
             run.processes.wait()
         return written
 
@@ -209,51 +244,33 @@ class Session:
         figures = {name: f"{value:.3g}" for name, value in means.items() if not name.endswith("_norm")}
         progress.tell({**figures, "img/s": f"{speed:.3g}", "GB": f"{memory / 1e9:.1f}"})
         row = means | {"skipped": run.guard.total, "images_per_second": speed, "memory_bytes": memory, "seconds": seconds}
-        if run.average:
-            row["ema_distance"] = self._average_distance()
+        row |= self._more_figures()
         self.table.add(run.step, row)
         if self.events is not None:
             self.events.scalars(run.step, row)
 
-    @torch.no_grad()
-    def _average_distance(self) -> float:
-        """How far the student is from its average, as a share of the student's own length."""
-        live = self.run.student().parameters
-        apart = sum((live[name] - value).square().sum() for name, value in self.run.average.items())
-        length = sum(parameter.square().sum() for parameter in live.values())
-        return float((apart / length).sqrt())
+    def _more_figures(self) -> dict[str, float]:
+        """Figures of the run as it is now, for the log."""
+        return {}
 
+    @abstractmethod
     def _show(self) -> None:
-        step = self.run.step
-        found = {}
-        for role in (STUDENT, FAKE):
-            adapter = self.run.roles.adapters[role]
-            if isinstance(adapter, LoRaDAdapter):
-                found |= {f"{role}/{name}": value for name, value in angles_by_block(adapter).items()}
-        if found:
-            self.angles.add(step, found)
-        self.table.plot(self.output / "losses.png", PLOTTED, "distillation")
-        sheet = self.sheet()
-        pictures.save(sheet, self.output / f"sheet-{step:06d}.png")
-        if self.events is not None:
-            self.events.scalars(step, found)
-            self.events.picture(step, "samples", sheet)
+        """Write charts and sheets of this step."""
 
-    def sheet(self) -> Image:
-        """One-step pictures of fixed prompts, two seeds each."""
-        return contact_sheet([self.run.pictures(self.run.prompts.shown, seed) for seed in SHEET_SEEDS])
-
+    @abstractmethod
     def _finish(self) -> Path:
-        if self.events is not None:
-            self.events.close()
-        (picture,) = self.run.pictures(self.run.prompts.shown[:1], SHEET_SEEDS[0])
-        path = export.export(self.run, self.output, picture)
-        logger.info("the student is %s", path)
-        return path
+        """Write what was trained; returns the (first) file."""
 
 
-def train(config: TrainConfig) -> Path | None:
-    """A whole run; returns the student's file, in the process that wrote it.
+def run_session(config: RunConfig, make: Callable[[Processes], Session[Any]], memory_advice: str) -> Path | None:
+    """A whole run, from the lock on its output folder to its end.
+
+    Args:
+        make: the session, of the processes that train together; called once nobody else uses the folder.
+        memory_advice: what helps where the GPU's memory is full.
+
+    Returns:
+        the (first) file that it wrote, in the process that wrote it.
 
     Raises:
         OSError, ValueError: with one line.
@@ -263,12 +280,9 @@ def train(config: TrainConfig) -> Path | None:
     try:
         # Before anything is loaded: a folder that cannot be used is found out at once.
         lock = processes.together(lambda: FolderLock(config.output) if processes.first else None)
-        return Session(Distillation(config, processes)).go()
+        return make(processes).go()
     except torch.cuda.OutOfMemoryError as error:
-        raise ValueError(
-            f"the GPU's memory is full (micro_batch={config.micro_batch}): take a smaller micro_batch, "
-            "gradient_checkpointing=true or base_weights=fp8; --dry-run shows where the memory goes"
-        ) from error
+        raise ValueError(f"the GPU's memory is full (micro_batch={config.micro_batch}): {memory_advice}") from error
     finally:
         if lock is not None:
             lock.release()

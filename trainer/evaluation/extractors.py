@@ -97,9 +97,9 @@ def _inception_file(weights: Path | None) -> Path:
 
 def _mini(device: torch.device) -> Extractor:
     from .efficientnet import load_lite
-    from .features import Eye
+    from .features import LiteFeatures
 
-    eye = Eye(load_lite().to(device))
+    eye = LiteFeatures(load_lite().to(device))
 
     def look(pictures: Tensor, numbers: range) -> Tensor:
         return eye(pictures / 127.5 - 1, (GRAIN_SEED + number for number in numbers))

@@ -35,7 +35,7 @@ def enlarge(images: torch.Tensor, side: int = INPUT_SIDE) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Eye:
+class LiteFeatures:
     """The network behind a light grain.
 
     Attributes:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from wadi_core.files import one_line, refusal, sha256_of_file
+from wadi_core.pictures import to_tensor
 from wadi_core.text_files import read_captions, tidy
 
 from ..data.picture_files import listing, load
 from ..data.random_draws import shuffled, uniform64
-from ..mini.vae import to_tensor
 from ..models.base_models import Model
 
 logger = logging.getLogger("wadi")
@@ -97,7 +97,7 @@ class Examples:
             mirror: after them the same of the mirrored pictures.
         """
         means, deviations = [], []
-        with model.awake(model.vae) as vae:
+        with model.on_device(model.vae) as vae:
             for flipped in (False, True)[: 1 + mirror]:
                 for path in self.paths:
                     pixels = to_tensor([load(path, size[0])])

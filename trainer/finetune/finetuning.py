@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,25 +22,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wadi_core import base as bases
-from wadi_core import mini, pictures
-from wadi_core.files import one_line
+from wadi_core import mini
 from wadi_core.lorad import LoRaD
 from wadi_core.lorad.linear import attach, rotated_layers, set_active
 from wadi_core.schedule import OneStep
 
 from ..data import random_draws
-from ..distill.vsd import Noising, anchor_loss, teacher_pictures
-from ..engine.checkpoints import DamagedCheckpoint, FolderLock, check_like, damage_told, random_state, restore_random_state
+from ..engine.checkpoints import DamagedCheckpoint, check_like, damage_told, random_state, restore_random_state
 from ..engine.logs import contact_sheet
-from ..engine.optim import Guard, Updater, all_finite, make_optimizer, scheduled_lr
+from ..engine.optim import NonFiniteGuard, OptimizerStep, all_finite, make_optimizer, scheduled_lr
 from ..engine.processes import Processes
-from ..engine.session import Session
 from ..engine.signals import StepAbandoned, go_on
 from ..models import base_models
 from ..models.condition import Condition
+from ..models.diffusion import Noising, anchor_loss, teacher_pictures
 from ..models.generators import ModelGenerator
 from ..models.placement import autocast_type, place, working_type
-from ..settings.finetuning import LessonConfig
+from ..settings.finetuning import FinetuningConfig
 from .examples import Examples
 
 if TYPE_CHECKING:
@@ -49,33 +46,33 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("wadi")
 
-LESSON, PRIOR, ANCHOR = 3, 4, 5  # purposes of random numbers; a distillation has others
-ROLE, ONE_STEP = "lesson", "one-step"
+FINETUNING, PRIOR, ANCHOR = 3, 4, 5  # purposes of random numbers; a distillation has others
+ROLE, ONE_STEP = "finetuned", "one-step"
 TEACHER, STUDENT = "teacher", "student"
 SHEET_SEED, SHEET_ROWS = 0, 4
 
 # Settings with which a run cannot go on if they change.
 FIXED = ("seed", "resolution", "prediction_type", "optimizer", "adapter", "rank")
 FIXED += ("tokens", "vectors", "class_prompts", "prior_count")
-C = TypeVar("C", bound=LessonConfig)
+C = TypeVar("C", bound=FinetuningConfig)
 
 
-class Lesson:
+class FinetuningRun:
     """A run: the base, what is trained on it, an optimizer, and everything that a checkpoint must hold.
 
     Args:
         config: its settings.
-        processes: found out if not given; a lesson runs in one.
+        processes: found out if not given; a finetuning run has one.
 
     Raises:
         OSError, ValueError: a file is missing or wrong, or settings do not go together; one line.
     """
 
-    def __init__(self, config: LessonConfig, processes: Processes | None = None) -> None:
+    def __init__(self, config: FinetuningConfig, processes: Processes | None = None) -> None:
         self.config, self.output = config, Path(config.output)
         self.processes = processes or Processes(config.device)
         if self.processes.count > 1:
-            raise ValueError("a lesson is learned in one process: start it without accelerate launch")
+            raise ValueError("finetuning runs in one process: start it without accelerate launch")
         self.processes.share(range(config.batch), config.micro_batch)  # refused here rather than after loading
         self.examples = Examples.read(config.pictures, config.templates, self.wrong_caption)
         torch.manual_seed(config.seed)
@@ -85,13 +82,13 @@ class Lesson:
         self.latent_shape = (base_models.LATENT_CHANNELS, self.size[1] // bases.FACTOR, self.size[0] // bases.FACTOR)
         self.one_step, factors = self._read_student()
         turned = {*factors, *self.prepare()}
-        self.settle()
+        self.place_helpers()
         place(self.network, config, self.device, turned, self.latent_shape[1] * self.latent_shape[2], exact=False)
         attach(self.network, factors, ONE_STEP)
         self.parameters = self.attach()
-        self.quiet()
+        self.reset()
         trained = list(self.parameters.values())
-        self.updater = Updater(
+        self.updater = OptimizerStep(
             trained,
             make_optimizer(config.optimizer, trained, config.lr, config.beta1, config.weight_decay),
             config.max_grad_norm,
@@ -99,9 +96,8 @@ class Lesson:
         )
         exact = torch.float32 if self.device.type == "mps" else torch.float64  # Apple's GPUs know no float64
         self.noising = Noising(self.model.alphas_cumprod.to(self.device, exact), config.prediction_type)
-        self.guard = Guard(config.max_skipped, "rate")
+        self.guard = NonFiniteGuard(config.max_skipped, "rate")
         self.means, self.deviations = self.examples.latents(self.model, self.size, getattr(config, "mirror", False))
-        self.average: dict[str, Tensor] = {}  # of which a lesson keeps none
         self.step = 0
 
     @property
@@ -114,7 +110,7 @@ class Lesson:
         """Hashes of the words that captions may say and that were learned before."""
         return ()
 
-    # What a kind of lesson fills in
+    # What a kind of finetuning fills in
 
     def wrong_caption(self, caption: str) -> str | None:
         """What is wrong with a caption, if anything is."""
@@ -128,12 +124,12 @@ class Lesson:
         """Put what is trained on the placed network: name -> parameter."""
         raise NotImplementedError
 
-    def settle(self) -> None:
+    def place_helpers(self) -> None:
         """Put text encoder and autoencoder where they are to be."""
         half = torch.float32 if self.device.type == "cpu" else autocast_type(self.config) or torch.float32
-        self.model.settle(self.device, half, self.config.offload)
+        self.model.place_helpers(self.device, half, self.config.offload)
 
-    def play(self, who: str) -> None:
+    def activate(self, who: str) -> None:
         """Make the network the teacher or the student, with what has been learned so far."""
         set_active(self.network, (ONE_STEP, ROLE) if who == STUDENT else (ROLE,))
 
@@ -178,7 +174,7 @@ class Lesson:
 
     def loss(self, numbers: range) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a network call, and what to log of it."""
-        drawn = self.draw(LESSON, numbers)
+        drawn = self.draw(FINETUNING, numbers)
         chosen, captions = self.examples.draw(self.config.seed, numbers)
         if len(self.means) > len(self.examples):  # every second time the mirrored picture
             rounds = [number // len(self.examples) % 2 for number in numbers]
@@ -189,7 +185,7 @@ class Lesson:
         added, log = self.more_loss(captions, numbers)
         return shown + added, {"denoising": shown.detach(), **log}
 
-    def hold(self, numbers: range, calls: int) -> Tensor:
+    def anchor_step(self, numbers: range, calls: int) -> Tensor:
         """Add the gradient of the student's distance to the teacher's pictures; returns that distance.
 
         The samples are every ``anchor_every``-th of a call's, of which a step has so many.
@@ -198,26 +194,26 @@ class Lesson:
         chosen = [number for number in numbers if number % config.anchor_every == 0]
         if not chosen:
             return torch.zeros((), device=self.device)
-        drawn, captions = self.draw(ANCHOR, chosen), self.held_captions(chosen)
+        drawn, captions = self.draw(ANCHOR, chosen), self.anchor_captions(chosen)
         with torch.no_grad():
             both = self.condition(captions).joined(self.condition([""]))
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
-            told, untold = self.predict(x.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
-            return untold + config.anchor_guidance * (told - untold)
+            cond, uncond = self.predict(x.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+            return uncond + config.anchor_guidance * (cond - uncond)
 
         wanted = teacher_pictures(guided, self.noising, drawn.z, config.anchor_steps)
         self.forget()  # rotated weights of the teacher, before those of the student are made
-        self.play(STUDENT)  # and backward with it: checkpointing computes the calls again
+        self.activate(STUDENT)  # and backward with it: checkpointing computes the calls again
         t = torch.full((len(chosen),), self.one_step.timestep, device=self.device)
         x0 = self.one_step.x0(drawn.z, self.predict(drawn.z, t, self.condition(captions)))
         loss = anchor_loss(x0, wanted, config.anchor_cells).sum() * config.anchor_every / len(numbers)
         self.updater.backward(config.anchor_weight * loss / calls)
         self.forget()
-        self.play(TEACHER)
+        self.activate(TEACHER)
         return loss.detach()
 
-    def held_captions(self, numbers: Sequence[int]) -> list[str]:
+    def anchor_captions(self, numbers: Sequence[int]) -> list[str]:
         """For which the student is held to the teacher: the captions of the pictures, or prompts in a shuffled order."""
         seed, prompts = self.config.seed, self.config.anchor_prompts
         if not prompts:
@@ -236,12 +232,12 @@ class Lesson:
         """
         config = self.config
         numbers = range(self.step * config.batch, (self.step + 1) * config.batch)
-        self.play(TEACHER)
+        self.activate(TEACHER)
         try:
             values = self._gradients(self.processes.share(numbers, config.micro_batch), look)
         except StepAbandoned:
-            self.updater.aside()
-            self.quiet()
+            self.updater.stash_grads()
+            self.reset()
             raise
         self.updater.set_lr(scheduled_lr(config.lr, self.step, config.steps, config.warmup, config.decay_steps))
         values = self.processes.mean(values | {"norm": self.updater.clipped_norm()})
@@ -264,19 +260,19 @@ class Lesson:
         if config.anchor_weight and self.step >= config.steps - (config.anchor_last or config.steps):
             # The student's gradient is many times as long as the teacher's. AdamW, which measures its steps by those that
             # went before, would go as many times too far where it sets in, and the teacher would have no say any more.
-            told, anchors = self.updater.aside(), []
+            stashed, anchors = self.updater.stash_grads(), []
             for call in calls:
                 look()
-                anchors.append(self.hold(call, len(calls)))
+                anchors.append(self.anchor_step(call, len(calls)))
             values["anchor"] = torch.stack(anchors).mean()
-            self.updater.join(told)
+            self.updater.merge_grads(stashed)
         return values
 
     # What it shows
 
-    def quiet(self) -> None:
+    def reset(self) -> None:
         """Leave the network as it is trained."""
-        self.play(TEACHER)
+        self.activate(TEACHER)
         self.forget()
 
     def forget(self) -> None:
@@ -289,13 +285,13 @@ class Lesson:
         """What draws pictures of the teacher or of the student, for as long as it is open."""
         autocast, config = autocast_type(self.config), self.config
         steps = 1 if who == STUDENT else config.sheet_steps
-        self.play(who)
+        self.activate(who)
         try:
             with torch.no_grad(), torch.autocast(self.device.type, autocast, enabled=autocast is not None):
                 one_step = self.one_step or OneStep(prediction_type=config.prediction_type)
                 yield ModelGenerator(self.model, one_step, self.size, steps, config.sheet_guidance, self.dtype)
         finally:
-            self.quiet()
+            self.reset()
 
     def pictures(self, prompts: Sequence[str], seed: int, who: str) -> list[Image]:
         """Pictures of some prompts, one network call a step each; picture i from the noise of seed ``seed + i``."""
@@ -381,48 +377,3 @@ class Lesson:
         if lorad.one_step is None:
             raise ValueError(f"{path}: lorad: this is an ordinary adapter; a one-step LoRaD is needed to show the student")
         return lorad.one_step, {layer: lorad.factors[key] for key, layer in match.paths.items()}
-
-
-class LessonSession(Session):
-    """Drives a lesson to its end, or to a signal."""
-
-    def _show(self) -> None:
-        run, step = self.run, self.run.step
-        self.table.plot(self.output / "losses.png", ("loss", "denoising", "anchor"), run.config.name)
-        sheet = self.sheet()
-        pictures.save(sheet, self.output / f"sheet-{step:06d}.png")
-        if self.events is not None:
-            self.events.picture(step, "samples", sheet)
-
-    def sheet(self) -> Image:
-        return self.run.sheet()
-
-    def _finish(self) -> Path:
-        if self.events is not None:
-            self.events.close()
-        run = self.run
-        (picture,) = run.pictures(run.shown[:1], SHEET_SEED, STUDENT if run.one_step is not None else TEACHER)
-        written = run.write(self.output, picture)
-        logger.info("written: %s", ", ".join(map(str, written)))
-        return written[0]
-
-
-def learn(config: C, make: Callable[[C, Processes], Lesson]) -> Path:
-    """A whole run; returns the (first) file that it wrote.
-
-    Raises:
-        OSError, ValueError: with one line.
-    """
-    processes = Processes(config.device)
-    if config.pictures and os.path.realpath(config.output) == os.path.realpath(config.pictures):
-        raise ValueError(one_line(f"output: {config.output} is the folder of pictures; name another, or one inside it"))
-    lock = FolderLock(config.output)  # before anything is loaded: a folder that cannot be used is found out at once
-    try:
-        return LessonSession(make(config, processes)).go()
-    except torch.cuda.OutOfMemoryError as error:
-        raise ValueError(
-            f"the GPU's memory is full (micro_batch={config.micro_batch}): take a smaller micro_batch, "
-            "gradient_checkpointing=true or base_weights=fp8"
-        ) from error
-    finally:
-        lock.release()

@@ -25,6 +25,7 @@ from wadi_core import base as bases
 from wadi_core import pictures
 from wadi_core.control import Steered, Steering
 from wadi_core.lorad.checkpoint import write_safetensors
+from wadi_core.pictures import to_tensor
 from wadi_core.pipeline import noise
 from wadi_core.thirdparty import DiffusersNetwork, Tokenizer
 
@@ -38,7 +39,6 @@ from .edges import agreement, control_maps, edges, pack, unpack
 from .init import freeze_samplers
 from .latents import SHARD, read_shards
 from .sampling import decode, make_scheduler, many_steps, tokenize
-from .vae import to_tensor
 
 SHEET_FIRST, SHEET_SCENES = 30_000_000, 10  # seeds of scenes that are in no shard
 FOREIGN = 0.1  # mean square difference from which on latents are some other autoencoder's

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from wadi_core import pictures
+from wadi_core.pictures import to_tensor
 from wadi_core.thirdparty import DiffusersNetwork, Tokenizer
 
 from ..engine.checkpoints import Checkpoints
@@ -35,7 +36,7 @@ from . import scenes
 from .latents import read_shards
 from .perception import Perception
 from .sampling import make_scheduler, tokenize
-from .vae import crop_box, keep_layout, picture_loss, to_tensor
+from .vae import crop_box, keep_layout, picture_loss
 
 CELL = 8  # pixels of a latent's side
 SHOWN = 12  # scenes of the sheet

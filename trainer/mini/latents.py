@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from wadi_core.lorad.checkpoint import write_safetensors
 from wadi_core.output import take_any_text
+from wadi_core.pictures import to_tensor
 from wadi_core.thirdparty import DiffusersNetwork
 
 from . import scenes
-from .vae import to_tensor
 
 SHARD = 4096  # scenes
 

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
 from wadi_core import pictures
+from wadi_core.pictures import to_tensor
 from wadi_core.thirdparty import DiffusersNetwork
 
 from ..engine.checkpoints import Checkpoints, random_state, restore_random_state
@@ -79,12 +79,6 @@ def make_vae(channels: tuple[int, ...]) -> DiffusersNetwork:
     )
     start_as_block_means(vae)
     return vae
-
-
-def to_tensor(pictures: list) -> torch.Tensor:
-    """PIL pictures of one size as (n, 3, h, w) in [-1, 1]."""
-    array = np.stack([np.asarray(picture) for picture in pictures])
-    return torch.from_numpy(array).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
 def random_crops(rng: random.Random, count: int, side: int) -> torch.Tensor:

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from wadi_core.pictures import to_tensor
 from wadi_core.thirdparty import DiffusersNetwork
 
 from ..engine.logs import LossTable
@@ -33,7 +34,6 @@ from ..settings.fields import FilePath
 from . import scenes
 from .sampling import tokenize
 from .teacher import TeacherConfig, make_text_encoder, take_weights
-from .vae import to_tensor
 
 WORDS = ("big", "small", "on top of", "above", "under")
 PLAIN = scenes.COLOURS["grey"]  # background of the pictures that say what an object looks like

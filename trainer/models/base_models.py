@@ -95,14 +95,14 @@ class Model:
         """Prompts as tensors of (n, ...), named ``text`` and, where there is one, ``mask``."""
         raise NotImplementedError
 
-    def settle(self, device: torch.device, dtype: torch.dtype, offload: bool) -> None:
+    def place_helpers(self, device: torch.device, dtype: torch.dtype, offload: bool) -> None:
         """Put text encoder and autoencoder where they are to be; with ``offload`` only while they are used."""
         self.device, self.dtype, self.offload = device, dtype, offload and device.type != "cpu"
         for helper in self.helpers():
             helper.to(CPU if self.offload else device, dtype)
 
     @contextmanager
-    def awake(self, helper: nn.Module) -> Iterator[nn.Module]:
+    def on_device(self, helper: nn.Module) -> Iterator[nn.Module]:
         """A text encoder or autoencoder on the device, for the time that it is used."""
         if self.offload:
             helper.to(self.device)
@@ -125,7 +125,7 @@ class Model:
     def decode(self, latents: Tensor) -> list[Image]:
         """(n, 4, h, w) clean latents as pictures."""
         scaled = latents.to(self.device, self.dtype) / self.vae.config.scaling_factor
-        with self.awake(self.vae) as vae:
+        with self.on_device(self.vae) as vae:
             return [picture for one in scaled.split(1) for picture in to_pictures(vae.decode(one).sample)]
 
 
@@ -145,7 +145,7 @@ class StableDiffusion(Model):
         return [self.base.text_encoder, self.vae]
 
     def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        with self.awake(self.base.text_encoder):
+        with self.on_device(self.base.text_encoder):
             self.pipeline.device = self.device
             return {"text": self.pipeline.encode(prompts)}
 
@@ -180,7 +180,7 @@ class PixArt(Model):
             self._load_text_encoder()
         words = [prompt.lower().strip() for prompt in prompts]  # as PixArt's own pipeline writes them
         ids = self._tokenizer(words, padding="max_length", max_length=T5_TOKENS, truncation=True, return_tensors="pt")
-        with self.awake(self._text_encoder) as encoder:
+        with self.on_device(self._text_encoder) as encoder:
             mask = ids.attention_mask.to(self.device)
             return {"text": encoder(ids.input_ids.to(self.device), attention_mask=mask)[0], "mask": mask}
 

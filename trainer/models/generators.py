@@ -83,8 +83,8 @@ class ModelGenerator:
         both = self._condition(prompts).joined(self._condition([""]))
         for t in scheduler.timesteps:
             doubled, times = x.repeat(2, 1, 1, 1).to(self.dtype), t.to(x.device).repeat(2 * len(x))
-            told, untold = self.model.call(self.model.network, doubled, times, both).float().chunk(2)
-            x = scheduler.step(untold + self.guidance * (told - untold), t, x).prev_sample
+            cond, uncond = self.model.call(self.model.network, doubled, times, both).float().chunk(2)
+            x = scheduler.step(uncond + self.guidance * (cond - uncond), t, x).prev_sample
         return x
 
     def _condition(self, prompts: Sequence[str]) -> Any:
@@ -150,7 +150,7 @@ def load_generator(
         one_step = OneStep(prediction_type=_prediction_type(model))
     model.network.to(place, kind)
     fuse(model.network, active, keep_backup=False)
-    model.settle(place, kind, offload=False)
+    model.place_helpers(place, kind, offload=False)
     size = (side, side) if side else model.native_size
     if any(pixels % bases.FACTOR for pixels in size):
         raise ValueError(f"a side of {size[0]} pixels is not divisible by {bases.FACTOR}")

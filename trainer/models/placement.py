@@ -12,25 +12,25 @@ from ..settings.distillation import TrainConfig
 from .quantise import QuantisedLinear, quantise_linears
 
 if TYPE_CHECKING:
-    from ..settings.finetuning import LessonConfig
+    from ..settings.finetuning import FinetuningConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 PLAIN_TOKENS = 1024  # up to so many latent pixels plain attention trains faster on a CPU than the fused kernel
 
 
-def autocast_type(config: TrainConfig | LessonConfig) -> torch.dtype | None:
+def autocast_type(config: TrainConfig | FinetuningConfig) -> torch.dtype | None:
     """The type of autocast; None where the network computes in the type of its weights."""
     return DTYPES[config.precision] if config.precision in ("bf16", "fp16") else None
 
 
-def working_type(config: TrainConfig | LessonConfig) -> torch.dtype:
+def working_type(config: TrainConfig | FinetuningConfig) -> torch.dtype:
     """The type of latents and losses: float32, or float64 where all is float64."""
     return torch.float64 if config.precision == "fp64" else torch.float32
 
 
 def place(
     network: nn.Module,
-    config: TrainConfig | LessonConfig,
+    config: TrainConfig | FinetuningConfig,
     device: torch.device,
     turned: Iterable[str],
     latent_pixels: int,

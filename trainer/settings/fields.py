@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import logging
 import math
 import os
 import types
@@ -22,7 +23,9 @@ from wadi_core.files import existing_file, one_line
 
 C = TypeVar("C")
 FilePath: TypeAlias = Annotated[str, "a path"]  # of a file or folder; ~ in front of it is the home folder
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+logger = logging.getLogger("wadi")
 
 _TAG = "tag:yaml.org,2002:"
 _KNOWN_TAGS = {"str", "int", "float", "bool", "null", "timestamp", "value", "merge", "seq", "map"}
@@ -185,7 +188,42 @@ def build(schema: type[C], values: Mapping[str, Any]) -> C:
     return schema(**_typed(schema, values))
 
 
+# Old name -> the name it has now, where a schema has that one. Read until the next version.
+RENAMED = {
+    "student_rate": "student_lr",
+    "fake_rate": "fake_lr",
+    "rate": "lr",
+    "learning_rate": "lr",
+    "clip": "max_grad_norm",
+    "keep": "keep_last",
+    "null_share": "uncond_prob",
+    "noisy_share": "high_noise_fraction",
+}
+
+
+def with_new_names(schema: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings under the names that they have now.
+
+    Raises:
+        ValueError: one is given under both names; one line.
+    """
+    known = {field.name for field in dataclasses.fields(schema)}
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        new = RENAMED.get(key, key)
+        new = new if new in known and key not in known else key
+        if new in found or (new != key and new in values):
+            raise ValueError(f"{key} is the old name of {new}, and both are given: leave out {key}")
+        found[new] = value
+    return found
+
+
 def _typed(schema: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    renamed = with_new_names(schema, values)
+    for old, new in zip(values, renamed, strict=True):
+        if old != new:
+            logger.warning("the setting %s is called %s now; the old name is read in this version only", old, new)
+    values = renamed
     kinds = typing.get_type_hints(schema, include_extras=True)
     kinds = {field.name: kinds[field.name] for field in dataclasses.fields(schema)}
     unknown = sorted(str(key) for key in values if key not in kinds)

@@ -24,8 +24,8 @@ def same(name: str, default: Any = None) -> Any:
 
 
 @dataclass
-class LessonConfig:
-    """What both kinds of lessons need to be told."""
+class FinetuningConfig:
+    """What both kinds of finetuning need to be told."""
 
     version: int = setting(VERSION, "of these settings", low=VERSION, high=VERSION)
 
@@ -40,8 +40,8 @@ class LessonConfig:
     lorad: FilePath = setting(
         "", "a one-step LoRaD: sheets show its student as well, anchor_weight holds it; mini is wadi-mini's"
     )
-    output: FilePath = same("output", "runs/lesson")
-    name: str = setting("lesson", "of the finished file, and its title")
+    output: FilePath = same("output", "runs/finetuning")
+    name: str = setting("finetuned", "of the finished file, and its title")
     license: str = same("license")
     seed: int = same("seed")
 
@@ -55,7 +55,9 @@ class LessonConfig:
     weight_decay: float = setting(0.0, "of AdamW", low=0)
     max_grad_norm: float = same("max_grad_norm")
     importance: float = setting(0.0, "0 draws timesteps evenly, 0.5 prefers large ones as ReVersion", "share", 0, 1)
-    high_noise_fraction: float = setting(0.0, "of the timesteps: from 900 to 999, where a one-step student is asked", "share", 0, 1)
+    high_noise_fraction: float = setting(
+        0.0, "of the timesteps: from 900 to 999, where a one-step student is asked", "share", 0, 1
+    )
     weight_cap: float = setting(1.0, "of the loss's weight 1 / alpha^2 there; 1 is no weight", low=1)
     anchor_weight: float = setting(0.0, "hold the student to the picture that the teacher with what is learned draws of the "
                                    "same noise, by no longer a gradient than the pictures'; 0 does not", low=0)  # fmt: skip
@@ -104,7 +106,7 @@ class LessonConfig:
 
 
 @dataclass
-class InvertConfig(LessonConfig):
+class InvertConfig(FinetuningConfig):
     """Settings of a textual or relation inversion."""
 
     adapter: ClassVar[str] = "embedding"
@@ -138,7 +140,7 @@ class InvertConfig(LessonConfig):
 
 
 @dataclass
-class PersonalizeConfig(LessonConfig):
+class PersonalizeConfig(FinetuningConfig):
     """Settings of learning a subject, a style or, beside its word, a relation."""
 
     adapter: str = setting("lorad", "what is trained: LoRaD, or LoRA (peft)", choices=("lorad", "lora"))

@@ -1,6 +1,6 @@
 """A word and a style on networks of full size with random weights: three steps on the CPU, stopped and gone on with.
 
-Each takes some minutes and some 8 GB: ``python -m pytest -m full tests/trainer/test_lessons_full.py -k sd15``.
+Each takes some minutes and some 8 GB: ``python -m pytest -m full tests/trainer/test_finetuning_full.py -k sd15``.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from lessons import write_pictures
+from finetuning_runs import write_pictures
 from networks import random_lorad
 from test_train_full import CONFIGS, COUNTS, full_base
 
-from trainer.finetune.finetuning import LessonSession
+from trainer.finetune.session import FinetuningSession
 from trainer.invert import Inversion, invert
 from trainer.personalize import personalize
 from trainer.settings import fields as settings
@@ -43,7 +43,7 @@ def test_three_steps_at_full_size(name: str, tmp_path: Path) -> None:
     frozen = [parameter for parameter in run.network.parameters() if not parameter.requires_grad]
     assert len({parameter.data_ptr() for parameter in frozen}) == len(frozen)
     assert sum(parameter.numel() * parameter.element_size() for parameter in frozen) < 1.8e9  # one base, half precision
-    word = Embedding.load(LessonSession(run).go())
+    word = Embedding.load(FinetuningSession(run).go())
     assert word.architecture == name and word.extra["ss_steps"] == "3"
     assert word.vectors.shape == (1, {"sd15": 768, "sd21": 1024}[name]) and not torch.equal(word.vectors, one)
     del run, frozen

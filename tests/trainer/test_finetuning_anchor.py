@@ -1,4 +1,4 @@
-"""A lesson in which the one-step student is held to what its teacher, with what is learned, draws of the same noise."""
+"""A finetuning run in which the one-step student is held to what its teacher, with what is learned, draws of the same noise."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from lessons import invert_config, make_place, personalize_config
+from finetuning_runs import invert_config, make_place, personalize_config
 from networks import make_networks
 from torch import Tensor
 
-from trainer.distill.vsd import anchor_loss
 from trainer.finetune import finetuning
-from trainer.finetune.finetuning import ANCHOR, ONE_STEP, Lesson
+from trainer.finetune.finetuning import ANCHOR, ONE_STEP, FinetuningRun
 from trainer.invert import Inversion
+from trainer.models.diffusion import anchor_loss
 from trainer.personalize import Personalization, personalize
 from wadi_core import LoRaD
 from wadi_core.lorad.linear import attach, set_active
@@ -26,8 +26,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_place(tmp_path_factory.mktemp("place"))
 
 
-def gradients(run: Lesson, numbers: range, calls: int = 1) -> dict[str, Tensor]:
-    run.hold(numbers, calls)
+def gradients(run: FinetuningRun, numbers: range, calls: int = 1) -> dict[str, Tensor]:
+    run.anchor_step(numbers, calls)
     found = {name: parameter.grad for name, parameter in run.parameters.items() if parameter.grad is not None}
     for parameter in run.parameters.values():
         parameter.grad = None
@@ -35,7 +35,7 @@ def gradients(run: Lesson, numbers: range, calls: int = 1) -> dict[str, Tensor]:
 
 
 def test_the_student_follows_the_teacher_as_the_formula_says(place: Path, tmp_path: Path) -> None:
-    """Written out on a network of its own: DDIM by the bare base and the lesson, one step by all angles together."""
+    """Written out on a network of its own: DDIM by the bare base and what is learned, one step by all angles together."""
     run = Personalization(personalize_config(place, tmp_path, **HELD))
     run.train_step()  # both factors are other than zero from here
     numbers = range(2, 4)
@@ -52,8 +52,8 @@ def test_the_student_follows_the_teacher_as_the_formula_says(place: Path, tmp_pa
     with torch.no_grad():
         for now, following in zip(times, (499, None), strict=True):
             t = torch.tensor(now)
-            eps, untold = (unet(x, t, text).sample for text in (told, null))
-            eps = untold + 2.5 * (eps - untold)
+            eps, uncond = (unet(x, t, text).sample for text in (told, null))
+            eps = uncond + 2.5 * (eps - uncond)
             x = (x - (1 - levels[now]).sqrt() * eps) / levels[now].sqrt()
             if following is not None:
                 x = levels[following].sqrt() * x + (1 - levels[following]).sqrt() * eps
@@ -72,7 +72,7 @@ def test_only_what_is_learned_moves(place: Path, tmp_path: Path) -> None:
     log = run.train_step()
     assert log["anchor"] > 0
     moved = {name for name, tensor in run.network.state_dict().items() if not torch.equal(tensor, before[name])}
-    assert moved and all(".lorad_" in name and name.endswith(".lesson") for name in moved)
+    assert moved and all(".lorad_" in name and name.endswith(".finetuned") for name in moved)
 
 
 @pytest.mark.parametrize("weight", [1e-6, 1e4])
@@ -89,7 +89,7 @@ def test_the_students_gradient_is_no_longer_than_the_teachers(place: Path, tmp_p
     torch.testing.assert_close(both, told + pull * (told.norm() / pull.norm()).clamp(max=1), rtol=1e-3, atol=1e-6)
 
 
-def step_gradient(run: Lesson) -> Tensor:
+def step_gradient(run: FinetuningRun) -> Tensor:
     """With which a step would update, which it does not do."""
     found = []
 
@@ -105,20 +105,20 @@ def step_gradient(run: Lesson) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["word", "lora", "lorad"])
 def test_words_and_adapters_are_held(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    # Pictures of the same caption that stay, as a teacher's that has learned its lesson.
+    # Pictures of the same caption that stay, as a teacher's that has learned it.
     monkeypatch.setattr(finetuning, "teacher_pictures", lambda guided, noising, z, steps: torch.full_like(z, 0.5))
     alone = {**HELD, "anchor_weight": 1e4, "lr": 5e-3 if kind == "word" else 3e-2, "batch": 8}
     if kind == "word":
-        run: Lesson = Inversion(invert_config(place, tmp_path, steering=0.0, **alone))
+        run: FinetuningRun = Inversion(invert_config(place, tmp_path, steering=0.0, **alone))
     else:
         run = Personalization(personalize_config(place, tmp_path, adapter=kind, **alone))
     seen = range(1000, 1016)
-    before = float(run.hold(seen, 1))
+    before = float(run.anchor_step(seen, 1))
     for parameter in run.parameters.values():
         parameter.grad = None
     for _ in range(15):
         run.train_step()
-    after = float(run.hold(seen, 1))
+    after = float(run.anchor_step(seen, 1))
     assert after < (before if kind == "word" else 0.97 * before)  # a word has little to say about a picture
 
 
@@ -127,7 +127,7 @@ def test_every_second_sample_however_calls_are_cut(place: Path, tmp_path: Path) 
     run.train_step()
     whole = gradients(run, range(4, 8))
     for number in range(4, 8):
-        run.hold(range(number, number + 1), 4)
+        run.anchor_step(range(number, number + 1), 4)
     for name, parameter in run.parameters.items():
         torch.testing.assert_close(parameter.grad, whole[name], rtol=1e-4, atol=1e-6)
 
@@ -150,16 +150,16 @@ def test_checkpointing_computes_the_student_again_and_not_the_teacher(place: Pat
 def test_prompts_of_their_own(place: Path, tmp_path: Path) -> None:
     prompts = [f"{animal} <R> a wall" for animal in ("a fox", "a cow", "a hen")]
     run = Personalization(personalize_config(place, tmp_path, **{**HELD, "anchor_prompts": prompts, "anchor_every": 2}))
-    said = run.held_captions(range(0, 12, 2))
+    said = run.anchor_captions(range(0, 12, 2))
     assert sorted(said[:3]) == sorted(said[3:]) == sorted(prompts)
     plain = Personalization(personalize_config(place, tmp_path / "plain", **HELD))
-    assert set(plain.held_captions(range(30))) == set(plain.examples.all_captions)
+    assert set(plain.anchor_captions(range(30))) == set(plain.examples.all_captions)
 
 
 def test_a_held_run_goes_on_bit_for_bit(place: Path, tmp_path: Path) -> None:
     for name, steps in (("straight", 4), ("halved", 2), ("halved", 4)):
         personalize(personalize_config(place, tmp_path / name, steps=steps, **HELD))
-    one, other = (LoRaD.load(tmp_path / name / "lesson.safetensors") for name in ("straight", "halved"))
+    one, other = (LoRaD.load(tmp_path / name / "finetuned.safetensors") for name in ("straight", "halved"))
     assert all(torch.equal(x, y) for key in one.factors for x, y in zip(one.factors[key], other.factors[key], strict=True))
     assert "anchor" in (tmp_path / "straight" / "losses.csv").read_text().splitlines()[0]
 

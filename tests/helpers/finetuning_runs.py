@@ -1,4 +1,4 @@
-"""Small lessons for the tests: a base, a one-step adapter for it, a few pictures, settings of seconds."""
+"""Small finetuning runs for the tests: a base, a one-step adapter for it, a few pictures, settings of seconds."""
 
 from __future__ import annotations
 
