@@ -80,7 +80,7 @@ def test_with_all_prompts_kept_no_text_encoder_is_needed(base: Path, prompts: Pa
         path.unlink()
     run = Distillation(tiny(folder, prompts, tmp_path / "second", **changes))
     run.train_step()
-    with pytest.raises(ValueError, match="text_encoder"):
+    with pytest.raises(OSError, match="text_encoder: model.safetensors is missing"):
         run.encode(["a prompt that was never there"])
 
 

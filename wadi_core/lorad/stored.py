@@ -45,11 +45,13 @@ def open_files(paths: Iterable[Path]) -> tuple[dict[str, Header | Tensor], dict[
     holders: dict[str, Header | Tensor] = {}
     metadata: dict[str, str] | None = None
     for path in paths:
+        own: dict[str, Header | Tensor]
+        said: dict[str, str]
         if path.suffix.lower() in PICKLE_ENDINGS:
-            own, said = dict[str, "Header | Tensor"](read_pickle(path)), dict[str, str]()
+            own, said = {**read_pickle(path)}, {}
         else:
             header = read_header(path)
-            own, said = dict.fromkeys(header.places, header), header.metadata
+            own, said = {name: header for name in header.places}, header.metadata
         if twice := holders.keys() & own.keys():
             raise refusal(path, f"two of its files hold the same tensor: {min(twice)}")
         holders |= own
