@@ -120,14 +120,15 @@ def test_each_round_brings_every_prompt_once_in_another_order(tmp_path: Path) ->
 @pytest.mark.parametrize("source", ["file", "mini", "starter"])
 def test_a_stream_goes_on_where_it_was(tmp_path: Path, source: str) -> None:
     path = write_lines(tmp_path / "a.txt", FOUR) if source == "file" else source
-    one = Prompts(path, 5)
+    drawn = SceneCaptions() if source == "mini" else None
+    one = Prompts(path, 5, drawn=drawn)
     before = one.take(7)
     state = json.loads(json.dumps(one.state()))
     assert len(json.dumps(state)) < 200
-    other = Prompts(path, 0)
+    other = Prompts(path, 0, drawn=drawn)
     other.load_state(state)
-    assert one.take(9) == other.take(9) == Prompts(path, 5).at(range(7, 16))
-    assert before == Prompts(path, 5).take(7)
+    assert one.take(9) == other.take(9) == Prompts(path, 5, drawn=drawn).at(range(7, 16))
+    assert before == Prompts(path, 5, drawn=drawn).take(7)
 
 
 def test_a_stream_of_other_prompts_is_refused(tmp_path: Path) -> None:
