@@ -63,9 +63,8 @@ class Inversion(FinetuningRun):
         if not isinstance(self.model, StableDiffusion):
             raise ValueError(f"base: a word is learned for CLIP's text encoder, which {self.model.architecture} has not")
         config = self.config
-        said = {match.word for caption in self.examples.all_captions for match in Words(config.tokens).find(caption)}
         for token in config.tokens:
-            if token not in said:
+            if not any(any(Words([token]).find(caption)) for caption in self.examples.all_captions):
                 raise ValueError(f"tokens: no caption says {token}")
         encoder = self.model.base.text_encoder
         self.text_encoder = text_encoder_sha256(encoder)
