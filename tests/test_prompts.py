@@ -94,7 +94,7 @@ def test_parquet(tmp_path: Path) -> None:
 def test_parquet_without_its_package_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match=r"need the package pyarrow: pip install pyarrow$"):
+    with pytest.raises(ValueError, match=r"need the package pyarrow: python -m pip install pyarrow$"):
         list(read_prompts(tmp_path / "a.parquet"))
 
 
