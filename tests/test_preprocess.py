@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from wadi_core import cli, pictures, preprocess
+from wadi_core import cli, packages, pictures, preprocess
 
 
 def square(width: int = 96, height: int = 64) -> Image.Image:
