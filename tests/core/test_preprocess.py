@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from wadi_core import cli, images, preprocess
+from wadi_core import cli, images, packages, preprocess
 
 
 def square(width: int = 96, height: int = 64) -> Image.Image:
@@ -87,7 +87,9 @@ def test_what_is_missing_is_named(kind: str, tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(("kind", "package"), [("canny", "cv2"), ("shuffle", "controlnet_aux")])
 def test_a_missing_package_is_named(kind: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    assert refused(square(), kind) == f"control maps need the package {package}: {preprocess.INSTALL}"
+    assert refused(square(), kind) == (
+        f"control maps need more: the package {package} is not installed: {packages.install('.[control]')}"
+    )
 
 
 def test_shuffle_comes_from_its_seed() -> None:

@@ -191,7 +191,7 @@ def test_several_words_from_the_same_pictures(place: Path, tmp_path: Path) -> No
         ({"tokens": ["dog"]}, "does not say dog"),
         ({"tokens": ["dog"], "templates": ["a dog"], "pictures": "{tmp}/bare"}, "'dog' is in the vocabulary already"),
         ({"tokens": ["<R>", "<style>"]}, "no caption says <style>"),
-        ({"tokens": ["<R>", "<r>"]}, "another embedding for '<r>'"),
+        ({"tokens": ["<R>", "<r>"]}, "<R> and <r> would be written to one file"),
         ({"initial": ["  "]}, "initial: a word is expected"),
         ({"lorad": "{tmp}/style.safetensors"}, "an ordinary adapter; a one-step LoRaD is needed"),
         ({"base": "{tmp}/nothing"}, "no such file or folder"),
