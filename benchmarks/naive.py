@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.adapters import Adapter, Factors
-from trainer.distillation import Distillation, first_factors
+from trainer.distillation import Distillation
 from trainer.placing import autocast_type, place
-from trainer.roles import FAKE, STUDENT, Roles
+from trainer.roles import FAKE, STUDENT, Roles, first_factors
 from wadi_core.lorad.linear import autocast_dtype
 from wadi_core.lorad.rotation import working_dtype
 

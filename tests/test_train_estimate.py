@@ -12,8 +12,8 @@ from training import tiny
 
 from trainer import models
 from trainer.config import as_yaml
-from trainer.distillation import layers_of_roles
 from trainer.estimate import Estimate, empty_network, estimate, helper_parameters
+from trainer.roles import layers_of_roles
 from trainer.train import main
 
 

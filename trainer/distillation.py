@@ -10,25 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wadi_core import base as bases
-from wadi_core.lorad import LoRaD
-from wadi_core.lorad.layers import fake_score_layers, student_layers
 from wadi_core.pipeline import noise
 from wadi_core.schedule import OneStep
 
 from . import draws, models
-from .adapters import Adapter, Factors, FullAdapter, LoRaDAdapter, PeftAdapter, factors_of_file
+from .adapters import Adapter, FullAdapter, LoRaDAdapter, PeftAdapter
 from .condition import Condition
 from .embeddings import EmbeddingCache
 from .optimise import Guard, Updater, all_finite, decay_left, make_optimizer, student_rate, warmed_up
 from .placing import autocast_type, place, working_type
 from .processes import Processes
 from .prompts import Prompts
-from .roles import FAKE, STUDENT, TEACHER, Roles
+from .roles import FAKE, STUDENT, TEACHER, Roles, first_factors, layers_of_roles
 from .schema import TrainConfig
-from .state import DamagedCheckpoint, check_like, damage_told, random_state, restore_random_state
+from .state import DamagedCheckpoint, check_like, check_same, damage_told, random_state, restore_random_state
 from .stopping import StepAbandoned, go_on
 from .vsd import Noising, anchor_loss, fake_loss, generate, student_loss, teacher_pictures
 
@@ -54,30 +52,6 @@ HARMLESS = (
     "start_from",
 )
 HARMLESS += ("max_skipped", "log_every", "sheet_every", "tensorboard", "embedding_cache", "offload", "base_config")
-
-
-def layers_of_roles(network: nn.Module, architecture: str) -> dict[str, list[str]]:
-    """Paths of the layers that student and fake score train."""
-    return {STUDENT: student_layers(network, architecture), FAKE: fake_score_layers(network, architecture)}
-
-
-def first_factors(network: nn.Module, architecture: str, config: TrainConfig) -> dict[str, Factors]:
-    """Initial factors of the roles that are LoRaDs; each has a generator of its own, so neither depends on the other.
-
-    Raises:
-        OSError, ValueError: the LoRaD to start from cannot be read, or is none for these layers and this rank; one line.
-    """
-    kinds = {STUDENT: (config.adapter, config.student_rank), FAKE: (config.fake_adapter, config.fake_rank)}
-    factors: dict[str, Factors] = {}
-    for index, (role, layers) in enumerate(layers_of_roles(network, architecture).items()):
-        kind, rank = kinds[role]
-        if role == STUDENT and config.start_from:
-            factors[role] = factors_of_file(config.start_from, network, layers, rank)
-        elif kind == "lorad":
-            start = torch.Generator().manual_seed((2 * config.seed + index) % 2**63)
-            lorad = LoRaD.create(network, rank, architecture, layers, start)
-            factors[role] = {path: lorad.factors[key] for key, path in lorad.matched(network).paths.items()}
-    return factors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -393,11 +367,7 @@ class Distillation:
         if state["base_sha256"] != self.model.base_sha256:
             raise ValueError(f"{self.output} holds a run on another base; choose another output folder")
         now = dataclasses.asdict(self.config)
-        for name in FIXED:
-            if before[name] != now[name]:
-                raise ValueError(
-                    f"{self.output} holds a run with {name}={before[name]}, not {now[name]}; choose another output folder"
-                )
+        check_same(before, now, FIXED, self.output)
         with damage_told():
             digest = state["prompts"]["digest"]
         self.prompts.check(digest)

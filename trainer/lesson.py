@@ -37,7 +37,7 @@ from .placing import autocast_type, place, working_type
 from .processes import Processes
 from .prompts import Shuffle
 from .session import Session
-from .state import DamagedCheckpoint, FolderLock, check_like, damage_told, random_state, restore_random_state
+from .state import DamagedCheckpoint, FolderLock, check_like, check_same, damage_told, random_state, restore_random_state
 from .stopping import StepAbandoned, go_on
 from .vsd import Noising, anchor_loss, teacher_pictures
 from .watch import contact_sheet
@@ -348,10 +348,7 @@ class Lesson:
         if words != self.words:
             raise ValueError(f"{self.output} holds a run with other learned words; choose another output folder")
         now = dataclasses.asdict(self.config)
-        for name in FIXED:
-            if before.get(name) != now.get(name):
-                held, wanted = before.get(name), now.get(name)
-                raise ValueError(f"{self.output} holds a run with {name}={held}, not {wanted}; choose another output folder")
+        check_same(before, now, FIXED, self.output)
         with damage_told(), torch.no_grad():
             check_like(state["learned"], self.parameters, "learned")
             for name, parameter in self.parameters.items():
