@@ -6,8 +6,10 @@
     python trainer/train.py --config ... --dry-run                       parameters, memory and steps, and no more
 
 Stop it at any time (Ctrl-C, SIGTERM, a power cut): started again with the same output folder it goes on from the
-newest checkpoint, bit for bit as if it had never stopped. Exit status: 0 at its end or when it was asked to stop, 2 for
-bad usage, 3 if losses or gradients were NaN or Inf too often, 1 for anything else, with one line that says what.
+newest checkpoint, bit for bit as if it had never stopped. Exit status: 0 at its end, when it was asked to stop and has
+saved, and where a run is finished already; 130 (Ctrl-C) or 143 (SIGTERM) when a second signal ended it without saving,
+or a first one before it trained; 2 for bad usage, 3 if losses or gradients were NaN or Inf too often, 1 for anything
+else, with one line that says what.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.distill.distillation import Distillation, first_factors
-from trainer.distill.roles import FAKE, STUDENT, Roles
+from trainer.distill.distillation import Distillation
+from trainer.distill.roles import FAKE, STUDENT, Roles, first_factors
 from trainer.models.adapters import Adapter, Factors
 from trainer.models.placement import autocast_type, place
 from wadi_core.lorad.linear import autocast_dtype

@@ -10,8 +10,8 @@ import pytest
 from networks import small_settings, write_settings
 from training import tiny
 
-from trainer.distill.distillation import layers_of_roles
 from trainer.distill.estimate import Estimate, empty_network, estimate, helper_parameters
+from trainer.distill.roles import layers_of_roles
 from trainer.models import base_models
 from trainer.settings.fields import as_yaml
 from trainer.train import main

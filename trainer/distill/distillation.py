@@ -10,28 +10,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wadi_core import base as bases
-from wadi_core.lorad import LoRaD
-from wadi_core.lorad.layers import fake_score_layers, student_layers
 from wadi_core.pipeline import noise
 from wadi_core.schedule import OneStep
 
 from ..data import random_draws
 from ..data.prompts import MINI, Prompts
-from ..engine.checkpoints import DamagedCheckpoint, check_like, damage_told, random_state, restore_random_state
-from ..engine.optim import NonFiniteGuard, OptimizerStep, all_finite, decay_left, make_optimizer, scheduled_lr, warmed_up
+from ..engine.checkpoints import DamagedCheckpoint, check_like, check_same, damage_told, random_state, restore_random_state
+from ..engine.optim import (
+    NonFiniteGuard,
+    OptimizerStep,
+    all_finite,
+    decay_left,
+    make_optimizer,
+    scheduled_lr,
+    warmed_up,
+)
 from ..engine.processes import Processes
 from ..engine.signals import StepAbandoned, go_on
 from ..models import base_models
-from ..models.adapters import Adapter, Factors, FullAdapter, LoRaDAdapter, PeftAdapter, factors_of_file
+from ..models.adapters import Adapter, FullAdapter, LoRaDAdapter, PeftAdapter
 from ..models.condition import Condition
 from ..models.diffusion import Noising, anchor_loss, teacher_pictures
 from ..models.placement import autocast_type, place, working_type
 from ..settings.distillation import TrainConfig
 from .embedding_cache import EmbeddingCache
-from .roles import FAKE, STUDENT, TEACHER, Roles
+from .roles import FAKE, STUDENT, TEACHER, Roles, first_factors, layers_of_roles
 from .vsd import fake_loss, generate, student_loss
 
 if TYPE_CHECKING:
@@ -69,30 +75,6 @@ def read_prompts(config: TrainConfig) -> Prompts:
     from ..mini.captions import SceneCaptions  # which needs what draws scenes
 
     return Prompts(MINI, config.seed, drawn=SceneCaptions())
-
-
-def layers_of_roles(network: nn.Module, architecture: str) -> dict[str, list[str]]:
-    """Paths of the layers that student and fake score train."""
-    return {STUDENT: student_layers(network, architecture), FAKE: fake_score_layers(network, architecture)}
-
-
-def first_factors(network: nn.Module, architecture: str, config: TrainConfig) -> dict[str, Factors]:
-    """Initial factors of the roles that are LoRaDs; each has a generator of its own, so neither depends on the other.
-
-    Raises:
-        OSError, ValueError: the LoRaD to start from cannot be read, or is none for these layers and this rank; one line.
-    """
-    kinds = {STUDENT: (config.adapter, config.student_rank), FAKE: (config.fake_adapter, config.fake_rank)}
-    factors: dict[str, Factors] = {}
-    for index, (role, layers) in enumerate(layers_of_roles(network, architecture).items()):
-        kind, rank = kinds[role]
-        if role == STUDENT and config.start_from:
-            factors[role] = factors_of_file(config.start_from, network, layers, rank)
-        elif kind == "lorad":
-            start = torch.Generator().manual_seed((2 * config.seed + index) % 2**63)
-            lorad = LoRaD.create(network, rank, architecture, layers, start)
-            factors[role] = {path: lorad.factors[key] for key, path in lorad.matched(network).paths.items()}
-    return factors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -408,11 +390,7 @@ class Distillation:
         if state["base_sha256"] != self.model.base_sha256:
             raise ValueError(f"{self.output} holds a run on another base; choose another output folder")
         now = dataclasses.asdict(self.config)
-        for name in FIXED:
-            if before[name] != now[name]:
-                raise ValueError(
-                    f"{self.output} holds a run with {name}={before[name]}, not {now[name]}; choose another output folder"
-                )
+        check_same(before, now, FIXED, self.output)
         with damage_told():
             digest = state["prompts"]["digest"]
         self.prompts.check(digest)

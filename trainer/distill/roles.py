@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..models.adapters import Adapter, Factors, LoRaDAdapter
+from wadi_core.lorad import LoRaD
+from wadi_core.lorad.layers import fake_score_layers, student_layers
+
+from ..models.adapters import Adapter, Factors, LoRaDAdapter, factors_of_file
 from ..models.base_models import call_unet
 from ..models.condition import Condition
+from ..settings.distillation import TrainConfig
 
 STUDENT, FAKE, TEACHER = "student", "fake", "teacher"
 
@@ -121,3 +125,27 @@ class Roles:
         """Put back what :meth:`state` returned."""
         for name, parameter in self.adapters[role].parameters.items():
             parameter.copy_(state[name])
+
+
+def layers_of_roles(network: nn.Module, architecture: str) -> dict[str, list[str]]:
+    """Paths of the layers that student and fake score train."""
+    return {STUDENT: student_layers(network, architecture), FAKE: fake_score_layers(network, architecture)}
+
+
+def first_factors(network: nn.Module, architecture: str, config: TrainConfig) -> dict[str, Factors]:
+    """Initial factors of the roles that are LoRaDs; each has a generator of its own, so neither depends on the other.
+
+    Raises:
+        OSError, ValueError: the LoRaD to start from cannot be read, or is none for these layers and this rank; one line.
+    """
+    kinds = {STUDENT: (config.adapter, config.student_rank), FAKE: (config.fake_adapter, config.fake_rank)}
+    factors: dict[str, Factors] = {}
+    for index, (role, layers) in enumerate(layers_of_roles(network, architecture).items()):
+        kind, rank = kinds[role]
+        if role == STUDENT and config.start_from:
+            factors[role] = factors_of_file(config.start_from, network, layers, rank)
+        elif kind == "lorad":
+            start = torch.Generator().manual_seed((2 * config.seed + index) % 2**63)
+            lorad = LoRaD.create(network, rank, architecture, layers, start)
+            factors[role] = {path: lorad.factors[key] for key, path in lorad.matched(network).paths.items()}
+    return factors

@@ -13,7 +13,7 @@ import os
 import random
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +144,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             if spoilt := archive.testzip():
                 raise DamagedCheckpoint(one_line(f"{path}: this checkpoint is damaged: {spoilt} has another checksum"))
         state = unpickle(path, "it is damaged")
-    except (OSError, DamagedCheckpoint) as error:
-        if getattr(error, "errno", None) is None:
+    except DamagedCheckpoint:
+        raise
+    except OSError as error:
+        if error.errno is None:  # of one line already
             raise
         raise type(error)(one_line(f"{path}: cannot be read: {error.strerror or error}")) from error
     except Exception as error:  # a damaged file can raise nearly anything
@@ -168,6 +170,17 @@ def check_like(found: Any, wanted: Mapping[str, Tensor], part: str) -> None:
         other = found[name]
         if not isinstance(other, Tensor) or other.shape != tensor.shape or not other.is_floating_point():
             raise DamagedCheckpoint(one_line(f"this checkpoint is damaged: {name} of its {part} has another shape or type"))
+
+
+def check_same(before: Mapping[str, Any], now: Mapping[str, Any], names: Sequence[str], output: Path) -> None:
+    """Do nothing if some settings of a checkpoint's run are those of now.
+
+    Raises:
+        ValueError: they are not; one line that names the first that differs.
+    """
+    for name in names:
+        if (held := before.get(name)) != (wanted := now.get(name)):
+            raise ValueError(f"{output} holds a run with {name}={held}, not {wanted}; choose another output folder")
 
 
 @contextlib.contextmanager

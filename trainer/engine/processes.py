@@ -43,7 +43,7 @@ class Processes:
         on_cpu = self.device.type != "cuda"
         state = PartialState(cpu=on_cpu)
         self.rank, self.count = state.process_index, state.num_processes
-        self.device = torch.device("cpu") if on_cpu else torch.device(str(state.device))
+        self.device = torch.device("cpu") if on_cpu or state.device is None else state.device
         # What is agreed on between network calls does not go through a GPU, which would have to finish its work first.
         self._talk = torch.distributed.new_group(backend="gloo")
 

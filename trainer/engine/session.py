@@ -131,12 +131,12 @@ class Session(ABC, Generic[R]):
             return found
         each = processes.gather(None if found is None else (found[1]["step"], sha256_of_file(found[0])))
         if len(set(each)) > 1:
-            other = next(rank for rank, has in enumerate(each) if has != each[0])
-            says = [f"process {rank} has {f'step {each[rank][0]}' if each[rank] else 'none'}" for rank in (0, other)]
-            same = ", with other contents" if says[0][10:] == says[1][10:] else ""
+            other = next(rank for rank, one in enumerate(each) if one != each[0])
+            has = [f"step {one[0]}" if one else "none" for one in (each[0], each[other])]
+            same = ", with other contents" if has[0] == has[1] else ""
             raise ValueError(
-                f"the processes do not go on from the same checkpoint: {', '.join(says)}{same}; the output folder "
-                f"({self.output}) has to be on a disk that all of them share, or the same on each"
+                f"the processes do not go on from the same checkpoint: process 0 has {has[0]}, process {other} has {has[1]}"
+                f"{same}; the output folder ({self.output}) has to be on a disk that all of them share, or the same on each"
             )
         return found
 

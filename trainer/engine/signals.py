@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-RELAY = 3.0  # seconds after a signal in which a launcher hands it on to its processes
+RELAY = 5.0  # seconds after a signal in which a launcher hands it on to its processes
 
 
 class StepAbandoned(Exception):

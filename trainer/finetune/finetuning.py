@@ -28,7 +28,14 @@ from wadi_core.lorad.linear import attach, rotated_layers, set_active
 from wadi_core.schedule import OneStep
 
 from ..data import random_draws
-from ..engine.checkpoints import DamagedCheckpoint, check_like, damage_told, random_state, restore_random_state
+from ..engine.checkpoints import (
+    DamagedCheckpoint,
+    check_like,
+    check_same,
+    damage_told,
+    random_state,
+    restore_random_state,
+)
 from ..engine.logs import contact_sheet
 from ..engine.optim import NonFiniteGuard, OptimizerStep, all_finite, make_optimizer, scheduled_lr
 from ..engine.processes import Processes
@@ -349,10 +356,7 @@ class FinetuningRun:
         if words != self.words:
             raise ValueError(f"{self.output} holds a run with other learned words; choose another output folder")
         now = dataclasses.asdict(self.config)
-        for name in FIXED:
-            if before.get(name) != now.get(name):
-                held, wanted = before.get(name), now.get(name)
-                raise ValueError(f"{self.output} holds a run with {name}={held}, not {wanted}; choose another output folder")
+        check_same(before, now, FIXED, self.output)
         with damage_told(), torch.no_grad():
             check_like(state["learned"], self.parameters, "learned")
             for name, parameter in self.parameters.items():
