@@ -1,9 +1,9 @@
 """Damaged files for every reader: each is read, or refused in one line; nothing hangs, grows, warns or is left behind.
 
-    python benchmarks/fuzz.py                           120,000 files, about a quarter of an hour on one core
-    python benchmarks/fuzz.py --share 0.01              a look at it
-    python benchmarks/fuzz.py --only adapter:4711       one of them again, with its traceback
-    python benchmarks/fuzz.py --page docs/robustness.md put the figures into the page
+    python benchmarks/fuzz.py                             120,000 files, about a quarter of an hour on one core
+    python benchmarks/fuzz.py --share 0.01                a look at it
+    python benchmarks/fuzz.py --only adapter:4711         one of them again, with its traceback
+    python benchmarks/fuzz.py --page docs/robustness.md   put the figures into the page
 
 Each damaged file follows from its kind and number alone. Files are read in a process of its own with a limit on its
 memory; it is watched from outside, and after a crash or a hang the next one goes on. Figures are kept in --state after
