@@ -222,11 +222,13 @@ def test_what_torch_says_of_a_strange_pickle_is_one_line_with_its_name(tmp_path,
     assert not recwarn.list
 
 
-def test_a_legacy_pickle_that_ends_too_early_is_called_damaged(tmp_path):
-    """torch seeks to a place before the file's start: the system's error names no file."""
-    torch.save({"x.theta_a": torch.zeros(9)}, tmp_path / "cut.pth")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_cut_at_any_place_is_called_damaged(tmp_path, zipped):
+    """torch may seek to a place before the file's start: the system's error names no file."""
+    table = {f"x{number}.theta_a": torch.zeros(9) for number in range(60)}
+    torch.save(table, tmp_path / "cut.pth", _use_new_zipfile_serialization=zipped)
     content = (tmp_path / "cut.pth").read_bytes()
-    for length in range(0, len(content), 7):
+    for length in range(0, len(content), 113):
         (tmp_path / "cut.pth").write_bytes(content[:length])
         assert "cut.pth: this is no pickle of plain tensors" in refused(tmp_path / "cut.pth")
 
