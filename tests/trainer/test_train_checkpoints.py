@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import pickle
@@ -33,6 +32,9 @@ LFS = f"version https://git-lfs.github.com/spec/v1\noid sha256:{64 * '4'}\nsize 
 
 class Foreign:
     """Of a class that no checkpoint holds."""
+
+
+fcntl = pytest.importorskip("fcntl", reason="locks of POSIX")  # absent on Windows
 
 
 def empty_archive(path: Path) -> None:
