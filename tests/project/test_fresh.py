@@ -34,8 +34,11 @@ def test_ci_runs_as_on_a_machine_of_nobodys(tmp_path: Path) -> None:
     (home / ".config" / "pip").mkdir(parents=True)
     (home / ".config" / "pip" / "pip.conf").write_text("[global]\n")
     shutil.copy(ROOT / ".ci" / "run", clone / ".ci")
-    shutil.copy(ROOT / "pyproject.toml", clone)
     (clone / "install.py").write_text(TELLING)
+    tools = clone / ".venv" / "bin" / "python"  # what lint and documentation are asked of
+    tools.parent.mkdir(parents=True)
+    tools.write_text('#!/bin/sh\necho "$@" >> asked.txt\n')
+    tools.chmod(0o755)
     kept = {"PATH": os.environ["PATH"], "CI": "true", "PIP_INDEX_URL": "file:///index", "https_proxy": "http://proxy:1"}
     taken = {"WADI_CACHE": "/cache", "HF_HOME": "/hub", "PYTHONPATH": "/code", "OMP_NUM_THREADS": "3", "MPLBACKEND": "agg"}
     environment = {**kept, **taken, "HOME": str(home), "PYTHON": sys.executable, "TMPDIR": str(tmp_path)}
@@ -44,6 +47,8 @@ def test_ci_runs_as_on_a_machine_of_nobodys(tmp_path: Path) -> None:
 
     told = [json.loads(line) for line in (clone / "told.jsonl").read_text().splitlines()]
     assert [one["asked"] for one in told] == [["test", "--version"], ["test"]]  # the README's command is the last
+    asked = (clone / "asked.txt").read_text()
+    assert all(f"-m {tool}" in asked for tool in ("ruff check .", "ruff format --check .", "mkdocs build --strict"))
     for one in told:
         assert one["home"] == [] and one["fonts"].count("<dir>") == 1
         variables = one["variables"]
