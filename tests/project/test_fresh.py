@@ -1,4 +1,4 @@
-"""A machine with nothing but Python: what CI takes away from its own, and what an installed package has to bring."""
+"""A machine with nothing but Python: what CI takes away from its own."""
 
 from __future__ import annotations
 
@@ -58,16 +58,3 @@ def test_ci_runs_as_on_a_machine_of_nobodys(tmp_path: Path) -> None:
         assert variables.keys() - kept.keys() <= {"HOME", "FONTCONFIG_FILE", "PIP_CONFIG_FILE", "TMPDIR", "PWD", "SHLVL", "_",
                                                   "LC_CTYPE", "__CF_USER_TEXT_ENCODING"}  # fmt: skip
     assert not [path for path in tmp_path.iterdir() if path not in (clone, home)]  # nothing is left behind
-
-
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with Python 3.11")
-def test_an_installed_package_has_every_file_of_its_folder() -> None:
-    import tomllib
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    packages = {pattern.rstrip("*") for pattern in project["packages"]["find"]["include"]}
-    for package in sorted(packages):
-        folder = ROOT / package
-        shipped = {path for pattern in project["package-data"][package] for path in folder.glob(pattern)}
-        there = {path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
-        assert {path.relative_to(ROOT).as_posix() for path in there - shipped} == set()
