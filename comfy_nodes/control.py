@@ -32,22 +32,22 @@ class ControlPreprocessor(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         def threshold(name: str, default: int, what: str) -> io.Int.Input:
             return io.Int.Input(
-                name, default=default, min=0, max=1000, tooltip=f"Of canny: a stronger gradient {what} an edge."
+                name, default=default, min=0, max=1000, tooltip=f"For canny: a stronger gradient {what} an edge."
             )
 
         return schema(
             node_id="WaDi_ControlPreprocessor",
             display_name="Control Preprocessor",
             category="WaDi/tools",
-            description="Makes the control map that a ControlNet was trained on: edges, poses, depth and the like. Kinds that "
-            "are networks read their weights from models/preprocessors; nothing is downloaded.",
+            description="Makes the kind of control map that a ControlNet was trained on, such as edges, poses or depth. "
+            "Network-based kinds load their weights from models/preprocessors; nothing is downloaded.",
             search_aliases=["wadi", "controlnet", "preprocessor", "canny", "openpose", "depth", "scribble", "annotator"],
             inputs=[
-                io.Image.Input("image", tooltip="Any picture; each of a batch gets a map of its own."),
+                io.Image.Input("image", tooltip="Any picture; each picture of a batch gets its own map."),
                 io.Combo.Input("kind", options=list(preprocess.KINDS), default="canny", tooltip=KINDS_TOOLTIP),
                 threshold("low", 100, "that touches one above 'high' continues"),
-                threshold("high", 200, "begins"),
-                io.Int.Input("shuffle_seed", default=0, min=0, max=MAXIMUM_SEED, tooltip="Of shuffle."),
+                threshold("high", 200, "starts"),
+                io.Int.Input("shuffle_seed", default=0, min=0, max=MAXIMUM_SEED, tooltip="Random seed of shuffle."),
             ],
             outputs=[io.Image.Output(display_name="map", tooltip="For Apply ControlNet, of the picture's size.")],
         )
@@ -76,8 +76,8 @@ class EmbeddedControlNet(io.ComfyNode):
             node_id="WaDi_EmbeddedControlNet",
             display_name="Embedded ControlNet (wadi-mini)",
             category="WaDi/loaders",
-            description="The ControlNet for edges that belongs to the embedded model. It was trained for the many-step network "
-            "and steers the one-step one as it is. Comes with the pack, no download.",
+            description="The ControlNet for edges of the embedded model. It was trained for the multi-step network and "
+            "steers the one-step network unchanged. Included in the pack, no download.",
             search_aliases=["wadi", "wadi-mini", "controlnet", "canny", "edges"],
             inputs=[],
             outputs=[io.ControlNet.Output(display_name="control_net", tooltip="For Apply ControlNet, with a map of edges.")],

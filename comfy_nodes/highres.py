@@ -76,8 +76,8 @@ class HighResolution(io.ComfyNode):
             node_id="WaDi_HighResolution",
             display_name="High Resolution (one step)",
             category="WaDi/sampling",
-            description="Keeps a picture that is larger than the model's native size in one piece, in the same single call. "
-            "How much larger it is follows from the latent; at native size nothing changes. ControlNets come along.",
+            description="Makes coherent pictures above the model's native size, in the same single call. The scale "
+            "follows from the latent; at native size nothing changes. ControlNets are adapted too.",
             search_aliases=["wadi", "hires", "high resolution", "deep shrink", "scalecrafter", "large"],
             inputs=[
                 io.Model.Input("model", tooltip="A model of Stable Diffusion 1 or 2, or wadi-mini, one-step or not."),
@@ -85,8 +85,8 @@ class HighResolution(io.ComfyNode):
                     "method",
                     options=list(highres.METHODS),
                     default=highres.METHODS[0],
-                    tooltip="redilate: the convolutions reach further, as in ScaleCrafter. shrink: the inner levels work at "
-                    "the size that they know, which is faster.",
+                    tooltip="redilate: dilates the convolutions, as in ScaleCrafter. shrink: runs the inner levels at the "
+                    "native size, which is faster.",
                 ),
                 io.Int.Input(
                     "native_size",
@@ -94,7 +94,7 @@ class HighResolution(io.ComfyNode):
                     min=0,
                     max=2048,
                     step=PIXELS,
-                    tooltip="Pixels on a side that the model was trained with. 0: 512, or 768 for Stable Diffusion 2.1 with "
+                    tooltip="Training size of the model in pixels per side. 0: 512, or 768 for Stable Diffusion 2.1 with "
                     "v-prediction, or 128 for wadi-mini.",
                 ),
             ],

@@ -37,15 +37,16 @@ def one_step_input() -> io.Boolean.Input:
         default=True,
         label_on="as the file says",
         label_off="leave as it is",
-        tooltip="Sample in one exact step, as the adapter was trained. An adapter that says nothing of it changes no sampling.",
+        tooltip="Sets the one-step sampling that the adapter was trained with. An adapter without it leaves the "
+        "sampling unchanged.",
     )
 
 
 def outputs() -> list[io.Output]:
     """What the nodes that put an adapter on a model return."""
     return [
-        io.Model.Output(display_name="model", tooltip="The model with its weights turned."),
-        io.String.Output(display_name="report", tooltip="How many layers matched, rank, architecture, and what to know."),
+        io.Model.Output(display_name="model", tooltip="The model with rotated weights."),
+        io.String.Output(display_name="report", tooltip="Number of matched layers, rank, architecture, and notes."),
     ]
 
 
@@ -104,11 +105,11 @@ class LoadLoRaD(io.ComfyNode):
             node_id="WaDi_LoadLoRaD",
             display_name="Load LoRaD",
             category="WaDi/loaders",
-            description="Turns the directions of a model's weights as a LoRaD file says, and sets the exact one-step sampling. "
-            "Several in a row add their angles. Put it before any LoRA.",
+            description="Rotates the weight directions of a model by a LoRaD file and sets the exact one-step sampling. "
+            "The angles of several LoRaDs add. Put it before any LoRA.",
             search_aliases=ALIASES,
             inputs=[
-                io.Model.Input("model", tooltip="What the LoRaD is made for: Stable Diffusion 1.5, 2.1-base, PixArt-alpha."),
+                io.Model.Input("model", tooltip="The base of the LoRaD: Stable Diffusion 1.5, 2.1-base, PixArt-alpha."),
                 name_input(),
                 strength_input(),
                 one_step_input(),
@@ -145,7 +146,7 @@ class OpenLoRaD(io.ComfyNode):
             description="Reads a LoRaD file for Inspect LoRaD, Convert to LoRA, Save LoRaD or Apply LoRaD.",
             search_aliases=ALIASES,
             inputs=[name_input()],
-            outputs=[LORAD.Output(display_name="lorad", tooltip="The adapter, on no model yet.")],
+            outputs=[LORAD.Output(display_name="lorad", tooltip="The adapter, not applied to a model.")],
         )
 
     @classmethod
@@ -170,7 +171,7 @@ class ApplyLoRaD(io.ComfyNode):
             node_id="WaDi_ApplyLoRaD",
             display_name="Apply LoRaD",
             category="WaDi/loaders",
-            description="Puts a LoRaD of Extract LoRaD, Embedded Model or Open LoRaD on a model, as Load LoRaD does.",
+            description="Applies a LoRaD from Extract LoRaD, Embedded Model or Open LoRaD to a model, as Load LoRaD does.",
             search_aliases=ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip="The base that the LoRaD is made for."),
@@ -195,12 +196,14 @@ class EmbeddedModel(io.ComfyNode):
             node_id="WaDi_EmbeddedModel",
             display_name="Embedded Model (wadi-mini)",
             category="WaDi/loaders",
-            description="A small trained model of 128x128 pixels that comes with the pack, no download. It draws simple "
-            "scenes of everyday things. With Apply LoRaD it does so in one step.",
+            description="A small trained model of 128x128 pixels, included in the pack, no download. It generates "
+            "simple scenes of everyday objects. With Apply LoRaD it needs one step.",
             search_aliases=["wadi", "wadi-mini", "one step", "checkpoint", "demo", "tiny model"],
             inputs=[],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The multi-step network; Apply LoRaD makes it a one-step one."),
+                io.Model.Output(
+                    display_name="model", tooltip="The multi-step network. Apply LoRaD makes it a one-step network."
+                ),
                 io.Clip.Output(display_name="clip", tooltip="Its text encoder."),
                 io.Vae.Output(display_name="vae", tooltip="Its autoencoder."),
                 LORAD.Output(display_name="lorad", tooltip="The adapter that makes it a one-step network."),

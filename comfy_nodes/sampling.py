@@ -133,8 +133,8 @@ class OneStepModel(io.ComfyNode):
             node_id="WaDi_OneStepModel",
             display_name="One-Step Model",
             category="WaDi/sampling",
-            description="Samples a complete one-step network (a released one or a merged checkpoint) exactly as trained. "
-            "Not needed after Load LoRaD. PixArt-alpha 256 also gets its right latent scale, positions and text length.",
+            description="Sets the exact sampling of a complete one-step network, released or merged. Not needed after "
+            "Load LoRaD. For PixArt-alpha 256 it also corrects latent scale, positions and text length.",
             search_aliases=["wadi", "one step", "single step", "model sampling", "turbo", "distilled"],
             inputs=[
                 io.Model.Input("model", tooltip="A complete one-step network."),
@@ -148,7 +148,11 @@ class OneStepModel(io.ComfyNode):
                     tooltip="Share of the signal at the last timestep: 0.0047 in the released networks.",
                 ),
                 io.Int.Input(
-                    "timestep", default=999, min=0, max=999, tooltip="What the network is told: 999 in released ones."
+                    "timestep",
+                    default=999,
+                    min=0,
+                    max=999,
+                    tooltip="Timestep given to the network: 999 in the released networks.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The same weights, sampled in one exact step.")],
@@ -173,25 +177,24 @@ class OneStepSampler(io.ComfyNode):
             node_id="WaDi_OneStepSampler",
             display_name="One-Step Sampler",
             category="WaDi/sampling",
-            description="Makes latents in exactly one call of the network. There is nothing to set wrongly: no steps, no "
-            "scheduler, no cfg, no negative prompt.",
+            description="Makes latents in exactly one network call, without steps, scheduler, cfg or negative prompt.",
             search_aliases=["wadi", "one step", "single step", "ksampler", "fast", "turbo"],
             inputs=[
                 io.Model.Input("model", tooltip="A model with a one-step LoRaD, or from One-Step Model."),
-                io.Conditioning.Input("positive", tooltip="The prompt. ControlNet and the like work as everywhere."),
+                io.Conditioning.Input("positive", tooltip="The prompt. ControlNet and similar conditioning work as usual."),
                 size("width"),
                 size("height"),
-                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="How many pictures share the network call."),
+                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="Number of pictures in the network call."),
                 io.Int.Input(
                     "seed",
                     default=0,
                     min=0,
                     max=MAXIMUM_SEED,
                     control_after_generate=True,
-                    tooltip="Of the noise. Picture i of a batch has the seed + i, the same picture as on its own.",
+                    tooltip="Seed of the noise. Picture i of a batch uses seed + i and equals the picture made alone.",
                 ),
             ],
-            outputs=[io.Latent.Output(display_name="latent", tooltip="To be decoded.")],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="Latents for VAE Decode.")],
         )
 
     @classmethod

@@ -27,5 +27,5 @@ def strength_input() -> io.Float.Input:
         max=4.0,
         step=0.05,
         round=0.001,
-        tooltip="Scales the angles by which weights are turned: 1 as trained, 0 nothing, -1 the exact opposite.",
+        tooltip="Scales the rotation angles of the weights: 1 as trained, 0 no change, -1 the exact inverse.",
     )

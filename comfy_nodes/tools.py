@@ -32,7 +32,7 @@ def rank_input(default: int, tooltip: str) -> io.Int.Input:
 
 
 def report_output() -> io.String.Output:
-    return io.String.Output(display_name="report", tooltip="What was found, in words.")
+    return io.String.Output(display_name="report", tooltip="The result as text.")
 
 
 class ExtractLoRaD(io.ComfyNode):
@@ -44,11 +44,12 @@ class ExtractLoRaD(io.ComfyNode):
             node_id="WaDi_ExtractLoRaD",
             display_name="Extract LoRaD",
             category="WaDi/tools",
-            description="Finds the LoRaD that turns a base into a one-step student, such as a released complete network, and "
-            "says how much of their difference a rotation is. Takes minutes at the size of Stable Diffusion.",
+            description="Finds the LoRaD between a base and a one-step student, such as a released complete network. "
+            "Reports how much of their difference is a rotation. Takes minutes at the size of Stable "
+            "Diffusion.",
             search_aliases=["wadi", "lorad", "extract lora", "difference", "svd"],
             inputs=[
-                io.Model.Input("base", tooltip="What the student was made from. Patches such as LoRA count."),
+                io.Model.Input("base", tooltip="The network before distillation. Patches such as LoRA are included."),
                 io.Model.Input("student", tooltip="The one-step network."),
                 io.Combo.Input(
                     "rank_from",
@@ -56,7 +57,7 @@ class ExtractLoRaD(io.ComfyNode):
                     default=RANK_FROM[0],
                     tooltip="automatic: the smallest rank that loses nothing, at most 256. rank, energy: as set below.",
                 ),
-                rank_input(256, "Of every layer; used with 'rank'."),
+                rank_input(256, "Rank of every layer; used with 'rank'."),
                 io.Float.Input(
                     "energy",
                     default=0.99,
@@ -99,12 +100,14 @@ class SaveLoRaD(io.ComfyNode):
             node_id="WaDi_SaveLoRaD",
             display_name="Save LoRaD",
             category="WaDi/tools",
-            description="Writes a LoRaD into models/lorad, where Load LoRaD finds it. Nothing is overwritten."
-            " A name that is taken gets a number.",
+            description="Writes a LoRaD into models/lorad, where Load LoRaD finds it. Nothing is overwritten. An "
+            "existing name gets a number.",
             search_aliases=["wadi", "lorad", "save lora", "write adapter"],
             inputs=[
                 LORAD.Input("lorad", tooltip="The adapter."),
-                io.String.Input("filename", default="my-lorad", tooltip="A name inside models/lorad; may name a folder in it."),
+                io.String.Input(
+                    "filename", default="my-lorad", tooltip="A file name in models/lorad; may contain a subfolder."
+                ),
                 io.Combo.Input("dtype", options=list(DTYPES), default=DTYPES[0], tooltip="Number format of the file."),
                 io.Image.Input("thumbnail", optional=True, tooltip="A picture that Load LoRaD shows."),
             ],
@@ -133,15 +136,16 @@ class ConvertToLoRA(io.ComfyNode):
             node_id="WaDi_ConvertToLoRA",
             display_name="Convert to LoRA",
             category="WaDi/tools",
-            description="Writes a plain LoRA for programs that know no LoRaD into models/loras, and says what it gets wrong: a "
-            "sum of low rank cannot turn weights exactly, and the error grows with the angles. Made for this base only.",
+            description="Writes a plain LoRA into models/loras, for programs without LoRaD support, and reports its "
+            "error. A low-rank sum cannot represent a rotation exactly, and the error grows with the "
+            "angles. It fits this base only.",
             search_aliases=["wadi", "lorad", "convert", "export lora", "svd"],
             inputs=[
                 io.Model.Input("model", tooltip="The base alone, without the LoRaD."),
                 LORAD.Input("lorad", tooltip="The adapter."),
                 strength_input(),
-                rank_input(128, "Of the LoRA. Higher is closer and larger."),
-                io.String.Input("filename", default="my-lora", tooltip="A name inside models/loras; may name a folder in it."),
+                rank_input(128, "Rank of the LoRA. A higher rank is more accurate and gives a larger file."),
+                io.String.Input("filename", default="my-lora", tooltip="A file name in models/loras; may contain a subfolder."),
             ],
             outputs=[report_output()],
             is_output_node=True,
@@ -170,11 +174,12 @@ class Inspect(io.ComfyNode):
             node_id="WaDi_Inspect",
             display_name="Inspect LoRaD",
             category="WaDi/tools",
-            description="Says what is in a LoRaD: layers, ranks, size of its angles, metadata; and how it fits a model.",
+            description="Shows what is in a LoRaD: layers, ranks, size of its angles and metadata. Also reports how it "
+            "fits a model.",
             search_aliases=["wadi", "lorad", "info", "metadata", "lora info"],
             inputs=[
                 LORAD.Input("lorad", tooltip="The adapter, from Open LoRaD for example."),
-                io.Model.Input("model", optional=True, tooltip="Say how it fits this one, too."),
+                io.Model.Input("model", optional=True, tooltip="Also report how it fits this model."),
             ],
             outputs=[report_output()],
             is_output_node=True,
@@ -200,12 +205,12 @@ class AnalyzeDirections(io.ComfyNode):
             node_id="WaDi_AnalyzeDirections",
             display_name="Analyze Directions",
             category="WaDi/tools",
-            description="Compares two networks layer by layer: how far the norms of weights moved, how far their directions. "
-            "The analysis that LoRaD comes from, on any pair of a base and what was trained from it.",
+            description="Compares two networks layer by layer: how far the norms and the directions of their weights "
+            "changed. LoRaD is based on this analysis. It works on any base and a network trained from it.",
             search_aliases=["wadi", "lorad", "compare models", "weight analysis", "norm", "direction", "plot"],
             inputs=[
-                io.Model.Input("base", tooltip="The teacher. Patches such as LoRA count."),
-                io.Model.Input("student", tooltip="What was trained from it, or the base with an adapter."),
+                io.Model.Input("base", tooltip="The teacher. Patches such as LoRA are included."),
+                io.Model.Input("student", tooltip="The network trained from it, or the base with an adapter."),
             ],
             outputs=[io.Image.Output(display_name="plot", tooltip="A dot for each layer."), report_output()],
             is_output_node=True,

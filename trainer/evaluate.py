@@ -1,14 +1,14 @@
-"""How good a model's pictures are: FID, KID, precision and recall against real ones, and the CLIP score.
+"""Measure the quality of a model's pictures: FID, KID, precision and recall against real ones, and the CLIP score.
 
     python trainer/evaluate.py --base sd15-folder --lorad one-step.safetensors --preset coco2014-30k --data coco
     python trainer/evaluate.py --base sd15-folder --lorad one-step.safetensors --prompts prompts.txt --real photos
     python trainer/evaluate.py --pictures made-elsewhere --real photos --extractor mini
     python trainer/evaluate.py --base mini --preset mini
 
-Pictures are kept in the output folder, and a run that was stopped goes on where it was; so do features. Several
-machines or GPUs can share the work: start one with ``--shard 1/4``, one with ``--shard 2/4`` and so on in the same
-output folder, and once more without, for the figures. Prints a table and writes ``evaluation.json``. Nothing is
-downloaded: what is missing is named.
+Pictures and features are kept in the output folder, so a stopped run resumes. Several machines or GPUs can share the
+sampling: start them with ``--shard 1/4``, ``--shard 2/4`` and so on in one output folder. A last run without
+``--shard`` computes the figures. It prints a table and writes ``evaluation.json``. Nothing is downloaded; missing
+files are named.
 """
 
 from __future__ import annotations
@@ -267,7 +267,7 @@ def as_markdown(found: Judgement) -> str:
     return "\n".join(lines) + "\n"
 
 
-_ALPHA = "the base is a one-step network itself; released ones: 0.0047"
+_ALPHA = "for a base that is a one-step network itself; released ones: 0.0047"
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -292,35 +292,40 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    add = parser.add_argument_group("what is judged").add_argument
+    add = parser.add_argument_group("model or pictures").add_argument
     add("--base", metavar="DIR|FILE", help="the model: a diffusers folder, a single-file checkpoint, or mini")
-    add("--lorad", action="append", metavar="FILE[:STRENGTH]", help="its adapter; may be repeated (default: mini's own)")
-    add("--pictures", metavar="DIR", help="pictures that are there already, in the order of the prompts: 2.png before 10.png")
+    add("--lorad", action="append", metavar="FILE[:STRENGTH]", help="adapter for it; may be repeated (default: mini's own)")
+    add("--pictures", metavar="DIR", help="existing pictures, in the order of the prompts: 2.png before 10.png")
     add("--alpha-T-squared", type=DECIMAL, metavar="A", help=_ALPHA)
-    add("--steps", type=_at_least(1), default=1, metavar="N", help="1 (default), or N of DPM-Solver++ with guidance")
-    add("--guidance", type=DECIMAL, default=3.0, metavar="G", help="for more than one step (default: 3)")
+    add("--steps", type=_at_least(1), default=1, metavar="N", help="1 (default), or N steps of DPM-Solver++ with guidance")
+    add("--guidance", type=DECIMAL, default=3.0, metavar="G", help="guidance scale for more than one step (default: 3)")
     add("--size", type=_at_least(8), metavar="N", help="side of the pictures in pixels (default: the base's own)")
     add("--seed", type=_at_least(0), default=0, metavar="N", help="picture i has the noise of seed N + i (default: 0)")
-    add = parser.add_argument_group("what it is held against").add_argument
+    add = parser.add_argument_group("reference").add_argument
     add("--preset", choices=(*coco.PRESETS, MINI_PRESET), help=f"prompts and real pictures together. In --data: {expects}")
     add("--data", metavar="DIR", help="folder of the preset's files")
-    add("--prompts", metavar="FILE|DIR", help="any form that the trainer reads, starter, or mini; wins over a preset's")
-    add("--prompt-field", metavar="NAME", help="key or column that holds them")
-    add("--real", metavar="DIR|FILE", help="real pictures, or a file of --save-statistics, or an .npz with mu and sigma")
-    add("--count", type=_at_least(2), metavar="N", help="only the first N prompts")
-    add("--side", type=_at_least(8), metavar="N", help="all pictures are judged as squares of N pixels (COCO's presets: 256)")
-    add("--save-statistics", metavar="FILE", help="keep what is known of the real pictures, for --real (.safetensors)")
-    add = parser.add_argument_group("who judges").add_argument
+    add("--prompts", metavar="FILE|DIR", help="any format that the trainer reads, starter, or mini; overrides a preset's")
+    add("--prompt-field", metavar="NAME", help="key or column of the prompts")
+    add("--real", metavar="DIR|FILE", help="real pictures, a file written by --save-statistics, or an .npz with mu and sigma")
+    add("--count", type=_at_least(2), metavar="N", help="use only the first N prompts")
+    add(
+        "--side",
+        type=_at_least(8),
+        metavar="N",
+        help="crop and resize all pictures to squares of N pixels (COCO's presets: 256)",
+    )
+    add("--save-statistics", metavar="FILE", help="write the statistics of the real pictures, for --real (.safetensors)")
+    add = parser.add_argument_group("feature extractors").add_argument
     add("--extractor", metavar="NAME", help="inception (default), mini, or MODULE:FUNCTION that returns a network")
     add("--inception", metavar="FILE", help=f"Inception's weights, {extractors.INCEPTION_FILE}")
     add("--clip", metavar="DIR", help="folder of a CLIP model, for the CLIP score")
-    add = parser.add_argument_group("how").add_argument
+    add = parser.add_argument_group("how it runs").add_argument
     add("-o", "--output", default="runs/evaluation", metavar="DIR", help="default: runs/evaluation")
-    add("--batch", type=_at_least(1), default=8, metavar="N", help="pictures a network call (default: 8)")
-    add("--shard", type=_shard, default=(0, 1), metavar="K/N", help="make only the K-th of N parts of the pictures, and leave")
+    add("--batch", type=_at_least(1), default=8, metavar="N", help="pictures per network call (default: 8)")
+    add("--shard", type=_shard, default=(0, 1), metavar="K/N", help="make only the K-th of N parts of the pictures, then exit")
     add("--device", metavar="D", help="cpu, cuda and so on (default: a GPU if there is one)")
     add("--dtype", metavar="T", help="fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32)")
-    add("--debug", action="store_true", help="show where an error comes from")
+    add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 

@@ -66,7 +66,7 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"wadi {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     common = _Parser(add_help=False)
-    common.add_argument("--debug", action="store_true", help="show where an error comes from, and the libraries' messages")
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error, and the libraries' messages")
 
     generate = commands.add_parser("generate", parents=[common], help="make pictures", description="Make pictures.")
     generate.set_defaults(command=_generate, usage_error=generate.error)
@@ -82,7 +82,7 @@ def _parser() -> _Parser:
     add("--width", type=WHOLE, metavar="W", help=help_of("width"))
     add("--height", type=WHOLE, metavar="H", help=help_of("height"))
     add("--batch", type=WHOLE, metavar="N", help=_BATCH_HELP)
-    add("--sheet", metavar="FILE", help="also a contact sheet of all pictures, a .png")
+    add("--sheet", metavar="FILE", help="also write a contact sheet of all pictures, a .png")
     add("--device", metavar="D", help="cpu, cuda, cuda:1, mps and so on (default: a GPU if there is one)")
     add("--dtype", metavar="T", help=f"{help_of('dtype')}: fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32)")
     add("--alpha-T-squared", type=DECIMAL, metavar="A", help=_ALPHA_HELP)
@@ -95,22 +95,18 @@ def _parser() -> _Parser:
 
 
 _PROMPTS_HELP = (
-    "prompts in a file: .txt (one a line), .csv, .tsv, .jsonl, .json or .parquet; or a folder of captions. "
-    "The trainer reads the same ones"
+    "prompts in a file: .txt (one per line), .csv, .tsv, .jsonl, .json or .parquet; or a folder of captions. "
+    "The trainer reads the same formats"
 )
 _LORAD_HELP = (
-    "an adapter and its strength (default: 1); may be repeated, angles are added. "
-    '"mini" is the one that belongs to the base mini and its default; "none" is none at all'
+    "an adapter and its strength (default: 1); may be repeated, angles add. "
+    '"mini" is the adapter of the base mini and its default; "none" applies none'
 )
 _EMBEDDING_HELP = (
-    "a learned word (textual inversion, .safetensors), which prompts may then say; may be repeated. "
-    '"mini" are those that belong to the base mini'
+    'a learned word for prompts (textual inversion, .safetensors); may be repeated. "mini" loads those of the base mini'
 )
-_BATCH_HELP = (
-    f"how many pictures share a network call (default: {DEFAULT_BATCH}); a single prompt is drawn N times, "
-    "each with a seed of its own"
-)
-_ALPHA_HELP = "the base is a one-step network itself, with its LoRaD merged into it; released ones: 0.0047"
+_BATCH_HELP = f"pictures per network call (default: {DEFAULT_BATCH}); a single prompt gives N pictures, each with its own seed"
+_ALPHA_HELP = "for a base that is a one-step network itself, with a merged LoRaD; released ones: 0.0047"
 
 
 def _generate(options: argparse.Namespace) -> None:

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 LARGE = 1.5  # times the native area: from here on a picture begins to repeat itself
 
 _PREPROCESS = (
-    "Make a control map from a picture: its edges, the pose of people in it, its depth and so on. Give it to generate "
-    "with --control-image, with a ControlNet for the same kind of map."
+    "Make a control map from a picture: edges, the pose of people, depth and so on. Use it in generate as "
+    "--control-image, with a ControlNet for the same kind of map."
 )
 _CONTROL = (
     'a ControlNet for the base: a diffusers folder or a single file, or "mini" (canny) for the base mini; may be repeated'
 )
-_IMAGE = "its control image, of the picture's size; one for each --control, in the same order"
-_SCALE = "how strongly it steers (default: 1); one for all, or one for each --control"
-_MODELS = "folder with the weights of detectors (default: what WADI_PREPROCESSORS names); canny and some others need none"
+_IMAGE = "control image of the picture's size; one for each --control, in the same order"
+_SCALE = "strength of the ControlNet (default: 1); one for all, or one for each --control"
+_MODELS = "folder with the weights of detectors (default: from WADI_PREPROCESSORS); canny and some others need none"
 
 
 def add_options(generate: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def add_options(generate: argparse.ArgumentParser) -> None:
     add("--control", action="append", default=[], metavar="FILE", help=_CONTROL)
     add("--control-image", action="append", default=[], metavar="IMG", help=_IMAGE)
     add("--control-scale", action="append", default=[], type=DECIMAL, metavar="S", help=_SCALE)
-    add("--hires", action="store_true", help="keep a picture that is larger than native in one piece")
+    add("--hires", action="store_true", help="make a coherent picture above the native size")
     add("--hires-method", choices=settings.HIRES, help=f"{settings.help_of('hires')} (default: {settings.HIRES[0]})")
 
 
@@ -48,11 +48,11 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     add("image", metavar="IMG", help="a picture")
     add("-o", "--output", required=True, metavar="MAP", help="the map, a .png")
     add("--kind", required=True, metavar="KIND", choices=tuple(KINDS), help=kinds)
-    add("--low", type=WHOLE, default=100, metavar="N", help="canny: a gradient from which on an edge goes on (default: 100)")
-    add("--high", type=WHOLE, default=200, metavar="N", help="canny: a gradient from which on an edge begins (default: 200)")
-    add("--seed", type=WHOLE, default=0, metavar="N", help="of shuffle (default: 0)")
-    add("--width", type=WHOLE, metavar="W", help="of the map, the picture cut to fit (default: as it is)")
-    add("--height", type=WHOLE, metavar="H", help="likewise")
+    add("--low", type=WHOLE, default=100, metavar="N", help="canny: gradient that continues an edge (default: 100)")
+    add("--high", type=WHOLE, default=200, metavar="N", help="canny: gradient that starts an edge (default: 200)")
+    add("--seed", type=WHOLE, default=0, metavar="N", help="random seed of shuffle (default: 0)")
+    add("--width", type=WHOLE, metavar="W", help="width of the map; the picture is cropped to fit (default: its own)")
+    add("--height", type=WHOLE, metavar="H", help="height of the map, likewise")
     add("--models", metavar="DIR", help=_MODELS)
     add("--device", default="cpu", metavar="D", help="for detectors that are networks (default: cpu)")
 

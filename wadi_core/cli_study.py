@@ -18,51 +18,51 @@ if TYPE_CHECKING:
     from .lorad.weights import Weights
 
 _NETWORK = "a folder in diffusers layout, a .safetensors file in any layout, or mini"
-_INSPECT = "Say what is in an adapter file: layers, ranks, parameters, metadata, and how large its angles are."
+_INSPECT = "Print what is in an adapter file: layers, ranks, parameters, metadata and the size of its angles."
 _EXTRACT = (
-    "Find the LoRaD that turns a base into a one-step student, and say how much of their difference it is: a student "
-    "whose weights were trained freely is no rotation of its base, and a LoRaD follows it only in part."
+    "Find the LoRaD between a base and a one-step student, and report how much of their difference is a rotation. "
+    "An unconstrained student is no rotation of its base, so a LoRaD reproduces it only in part."
 )
 _ANALYZE = (
-    "Say how far training moved the norms of a network's weights, and how far their directions: per cent, mean and "
+    "Report how far training changed the norms and the directions of a network's weights: per cent, mean and "
     "standard deviation over the linear layers."
 )
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the commands of this module to those of the command line."""
-    inspect = commands.add_parser("inspect", parents=[common], help="say what is in an adapter file", description=_INSPECT)
+    inspect = commands.add_parser("inspect", parents=[common], help="print what is in an adapter file", description=_INSPECT)
     inspect.set_defaults(command=_inspect)
     add = inspect.add_argument
     add("file", metavar="FILE", help="an adapter")
-    add("--base", metavar="B", help=f"also say how many layers of this base it matches: {_NETWORK}")
-    add("--json", action="store_true", help="for programs")
+    add("--base", metavar="B", help=f"also report how many layers of this base it matches: {_NETWORK}")
+    add("--json", action="store_true", help="machine-readable output")
 
-    extract = commands.add_parser("extract", parents=[common], help="a LoRaD out of two networks", description=_EXTRACT)
+    extract = commands.add_parser("extract", parents=[common], help="make a LoRaD from two networks", description=_EXTRACT)
     extract.set_defaults(command=_extract, usage_error=extract.error)
     add = extract.add_argument
-    add("--base", required=True, metavar="B", help=f"what the student was made from: {_NETWORK}")
+    add("--base", required=True, metavar="B", help=f"the network before distillation: {_NETWORK}")
     add("--student", required=True, metavar="S", help="the one-step network, in any layout and precision")
     add("-o", "--output", required=True, metavar="O", help="the LoRaD, a .safetensors file")
-    add("--rank", type=WHOLE, metavar="R", help="of every layer (default: the smallest that loses nothing, at most 256)")
+    add("--rank", type=WHOLE, metavar="R", help="rank of every layer (default: the smallest that loses nothing, at most 256)")
     add("--energy", type=DECIMAL, metavar="E", help="keep this share of each layer's squared angles, 0 to 1, instead of a rank")
-    add("--dtype", choices=tuple(DTYPES), help="of the factors (default: fp32 if both networks are, else fp16)")
+    add("--dtype", choices=tuple(DTYPES), help="type of the factors (default: fp32 if both networks are, else fp16)")
     _add_views(add)
 
-    analyze = commands.add_parser("analyze", parents=[common], help="norms and directions", description=_ANALYZE)
+    analyze = commands.add_parser("analyze", parents=[common], help="compare norms and directions", description=_ANALYZE)
     analyze.set_defaults(command=_analyze)
     add = analyze.add_argument
     add("--base", required=True, metavar="B", help=f"the teacher: {_NETWORK}")
-    add("--student", required=True, metavar="S", help="what was trained from it")
-    add("--plot", metavar="FILE", help="also draw it, a .png")
+    add("--student", required=True, metavar="S", help="the network trained from it")
+    add("--plot", metavar="FILE", help="also write a plot, a .png")
     add("--teacher-norms", metavar="FILE", help="also write the student with its directions and the teacher's norms")
     add("--teacher-directions", metavar="FILE", help="also write the student with its norms and the teacher's directions")
     _add_views(add)
 
 
 def _add_views(add: Any) -> None:
-    add("--layers", action="store_true", help="a line for each layer too")
-    add("--json", action="store_true", help="for programs: everything, every layer")
+    add("--layers", action="store_true", help="also print a line for each layer")
+    add("--json", action="store_true", help="machine-readable output of everything, for every layer")
 
 
 # inspect

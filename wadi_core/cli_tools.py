@@ -26,35 +26,40 @@ PROMPTS = ("a red circle on a white table", "a portrait of an old man", "a city 
 
 _BASE = "a folder in diffusers layout, a .safetensors file in any layout, or mini"
 _MERGE = (
-    "Turn the weights of a base by one or several LoRaDs. The result has the layout, types and metadata of the base, "
-    "and programs that know nothing of LoRaD can load it."
+    "Rotate the weights of a base by one or several LoRaDs. The result has the layout, types and metadata of the base, "
+    "so programs without LoRaD support can load it."
 )
 _CONVERT = (
-    "Write an adapter in another form: this project's (lorad), the authors' (factors), or a plain LoRA for programs that "
-    "know only those. A LoRA is made for one base and comes with the error that its rank costs."
+    "Write an adapter in another form: this project's (lorad), the authors' (factors), or a plain LoRA (lora). "
+    "A LoRA is made for one base and has an error that depends on its rank."
 )
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     """Add the commands of this module to those of the command line."""
-    merge = commands.add_parser("merge", parents=[common], help="turn the weights of a base by adapters", description=_MERGE)
+    merge = commands.add_parser("merge", parents=[common], help="rotate the weights of a base by adapters", description=_MERGE)
     merge.set_defaults(command=_merge)
     add = merge.add_argument
     add("--base", required=True, metavar="B", help=_BASE)
     add("--lorad", required=True, action="append", metavar="L[:S]", help="an adapter and its strength; may be repeated")
-    add("-o", "--output", required=True, metavar="O", help="a .safetensors file; of a folder also a new folder")
-    add("--stochastic", action="store_true", help="round by chance, right on average (helps 8-bit weights)")
+    add("-o", "--output", required=True, metavar="O", help="a .safetensors file; for a folder as base also a new folder")
+    add("--stochastic", action="store_true", help="round at random, without bias (helps 8-bit weights)")
 
     convert = commands.add_parser("convert", parents=[common], help="write an adapter in another form", description=_CONVERT)
     convert.set_defaults(command=_convert, usage_error=convert.error)
     add = convert.add_argument
     add("file", metavar="IN", help="a LoRaD, or the authors' factors (.safetensors or .pth)")
     add("-o", "--output", required=True, metavar="OUT", help="the file to write")
-    add("--to", required=True, choices=("lorad", "factors", "lora"), help="which form")
-    add("--base", metavar="B", help=f"for lora: the base that it will be used on: {_BASE}")
+    add("--to", required=True, choices=("lorad", "factors", "lora"), help="form to write")
+    add("--base", metavar="B", help=f"for lora: the base that it will be used with: {_BASE}")
     add("--rank", type=WHOLE, metavar="R", help="for lora: the rank of every layer")
-    add("--strength", type=number(entries.strength), metavar="S", help="for lora: the strength that becomes its 1 (default: 1)")
-    add("--dtype", choices=tuple(DTYPES), help="in which the numbers are stored (default: fp16, for factors fp32)")
+    add(
+        "--strength",
+        type=number(entries.strength),
+        metavar="S",
+        help="for lora: LoRaD strength that the LoRA has at its strength 1 (default: 1)",
+    )
+    add("--dtype", choices=tuple(DTYPES), help="type of the stored numbers (default: fp16, for factors fp32)")
 
 
 def number(read: Callable[[str], N]) -> Callable[[str], N]:

@@ -52,9 +52,9 @@ def verdict(rows: list[dict[str, Any]]) -> str:
         ratio = first["mean"]["fd_above_floor"] / row["mean"]["fd_above_floor"]
         apart = abs(first["mean"]["fd_above_floor"] - row["mean"]["fd_above_floor"])
         noise = (first["spread"]["fd_above_floor"] ** 2 + row["spread"]["fd_above_floor"] ** 2) ** 0.5
-        certain = "" if apart > 2 * noise else " (within twice the spread of the seeds: no difference can be told)"
+        certain = "" if apart > 2 * noise else " (within twice the spread of the seeds: not significant)"
         lines.append(f"- {first['label']} / {row['label']}: {ratio:.2f}{certain}")
-    return "\n".join(lines)
+    return "\n\n".join(lines)
 
 
 def plot(path: Path, adapters: list[dict[str, Any]], ranks: list[dict[str, Any]]) -> None:
@@ -70,13 +70,13 @@ def plot(path: Path, adapters: list[dict[str, Any]], ranks: list[dict[str, Any]]
               xerr=[row["spread"]["fd_above_floor"] for row in adapters], color="tab:blue", capsize=3)  # fmt: skip
     left.set_yticks(places, [row["label"] for row in adapters])
     left.invert_yaxis()
-    left.set(xlabel="FD above floor (lower is better)", title="what the student is")
+    left.set(xlabel="FD above floor (lower is better)", title="kind of adapter")
     if ranks:
         right.errorbar([row["rank"] for row in ranks], [row["mean"]["fd_above_floor"] for row in ranks],
                        yerr=[row["spread"]["fd_above_floor"] for row in ranks], marker="o", capsize=3)  # fmt: skip
         right.set_xscale("log", base=2)
         right.set_xticks([row["rank"] for row in ranks], [str(row["rank"]) for row in ranks])
-    right.set(xlabel="rank of the LoRaD", ylabel="FD above floor", title="its rank")
+    right.set(xlabel="rank of the LoRaD", ylabel="FD above floor", title="rank")
     figure.tight_layout()
     with atomic_write(path) as file:
         figure.savefig(file, format="png")
@@ -97,11 +97,11 @@ def write(report: dict[str, Any], folder: Path) -> None:
     words = " ".join(["", f"--count {shown['count']}", *report["words"]])
     screened = f"--screen-steps {shown['screen_steps']} --screen-count {shown['screen_count']}"
     parts = [
-        "# Ablation: what the student is, and its rank",
-        f"wadi-mini, {shown['steps']} steps of {shown['batch']} captions each, everything but the student as in "
-        "`trainer/configs/mini.yaml`, the rate falling over the second half; the fake score is the same in every arm. "
-        f"Distances are of {shown['count']:,} pictures, as in the page on quality, above the floor of real against real; "
-        "± is the standard deviation over seeds of the training.",
+        "# Ablation: kind of adapter and rank",
+        f"Each run trains wadi-mini for {shown['steps']} steps of {shown['batch']} captions. The learning rate falls over the "
+        "second half. Everything but the student is as in `trainer/configs/mini.yaml`, and the fake score is the same in "
+        f"every arm. Distances use {shown['count']:,} pictures, as in the [evaluation](evaluation.md#wadi-mini), above the "
+        "floor of real against real pictures. Values after ± are standard deviations over seeds of the training.",
         "## Adapters",
         table(adapters) if adapters else "Not measured yet.",
         verdict(adapters) if len(adapters) > 1 else "",
@@ -109,18 +109,18 @@ def write(report: dict[str, Any], folder: Path) -> None:
         table(ranks) if ranks else "Not measured yet.",
         "![both comparisons](ablation.png)",
         "## Learning rates",
-        f"Chosen for each kind by runs of {shown['screen_steps']} steps with one seed, judged by {shown['screen_count']:,} "
-        "pictures (the floor not taken off):",
+        f"The rate of each kind was chosen by runs of {shown['screen_steps']} steps with one seed, by the distance of "
+        f"{shown['screen_count']:,} pictures (including the floor):",
         screening(report),
         "## The paper's figures",
-        "Stable Diffusion 1.5, FID, as published (Wang et al., 2026); another model, other data and another measure, so "
-        "only the order and the ratios can be compared: LoRaD / LoRA 0.83, LoRaD / all weights 0.90.",
+        "These are published FIDs for Stable Diffusion 1.5 (Wang et al., 2026). Model, data and measure differ, so only the "
+        "order and the ratios can be compared. They are LoRaD / LoRA 0.83 and LoRaD / all weights 0.90.",
         "\n".join(
             ["| student | FID, COCO 2017 | parameters |", "|---|---|---|"]
             + [f"| {name} | {fid} | {size} |" for name, fid, size in PAPER_ADAPTERS]
         ),
         "\n".join(["| rank | FID, COCO 2014 |", "|---|---|"] + [f"| {rank} | {fid} |" for rank, fid in PAPER_RANKS]),
-        "## Again",
+        "## Reproduce",
         f"```\npython benchmarks/ablation/ablation.py screen {screened}{words}\n"
         f"python benchmarks/ablation/ablation.py run --steps {shown['steps']}{words}\n"
         f"python benchmarks/ablation/ablation.py page --steps {shown['steps']} {screened}{words}\n```",

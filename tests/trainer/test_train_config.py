@@ -114,7 +114,7 @@ def test_what_is_printed_can_be_read_back(
     monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(CONFIGS / "sd15.yaml"), "batch=64", "--print-config"])
     assert main() == 0
     printed = capsys.readouterr().out
-    assert "# of the student's adapter [1 to 2560]" in printed and "[samples, at least 1]" in printed
+    assert "# rank of the student's adapter [1 to 2560]" in printed and "[samples, at least 1]" in printed
     path = tmp_path / "printed.yaml"
     path.write_text(printed)
     assert settings.load(TrainConfig, path) == settings.load(TrainConfig, CONFIGS / "sd15.yaml", ["batch=64"])

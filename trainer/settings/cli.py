@@ -34,10 +34,12 @@ def main(about: str, schema: type[C], run: Callable[[C], object], estimate: Call
     for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):  # advice to developers, in the middle of a bar
         os.environ.setdefault(name, "error")
     parser = settings.parser(about.splitlines()[0])
-    parser.add_argument("--print-config", action="store_true", help="print all settings and what they mean, then leave")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print all settings with meaning, unit and range, then exit"
+    )
     if estimate is not None:
-        parser.add_argument("--dry-run", action="store_true", help="print parameters, memory and steps, then leave")
-    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
+        parser.add_argument("--dry-run", action="store_true", help="print parameters, memory and steps, then exit")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("wadi").setLevel(logging.INFO)

@@ -58,90 +58,103 @@ def check_names(output: str, *files: str) -> None:
 class TrainConfig:
     """Settings of a distillation."""
 
-    version: int = setting(VERSION, "of these settings", low=VERSION, high=VERSION)
+    version: int = setting(VERSION, "version of these settings", low=VERSION, high=VERSION)
 
     # What is distilled, and into what.
-    base: FilePath = setting("mini", "the multi-step model: a diffusers folder, a .safetensors checkpoint, or mini")
-    base_config: FilePath = setting("", "for a checkpoint of unknown shape, or an estimate without one: a diffusers folder "
-                                    "with its settings, or sd15, sd21, wadi-mini, pixart")  # fmt: skip
-    prediction_type: str = setting("epsilon", "what the base returns", choices=("epsilon", "v_prediction"))
-    resolution: int = setting(0, "side of the pictures, a multiple of 8; 0 is the base's own", "pixels", 0, 4096)
-    prompts: FilePath = setting("mini", "a file or folder of prompts, starter for those that ship, or mini for its scenes")
-    prompt_field: str = setting("", "key or column that holds the prompts; empty finds it")
-    embedding_cache: FilePath = setting("", "a folder that keeps the embeddings of prompts; empty keeps none")
-    uncond_prob: float = setting(0.1, "of the fake score's prompts are empty", "share", 0, 1)
-    output: FilePath = setting("runs/mini", "folder of everything that the run writes")
-    name: str = setting("one-step", "of the finished file, and its title")
-    license: str = setting("", "of the finished file, as an SPDX name; empty says nothing")
-    seed: int = setting(0, "of all random numbers", low=0, high=2**63 - 1)
+    base: FilePath = setting("mini", "multi-step model: a diffusers folder, a .safetensors checkpoint, or mini")
+    base_config: FilePath = setting(
+        "", "shape of an unknown checkpoint, or for an estimate: a diffusers folder, or sd15, sd21, wadi-mini, pixart"
+    )
+    prediction_type: str = setting("epsilon", "what the base predicts", choices=("epsilon", "v_prediction"))
+    resolution: int = setting(0, "side of the pictures, a multiple of 8; 0: the base's own", "pixels", 0, 4096)
+    prompts: FilePath = setting(
+        "mini", "file or folder of prompts; starter: those that ship with the trainer; mini: its scenes"
+    )
+    prompt_field: str = setting("", "key or column of the prompts; empty: detect it")
+    embedding_cache: FilePath = setting("", "folder for cached prompt embeddings; empty: no cache")
+    uncond_prob: float = setting(0.1, "share of the fake score's prompts that are replaced by the empty prompt", "share", 0, 1)
+    output: FilePath = setting("runs/mini", "folder for all files of the run")
+    name: str = setting("one-step", "name of the finished file, and its title")
+    license: str = setting("", "licence of the finished file, as an SPDX name; empty: none stated")
+    seed: int = setting(0, "random seed", low=0, high=2**63 - 1)
 
     # How long, and how much at a time.
     steps: int = setting(3000, "updates of the student", "steps", 1)
-    batch: int = setting(32, "samples of one update, over all processes", "samples", 1)
-    micro_batch: int = setting(0, "samples of one network call; 0 is all that a process has", "samples", 0)
-    fake_updates: int = setting(1, "updates of the fake score for one of the student", low=1)
+    batch: int = setting(32, "samples per update, over all processes", "samples", 1)
+    micro_batch: int = setting(0, "samples per network call; 0: all of a process", "samples", 0)
+    fake_updates: int = setting(1, "updates of the fake score per update of the student", low=1)
     fake_head_start: int = setting(0, "updates of the fake score before the student's first", "steps", 0)
 
     # The roles.
-    adapter: str = setting("lorad", "what the student is: LoRaD, LoRA or DoRA (peft), or all weights", choices=ADAPTERS)
-    fake_adapter: str = setting("lorad", "what the fake score is", choices=ADAPTERS)
-    student_rank: int = setting(64, "of the student's adapter", low=1, high=LARGEST_RANK)
-    fake_rank: int = setting(16, "of the fake score's adapter", low=1, high=LARGEST_RANK)
-    start_from: FilePath = setting("", "a LoRaD file that the student begins with, of its rank; empty begins with the base")
+    adapter: str = setting("lorad", "kind of student: LoRaD, LoRA or DoRA (peft), or all weights", choices=ADAPTERS)
+    fake_adapter: str = setting("lorad", "kind of fake score", choices=ADAPTERS)
+    student_rank: int = setting(64, "rank of the student's adapter", low=1, high=LARGEST_RANK)
+    fake_rank: int = setting(16, "rank of the fake score's adapter", low=1, high=LARGEST_RANK)
+    start_from: FilePath = setting("", "LoRaD file of the same rank that the student starts from; empty: the base")
 
     # The recipe.
     student_lr: float = setting(1e-3, "learning rate of the student", low=0)
     fake_lr: float = setting(1e-2, "learning rate of the fake score", low=0)
-    warmup: int = setting(20, "in which both rates rise to their values", "steps", 0)
-    decay_steps: int = setting(0, "the student's rate falls to a tenth over this many last steps", "steps", 0)
-    student_beta1: float = setting(0.9, "of the student's AdamW, or its momentum of Muon", low=0, high=0.9999)
-    fake_beta1: float = setting(0.9, "of the fake score's AdamW, or its momentum of Muon", low=0, high=0.9999)
-    weight_decay: float = setting(0.0, "of both", low=0)
-    max_grad_norm: float = setting(1.0, "largest norm of a gradient", low=1e-12)
-    teacher_guidance: float = setting(1.5, "classifier-free guidance on the teacher; 1 is none", low=0)
-    fake_guidance: float = setting(1.5, "classifier-free guidance on the fake score; 1 is none", low=0)
-    normalize: bool = setting(False, "divide each picture's gradient by its distance to the teacher's x0, as DMD does")
-    anchor_weight: float = setting(0.0, "pull towards the coarse picture that the teacher draws of the same noise in "
-                                   "several steps; 0 is none", low=0)  # fmt: skip
-    anchor_end: float = setting(1.0, "share of anchor_weight that is left at the end; it falls as the student's rate falls",
-                                low=0, high=1)  # fmt: skip
-    anchor_steps: int = setting(8, "of the teacher for such a picture, with its guidance", "steps", 1, 1000)
-    anchor_every: int = setting(4, "so many-th sample is held to one", "samples", 1)
-    anchor_cells: int = setting(4, "a side, in which they are compared", "cells", 1)
-    timestep_low: int = setting(20, "smallest timestep at which the student's pictures are judged", low=0, high=999)
-    timestep_high: int = setting(980, "largest one", low=0, high=999)
-    timestep_high_end: int = setting(0, "timestep_high falls to it as the student's rate falls; 0 leaves it", low=0, high=999)
-    ema: float = setting(0.0, "decay of the student's moving average; 0 switches it off", low=0, high=0.99999)
+    warmup: int = setting(20, "first steps, in which both learning rates rise to their values", "steps", 0)
+    decay_steps: int = setting(0, "last steps, in which the student's learning rate falls to a tenth", "steps", 0)
+    student_beta1: float = setting(0.9, "beta1 of the student's AdamW, or momentum of its Muon", low=0, high=0.9999)
+    fake_beta1: float = setting(0.9, "beta1 of the fake score's AdamW, or momentum of its Muon", low=0, high=0.9999)
+    weight_decay: float = setting(0.0, "weight decay of both optimizers", low=0)
+    max_grad_norm: float = setting(1.0, "norm to which gradients are clipped", low=1e-12)
+    teacher_guidance: float = setting(1.5, "classifier-free guidance of the teacher; 1: none", low=0)
+    fake_guidance: float = setting(1.5, "classifier-free guidance of the fake score; 1: none", low=0)
+    normalize: bool = setting(False, "divide each picture's gradient by its distance to the teacher's x0, as in DMD")
+    anchor_weight: float = setting(
+        0.0, "weight of the anchor loss towards the teacher's coarse multi-step picture of the same noise; 0: off", low=0
+    )
+    anchor_end: float = setting(
+        1.0, "share of anchor_weight left at the end; it falls with the student's learning rate", low=0, high=1
+    )
+    anchor_steps: int = setting(8, "guided sampling steps of the teacher for the anchor loss", "steps", 1, 1000)
+    anchor_every: int = setting(4, "apply the anchor loss to every N-th sample", "samples", 1)
+    anchor_cells: int = setting(4, "cells per side of the grid in which the anchor loss compares pictures", "cells", 1)
+    timestep_low: int = setting(20, "smallest timestep of the VSD loss", low=0, high=999)
+    timestep_high: int = setting(980, "largest timestep of the VSD loss", low=0, high=999)
+    timestep_high_end: int = setting(
+        0, "timestep_high falls to this value with the student's learning rate; 0: it stays", low=0, high=999
+    )
+    ema: float = setting(0.0, "decay of the student's moving average; 0: off", low=0, high=0.99999)
     alpha_T_squared: float = setting(0.0047, "share of the signal where the student starts", low=1e-6, high=0.999)
-    timestep: int = setting(999, "that the student is told", low=0, high=999)
+    timestep: int = setting(999, "timestep given to the student", low=0, high=999)
 
     # Memory and speed.
-    device: str = setting("", "such as cpu or cuda; empty takes a GPU if there is one")
-    precision: str = setting("bf16", "of the network calls; angles are float32 in any case", choices=PRECISIONS)
-    student_precision: str = setting("", "fp32 keeps the student's own calls exact: one step multiplies rounding by 15, "
-                                     "which is a grain in bf16; empty is as precision", choices=("", "fp32"))  # fmt: skip
-    base_weights: str = setting("fp32", "how the frozen weights are stored", choices=STORAGE)
-    optimizer: str = setting("adamw", "adamw8bit needs bitsandbytes and a GPU; muon moves all directions of a matrix alike",
-                             choices=("adamw", "adamw8bit", "muon"))  # fmt: skip
-    gradient_checkpointing: bool = setting(False, "compute activations again in backward instead of keeping them")
-    recompute_rotation: bool = setting(False, "rotate weights again in backward instead of keeping them")
+    device: str = setting("", "device such as cpu or cuda; empty: a GPU if there is one")
+    precision: str = setting("bf16", "precision of the network calls; angles are always float32", choices=PRECISIONS)
+    student_precision: str = setting(
+        "", "fp32: exact calls of the student, as one step multiplies rounding by 15; empty: as precision", choices=("", "fp32")
+    )
+    base_weights: str = setting("fp32", "storage type of the frozen weights", choices=STORAGE)
+    optimizer: str = setting(
+        "adamw",
+        "adamw8bit needs bitsandbytes and a GPU; muon moves all directions of a matrix equally",
+        choices=("adamw", "adamw8bit", "muon"),
+    )
+    gradient_checkpointing: bool = setting(False, "recompute activations in backward instead of storing them")
+    recompute_rotation: bool = setting(False, "recompute rotated weights in backward instead of storing them")
     share_rotation: bool = setting(True, "keep a role's rotated weights for its further calls in the same step")
-    attention: str = setting("auto", "auto is plain for small latents on a CPU, else sdpa",
-                             choices=("auto", "sdpa", "plain", "sliced"))  # fmt: skip
-    channels_last: bool = setting(False, "memory layout of the convolutions")
-    compile: bool = setting(False, "torch.compile the network")
-    offload: bool = setting(True, "keep autoencoder and text encoder off the GPU while they are idle")
+    attention: str = setting(
+        "auto", "attention code; auto: plain for small latents on a CPU, else sdpa", choices=("auto", "sdpa", "plain", "sliced")
+    )
+    channels_last: bool = setting(False, "channels-last memory layout of the convolutions")
+    compile: bool = setting(False, "compile the network with torch.compile")
+    offload: bool = setting(True, "move the idle autoencoder and text encoder off the GPU")
 
     # Safety, and what there is to see.
-    save_every: int = setting(100, "a checkpoint", "steps", 1)
-    keep_last: int = setting(2, "newest checkpoints that stay", low=1)
-    keep_every: int = setting(0, "checkpoints of these multiples stay for good; 0 is none", "steps", 0)
-    resume: FilePath = setting("latest", "latest goes on from the newest checkpoint of the output folder; new refuses to "
-                          "start where there are any; or the path of a checkpoint")  # fmt: skip
-    max_skipped: int = setting(25, "updates in a row with NaN or Inf before the run stops", low=1)
-    log_every: int = setting(10, "a row of losses", "steps", 1)
-    sheet_every: int = setting(100, "a sheet of samples, and the sizes of the angles", "steps", 1)
-    tensorboard: bool = setting(True, "write event files as well, if tensorboard is installed")
+    save_every: int = setting(100, "interval between checkpoints", "steps", 1)
+    keep_last: int = setting(2, "number of newest checkpoints to keep", low=1)
+    keep_every: int = setting(0, "keep checkpoints at multiples of this step permanently; 0: off", "steps", 0)
+    resume: FilePath = setting(
+        "latest", "latest: resume from the newest checkpoint in output; new: refuse if there is one; or a checkpoint's path"
+    )
+    max_skipped: int = setting(25, "consecutive updates with NaN or Inf before the run stops", low=1)
+    log_every: int = setting(10, "interval between rows of losses", "steps", 1)
+    sheet_every: int = setting(100, "interval between sample sheets with the sizes of the angles", "steps", 1)
+    tensorboard: bool = setting(True, "also write event files if tensorboard is installed")
 
     @property
     def exact_weights(self) -> bool:

@@ -350,7 +350,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     """The command line that every script here shares: ``--config FILE key=value ...``."""
     shared = argparse.ArgumentParser(description=description)
     shared.add_argument("--config", metavar="FILE", help="YAML file of settings")
-    shared.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the file's")
+    shared.add_argument("overrides", nargs="*", metavar="key=value", help="settings that override the file's")
     return shared
 
 

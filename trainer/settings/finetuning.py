@@ -27,49 +27,48 @@ def same(name: str, default: Any = None) -> Any:
 class FinetuningConfig:
     """What both kinds of finetuning need to be told."""
 
-    version: int = setting(VERSION, "of these settings", low=VERSION, high=VERSION)
+    version: int = setting(VERSION, "version of these settings", low=VERSION, high=VERSION)
 
     base: FilePath = same("base")
     base_config: FilePath = same("base_config")
     prediction_type: str = same("prediction_type")
     resolution: int = same("resolution")
     pictures: FilePath = setting(
-        "", "folder of pictures to learn from; a .txt or .caption beside one holds captions, a line each"
+        "", "folder of training pictures; a .txt or .caption beside a picture holds its captions, one per line"
     )
-    templates: tuple[str, ...] = setting((), "captions of the pictures that have none of their own")
-    lorad: FilePath = setting(
-        "", "a one-step LoRaD: sheets show its student as well, anchor_weight holds it; mini is wadi-mini's"
-    )
+    templates: tuple[str, ...] = setting((), "captions for pictures without their own")
+    lorad: FilePath = setting("", "one-step LoRaD, for the student's sheets and for anchor_weight; mini: wadi-mini's")
     output: FilePath = same("output", "runs/finetuning")
-    name: str = setting("finetuned", "of the finished file, and its title")
+    name: str = setting("finetuned", "name of the finished file, and its title")
     license: str = same("license")
     seed: int = same("seed")
 
     steps: int = setting(1000, "updates", "steps", 1)
-    batch: int = setting(8, "samples of one update", "samples", 1)
-    micro_batch: int = setting(0, "samples of one network call; 0 is all of them", "samples", 0)
+    batch: int = setting(8, "samples per update", "samples", 1)
+    micro_batch: int = setting(0, "samples per network call; 0: all", "samples", 0)
     lr: float = setting(2e-3, "learning rate", low=0)
-    warmup: int = setting(0, "in which the rate rises to its value", "steps", 0)
-    decay_steps: int = setting(0, "the rate falls to a tenth over this many last steps", "steps", 0)
-    beta1: float = setting(0.9, "of AdamW", low=0, high=0.9999)
-    weight_decay: float = setting(0.0, "of AdamW", low=0)
+    warmup: int = setting(0, "first steps, in which the learning rate rises to its value", "steps", 0)
+    decay_steps: int = setting(0, "last steps, in which the learning rate falls to a tenth", "steps", 0)
+    beta1: float = setting(0.9, "beta1 of AdamW", low=0, high=0.9999)
+    weight_decay: float = setting(0.0, "weight decay of AdamW", low=0)
     max_grad_norm: float = same("max_grad_norm")
-    importance: float = setting(0.0, "0 draws timesteps evenly, 0.5 prefers large ones as ReVersion", "share", 0, 1)
+    importance: float = setting(0.0, "0 samples timesteps evenly, 0.5 prefers large ones as in ReVersion", "share", 0, 1)
     high_noise_fraction: float = setting(
-        0.0, "of the timesteps: from 900 to 999, where a one-step student is asked", "share", 0, 1
+        0.0, "share of timesteps drawn from 900 to 999, where a one-step student is sampled", "share", 0, 1
     )
-    weight_cap: float = setting(1.0, "of the loss's weight 1 / alpha^2 there; 1 is no weight", low=1)
-    anchor_weight: float = setting(0.0, "hold the student to the picture that the teacher with what is learned draws of the "
-                                   "same noise, by no longer a gradient than the pictures'; 0 does not", low=0)  # fmt: skip
-    anchor_last: int = setting(0, "for so many steps at the end of the run; 0 is all of it", "steps", 0)
+    weight_cap: float = setting(1.0, "upper limit of the loss weight 1 / alpha^2; 1: unweighted", low=1)
+    anchor_weight: float = setting(
+        0.0, "weight of the anchor loss towards the teacher's picture of the same noise; 0: off", low=0
+    )
+    anchor_last: int = setting(0, "last steps, in which the anchor loss applies; 0: all steps", "steps", 0)
     anchor_every: int = same("anchor_every")
     anchor_steps: int = same("anchor_steps")
-    anchor_guidance: float = setting(3.0, "classifier-free guidance of the teacher for such a picture", low=0)
+    anchor_guidance: float = setting(3.0, "classifier-free guidance of the teacher for the anchor loss", low=0)
     anchor_cells: int = same("anchor_cells", 8)
-    anchor_prompts: tuple[str, ...] = setting((), "of these pictures; none takes captions of the pictures to learn from")
+    anchor_prompts: tuple[str, ...] = setting((), "prompts of the anchor loss; none: captions of the training pictures")
 
     device: str = same("device")
-    precision: str = setting("bf16", "of the network calls", choices=_SHARED["precision"].metadata["meaning"].choices)
+    precision: str = setting("bf16", "precision of the network calls", choices=_SHARED["precision"].metadata["meaning"].choices)
     base_weights: str = same("base_weights")
     optimizer: str = same("optimizer")
     gradient_checkpointing: bool = same("gradient_checkpointing")
@@ -86,15 +85,15 @@ class FinetuningConfig:
     max_skipped: int = same("max_skipped")
     log_every: int = same("log_every")
     sheet_every: int = same("sheet_every", 250)
-    sheet_prompts: tuple[str, ...] = setting((), "that the sheets show; none takes captions of the pictures")
-    sheet_steps: int = setting(25, "of the teacher on the sheets", "steps", 1)
+    sheet_prompts: tuple[str, ...] = setting((), "prompts of the sheets; none: captions of the training pictures")
+    sheet_steps: int = setting(25, "sampling steps of the teacher on the sheets", "steps", 1)
     sheet_guidance: float = setting(3.0, "classifier-free guidance of the teacher on the sheets", low=0)
     tensorboard: bool = same("tensorboard")
 
     def __post_init__(self) -> None:
         check_together(self.resolution, self.precision, self.base_weights, self.compile)
         if self.anchor_weight and not self.lorad:
-            raise ValueError("anchor_weight: the one-step LoRaD is missing that is held to the teacher: lorad=PATH")
+            raise ValueError("anchor_weight: the one-step LoRaD is missing, which it anchors: lorad=PATH")
         # ComfyUI takes what follows a bracket for the next word of a prompt.
         if any(sign in self.name for sign in "<[ "):
             raise ValueError(f"name: a file name without folders, spaces and brackets is expected, not {self.name!r}")
@@ -111,13 +110,13 @@ class InvertConfig(FinetuningConfig):
 
     adapter: ClassVar[str] = "embedding"
 
-    tokens: tuple[str, ...] = setting(("<R>",), "new words; captions say them")
-    vectors: int = setting(1, "of each word: how many places of a prompt it takes", low=1, high=32)
-    initial: tuple[str, ...] = setting(("and",), "known words with whose vectors they begin: one for all, or one for each")
-    steering: float = setting(0.0, "weight of the steering loss, which a relation needs; ReVersion has 0.01", low=0)
-    steering_temperature: float = setting(0.07, "of the steering loss", low=1e-3, high=10)
-    positive: tuple[str, ...] = setting((), "words like the one to learn; none is a list of prepositions")
-    positives: int = setting(4, "of them drawn for a sample", low=1)
+    tokens: tuple[str, ...] = setting(("<R>",), "new words, which the captions contain")
+    vectors: int = setting(1, "vectors of each word: how many tokens of a prompt it takes", low=1, high=32)
+    initial: tuple[str, ...] = setting(("and",), "known words whose vectors they start from: one for all, or one for each")
+    steering: float = setting(0.0, "weight of the steering loss, which a relation needs; 0.01 in ReVersion", low=0)
+    steering_temperature: float = setting(0.07, "temperature of the steering loss", low=1e-3, high=10)
+    positive: tuple[str, ...] = setting((), "words similar to the new one; none: a list of prepositions")
+    positives: int = setting(4, "number of these words drawn per sample", low=1)
 
     def __post_init__(self) -> None:
         if not self.tokens:
@@ -143,15 +142,17 @@ class InvertConfig(FinetuningConfig):
 class PersonalizeConfig(FinetuningConfig):
     """Settings of learning a subject, a style or, beside its word, a relation."""
 
-    adapter: str = setting("lorad", "what is trained: LoRaD, or LoRA (peft)", choices=("lorad", "lora"))
-    rank: int = setting(16, "of the adapter", low=1, high=LARGEST_RANK)
-    layers: tuple[str, ...] = setting((), "parts of the names of those to adapt, such as down_blocks*attn1; none is all")
+    adapter: str = setting("lorad", "kind of adapter: LoRaD, or LoRA (peft)", choices=("lorad", "lora"))
+    rank: int = setting(16, "rank of the adapter", low=1, high=LARGEST_RANK)
+    layers: tuple[str, ...] = setting((), "parts of the names of layers to adapt, such as down_blocks*attn1; none: all")
     lr: float = setting(1e-3, "learning rate", low=0)
-    mirror: bool = setting(False, "show the pictures mirrored as well")
-    embeddings: tuple[FilePath, ...] = setting((), "files of learned words that captions say")
-    class_prompts: tuple[str, ...] = setting((), "what the teacher draws for prior preservation, such as: a photo of a dog")
-    prior_count: int = setting(0, "pictures of these, drawn by the teacher before it begins; 0 is none", low=0)
-    prior_weight: float = setting(1.0, "of the loss on them", low=0)
+    mirror: bool = setting(False, "train on mirrored pictures as well")
+    embeddings: tuple[FilePath, ...] = setting((), "files of learned words that captions contain")
+    class_prompts: tuple[str, ...] = setting(
+        (), "prompts that the teacher samples for prior preservation, such as: a photo of a dog"
+    )
+    prior_count: int = setting(0, "pictures that the teacher samples of these before training; 0: none", low=0)
+    prior_weight: float = setting(1.0, "weight of the loss on these pictures", low=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
