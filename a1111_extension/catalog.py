@@ -11,7 +11,6 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-import torch
 from modules import paths, shared
 
 from wadi_core.files import files_below
@@ -113,5 +112,5 @@ def _look(path: str, changed: int, size: int) -> LoRaD | None:
     if not any(name.endswith(tuple(LORAD_ENDINGS)) for name in shapes):
         return None
     lorad = LoRaD.load(path)
-    empty = {key: tuple(torch.empty_like(factor, device="meta") for factor in pair) for key, pair in lorad.factors.items()}
-    return LoRaD(empty, lorad.metadata)
+    meta = {key: (a.to("meta"), b.to("meta")) for key, (a, b) in lorad.factors.items()}
+    return LoRaD(meta, lorad.metadata)

@@ -144,7 +144,7 @@ class OneStepDenoiser(CFGDenoiserKDiffusion):
         return done.x
 
 
-class OneStepSampler(sampler.FromNoise, sd_samplers_common.Sampler):
+class OneStepSampler(sampler.FromNoise):
     """The sampler's object for one pass."""
 
     def __init__(self, sd_model: Any) -> None:

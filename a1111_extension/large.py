@@ -53,10 +53,12 @@ def enlarged(p: Any, x: Tensor) -> AbstractContextManager[Any]:
 
 def _networks() -> Iterator[nn.Module]:
     """The U-Net, and in Forge the ControlNets that steer it; A1111's extension for ControlNet fits what it adds itself."""
-    yield host.network()
+    unet = host.network()
+    if unet is not None:
+        yield unet
     control = host.controls()
     while control is not None:
         network = getattr(control, "control_model", None)
-        if hasattr(network, "input_blocks"):
+        if isinstance(network, nn.Module) and hasattr(network, "input_blocks"):
             yield network
         control = control.previous_controlnet

@@ -81,7 +81,8 @@ def weighted_mean(rows: Tensor, composition: list[list[tuple[int, float]]]) -> T
     Raises:
         ValueError: as of :func:`total_weight`.
     """
-    means = [sum(rows[row] * (weight / total_weight(parts)) for row, weight in parts) for parts in composition]
+    nothing = rows.new_zeros(())
+    means = [sum((rows[row] * (weight / total_weight(parts)) for row, weight in parts), nothing) for parts in composition]
     return torch.stack(means)
 
 
@@ -137,7 +138,7 @@ class OneStepDenoiser(CFGDenoiserTimesteps):
         return done.x
 
 
-class FromNoise:
+class FromNoise(sd_samplers_common.Sampler):
     """For samplers that know no other point of the process than pure noise."""
 
     def sample_img2img(

@@ -44,7 +44,8 @@ class ModelWeights(Weights):
     """
 
     def __init__(self, model: ModelPatcher, patched: bool = True) -> None:
-        stored, self._converters = {}, {}
+        stored: dict[str, Tensor] = {}
+        self._converters: dict[str, Callable[..., Tensor]] = {}
         for name in _parameters(model):
             weight, _, convert = comfy.model_patcher.get_key_weight(model.model, name)
             if name in model.hook_backup:
@@ -55,13 +56,14 @@ class ModelWeights(Weights):
             if convert is not None:
                 self._converters[name] = convert
         self._patches = {name: model.patches[name] for name in stored if name in model.patches} if patched else {}
+        self._stored = stored
         super().__init__(stored, {}, "this model")
 
     def dtype(self, name: str) -> torch.dtype:
         return torch.float32 if self._is_computed(name) else super().dtype(name)
 
     def _read(self, name: str) -> Tensor:
-        stored = self._holders[name].detach()
+        stored = self._stored[name].detach()
         if not self._is_computed(name):
             return stored.to("cpu")
         values = comfy.model_management.cast_to_device(stored, torch.device("cpu"), torch.float32, copy=True)
@@ -77,7 +79,7 @@ class ModelWeights(Weights):
 
     def _is_computed(self, name: str) -> bool:
         """Whether the stored numbers are not the weight itself."""
-        stored = self._holders[name]
+        stored = self._stored[name]
         return name in self._patches or name in self._converters or stored.dtype not in PLAIN
 
 

@@ -17,9 +17,10 @@ import comfy.model_base
 import torch
 from comfy.ldm.pixart.pixartms import get_2d_sincos_pos_embed_torch
 from comfy.patcher_extension import CallbacksMP
-from torch import Tensor, nn
+from torch import Tensor
 
 if TYPE_CHECKING:
+    from comfy.ldm.pixart.pixartms import PixArtMS
     from comfy.model_patcher import ModelPatcher
 
 NATIVE_SIZE = 256  # pixels, of the released one-step network
@@ -50,7 +51,7 @@ def prepare(model: ModelPatcher, native_size: int) -> None:
     model.add_callback_with_key(CallbacksMP.ON_CLONE, _KEY, patch)
 
 
-def forward_with(network: nn.Module, native_size: int) -> Callable[..., Tensor]:
+def forward_with(network: PixArtMS, native_size: int) -> Callable[..., Tensor]:
     """PixArt's forward pass with positions of a fixed table and a text of at most 120 tokens.
 
     Args:

@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +25,7 @@ from .lorad.metadata import Metadata
 from .lorad.stored import Stored, open_files
 from .schedule import OneStep
 from .single_file import LDM_CONTEXT, LDM_UNET
-
-if TYPE_CHECKING:
-    from transformers import CLIPTokenizer
+from .thirdparty import DiffusersNetwork, Tokenizer
 
 TOKENS = 77  # of a prompt, with its start and end
 FACTOR = 8  # pixels per latent
@@ -58,10 +55,10 @@ class Base:
 
     name: str
     architecture: str
-    unet: nn.Module
-    vae: nn.Module
-    text_encoder: nn.Module
-    tokenizer: CLIPTokenizer
+    unet: DiffusersNetwork
+    vae: DiffusersNetwork
+    text_encoder: DiffusersNetwork
+    tokenizer: Tokenizer
     pad: int
     prediction_type: str
     one_step: OneStep | None
@@ -133,7 +130,7 @@ def load(
     source = find(base, config)
     said = prediction_type(source)
     opened = {part: _open(part, source) for part in PARTS}
-    networks = {}
+    networks: dict[str, DiffusersNetwork] = {}
     for part, stored in opened.items():
         network = _empty_network(part, source.settings / part / "config.json")
         networks[part] = fill(network, _tensors(part, source, stored, network), Path(stored.source), device, dtype)
@@ -243,7 +240,7 @@ def _architecture_of_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> str
     raise refusal(path, f"no settings are known for a U-Net of these widths; supported are {SUPPORTED}")
 
 
-def _empty_network(part: str, config: Path) -> nn.Module:
+def _empty_network(part: str, config: Path) -> DiffusersNetwork:
     """A network without weights, on the meta device."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -270,7 +267,7 @@ def _open(part: str, source: Source) -> Stored:
     return Stored(*open_files(weight_files(folder, STEMS[part]).files), folder)
 
 
-def _tensors(part: str, source: Source, stored: Stored, network: nn.Module) -> dict[str, Tensor]:
+def _tensors(part: str, source: Source, stored: Stored, network: DiffusersNetwork) -> dict[str, Tensor]:
     """The tensors of a part in today's diffusers names, as plain numbers."""
     names = single_file.wanted(stored.names)
     if source.single_file:
@@ -327,7 +324,7 @@ def _refuse_names(where: Path, what: str, names: Iterable[str]) -> None:
         raise refusal(where, f"these weights do not fit: {names[0]} {what}{more}")
 
 
-def _check_parts(path: Path, networks: dict[str, nn.Module]) -> None:
+def _check_parts(path: Path, networks: dict[str, DiffusersNetwork]) -> None:
     """Whether the parts fit together and are what the pipeline knows how to call."""
     unet, vae, text_encoder = (networks[part].config for part in PARTS)
     if unet.in_channels != 4:
@@ -349,7 +346,7 @@ def _check_parts(path: Path, networks: dict[str, nn.Module]) -> None:
         raise refusal(path, f"text encoder and U-Net do not belong together: widths {widths}")
 
 
-def _load_tokenizer(folder: Path) -> tuple[CLIPTokenizer, int]:
+def _load_tokenizer(folder: Path) -> tuple[Tokenizer, int]:
     """The tokenizer of a folder, or the shipped one with that folder's settings; and the token that pads.
 
     The padding token is not given to the tokenizer: Stable Diffusion 2.1 pads with "!", which must stay an ordinary

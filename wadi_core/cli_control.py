@@ -88,10 +88,10 @@ def arguments(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def advice(pipe: OneStepPipeline, wanted: settings.Settings) -> str | None:
+def advice(pipe: OneStepPipeline, wanted: settings.PictureSettings) -> str | None:
     """What is worth saying of the size of pictures, if anything."""
     native_width, native_height = pipe.native_size
-    width, height, hires = wanted.width or native_width, wanted.height or native_height, wanted.hires
+    width, height, hires = wanted.width, wanted.height, wanted.hires
     share = width * height / (native_width * native_height)
     if share > LARGE and not hires:
         return f"{width}x{height} is larger than the {native_width}x{native_height} of this network: try --hires"

@@ -165,7 +165,7 @@ def _convert(options: argparse.Namespace) -> None:
         sys.stdout.write(f"{options.output}\n")
         return
     if options.base is None or options.rank is None:
-        options.usage_error("a plain LoRA needs --base B and --rank R")
+        return options.usage_error("a plain LoRA needs --base B and --rank R")
     from .lorad import LoRaD
     from .lorad.convert import to_lora
     from .lorad.reports import lora_lines

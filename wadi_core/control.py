@@ -11,10 +11,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import base as bases
 from . import configs, mini, single_file
@@ -23,6 +23,7 @@ from .images import name_of, plain
 from .lorad.folders import weight_files
 from .lorad.stored import Stored, open_files
 from .settings import Control
+from .thirdparty import DiffusersNetwork
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,6 +33,7 @@ Controls: TypeAlias = "ControlNet | File | Sequence[ControlNet | File] | None"
 # For each ControlNet a control image, or one for each picture; a single ControlNet's need not be in a list.
 ControlImages: TypeAlias = "Image | Sequence[Image | Sequence[Image]] | None"
 Shapes: TypeAlias = Mapping[str, Sequence[int]]
+T = TypeVar("T")
 
 LDM_PREFIX = "control_model."
 # Of which networks the width of the first level and of the text embedding are known.
@@ -66,7 +68,7 @@ class ControlNet:
     """
 
     file: str
-    network: nn.Module
+    network: DiffusersNetwork
     sha256: str = ""
 
 
@@ -144,7 +146,7 @@ def _name(form: tuple[int, int]) -> str:
     return _KNOWN.get(form, f"a network of width {form[0]} and text width {form[1]}")
 
 
-def _empty_network(path: Path, settings: dict[str, Any] | None, base: bases.Base) -> nn.Module:
+def _empty_network(path: Path, settings: dict[str, Any] | None, base: bases.Base) -> DiffusersNetwork:
     """A ControlNet without weights, on the meta device; of a single file, with the settings of the base's U-Net."""
     from diffusers import ControlNetModel
 
@@ -177,16 +179,21 @@ def images_for(networks: Sequence[ControlNet], images: ControlImages, count: int
     Raises:
         ValueError: there are too many or too few, or one cannot be looked at; one line.
     """
-    given = [] if images is None else images if isinstance(images, (list, tuple)) else [images]
+    given: Sequence[Image | Sequence[Image]] = [] if images is None else _listed(images)
     if len(networks) == 1 and len(given) > 1:
-        given = [given]
+        given = [cast("Sequence[Image]", given)]
     if len(given) != len(networks):
         raise ValueError(f"there are {len(networks)} ControlNets and {len(given)} control images for them")
-    found = [[plain(one) for one in (own if isinstance(own, (list, tuple)) else [own])] for own in given]
+    found = [[plain(one) for one in _listed(own)] for own in given]
     for own in found:
         if len(own) not in (1, count):
             raise ValueError(f"there are {len(own)} control images for {count} pictures: one, or one for each, is needed")
     return found
+
+
+def _listed(value: T | Sequence[T]) -> Sequence[T]:
+    """One as a list of it; a list or a tuple as it is."""
+    return value if isinstance(value, (list, tuple)) else [cast("T", value)]
 
 
 def describe(
@@ -237,7 +244,7 @@ class Steering:
         scale: of what the network adds; 0 leaves it out.
     """
 
-    network: nn.Module
+    network: DiffusersNetwork
     maps: Tensor
     scale: float = 1.0
 
@@ -250,7 +257,7 @@ class Steered:
         steerings: what the ControlNets add up; none is the U-Net itself.
     """
 
-    def __init__(self, unet: nn.Module, steerings: Sequence[Steering] = ()) -> None:
+    def __init__(self, unet: DiffusersNetwork, steerings: Sequence[Steering] = ()) -> None:
         self.unet = unet
         self.steerings = [steering for steering in steerings if steering.scale]
 

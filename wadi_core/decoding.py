@@ -7,9 +7,10 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .devices import free_memory
+from .thirdparty import DiffusersNetwork
 
 logger = logging.getLogger("wadi")
 
@@ -20,7 +21,7 @@ MAPS = 4  # of full size that are in memory at once, in the decoder's last level
 
 
 @torch.no_grad()
-def decode(vae: nn.Module, latents: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+def decode(vae: DiffusersNetwork, latents: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Clean latents as pixels: about a megapixel at a time, and in tiles where even one picture takes more than is free.
 
     Args:

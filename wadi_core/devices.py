@@ -38,7 +38,7 @@ def find_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.d
     if dtype is None:
         return torch.float32 if device.type == "cpu" else torch.float16
     found = dtype if isinstance(dtype, torch.dtype) else DTYPES.get(dtype)
-    if found not in DTYPES.values():
+    if found is None or found not in DTYPES.values():
         raise ValueError(f"the networks run in {', '.join(settings.DTYPES)}, not in {dtype}")
     return found
 

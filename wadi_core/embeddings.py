@@ -79,7 +79,7 @@ class Embedding:
         if path.suffix.lower() in checkpoint.PICKLE_ENDINGS:
             raise refusal(path, "embeddings are read as .safetensors only: convert this one first")
         header = checkpoint.read_header(path)
-        (name, shape), *others = header.shapes.items() or [("", ())]
+        (name, shape), *others = list(header.shapes.items()) or [("", ())]
         if {"clip_l", "clip_g"} <= header.shapes.keys():
             raise refusal(path, "this is an embedding for the two text encoders of SDXL")
         if any(key.endswith(ADAPTERS) for key in header.shapes):

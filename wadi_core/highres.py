@@ -106,7 +106,7 @@ def factors(width: int, height: int, native: tuple[int, int], proportions: str =
         raise ValueError(f"{width}x{height} is too large for this network: enlarging goes up to {most}")
     if proportions == "keep":
         horizontal = vertical = math.sqrt(horizontal * vertical)
-    return tuple(factor if factor > NEAR else 1.0 for factor in (vertical, horizontal))
+    return vertical if vertical > NEAR else 1.0, horizontal if horizontal > NEAR else 1.0
 
 
 def attach(
@@ -171,7 +171,7 @@ def _redilate(found: Sequence[Layer], factors: tuple[float, float], first_level:
         height, width = padding = tuple(p * d for p, d in zip(conv.padding, whole, strict=True))
         _set(conv, changes, dilation=whole, padding=padding, _reversed_padding_repeated_twice=[width, width, height, height])
         if whole != wanted:
-            enlargement = _Enlarged(tuple(w / d for w, d in zip(whole, wanted, strict=True)))
+            enlargement = _Enlarged((whole[0] / wanted[0], whole[1] / wanted[1]))
             changes.callback(conv.register_forward_pre_hook(enlargement.before).remove)
             changes.callback(conv.register_forward_hook(enlargement.after).remove)
 
@@ -247,7 +247,8 @@ def fit_residuals(residuals: Any, full: Size, small: Size, halvings: int) -> Any
 
     def fit(value: Any) -> Any:
         if isinstance(value, Tensor):
-            size = tuple(value.shape[-2:])
+            height, width = value.shape[-2:]
+            size = height, width
             return pick(value, sizes[size]) if size in sizes else value
         if isinstance(value, dict):
             return {key: fit(one) for key, one in value.items()}
@@ -288,7 +289,7 @@ class _Shrunk:
     def __init__(self, factors: tuple[float, float], halvings: int, level: int) -> None:
         self._factors, self._halvings, self._level = factors, halvings, level
         self._full = self._small = (0, 0)
-        self._below: Tensor | None = None
+        self._below: list[Tensor] = []
 
     def enter(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Before the network: learn the latent's size, and fit what ControlNets that are not shrunk want to add."""
@@ -306,12 +307,11 @@ class _Shrunk:
 
     def rising(self, sampler: nn.Module, args: tuple[Any, ...]) -> None:
         """Before the module that doubles: programs differ in the size that they double to, so what goes in is kept."""
-        self._below = args[0]
+        self._below = [args[0]]
 
     def up_before(self, conv: nn.Conv2d, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Before its convolution: this one works at the size that it knows."""
-        below, self._below = self._below, None
-        return F.interpolate(below, size=self._small, mode="nearest"), *args[1:]
+        return F.interpolate(self._below.pop(), size=self._small, mode="nearest"), *args[1:]
 
     def up_after(self, conv: nn.Conv2d, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """After it: back to the full size."""

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 
 from . import __version__, files, images
 from .files import atomic_write, one_line, refusal
-from .settings import Settings
+from .settings import PictureSettings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageDraw import ImageDraw
+    from PIL.ImageFont import FreeTypeFont, ImageFont
     from torch import Tensor
 
 JSON_KEY = "wadi"  # text chunk with the settings as JSON
@@ -62,7 +64,7 @@ def thumbnail(picture: Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode("ascii")
 
 
-def save(picture: Image, path: str | os.PathLike[str], settings: Settings | None = None) -> None:
+def save(picture: Image, path: str | os.PathLike[str], settings: PictureSettings | None = None) -> None:
     """Write a PNG file, whole or not at all, with the settings in its text chunks; missing folders are made.
 
     Raises:
@@ -79,7 +81,7 @@ def save(picture: Image, path: str | os.PathLike[str], settings: Settings | None
         picture.save(file, "png", pnginfo=chunks)
 
 
-def read_settings(path: str | os.PathLike[str]) -> Settings:
+def read_settings(path: str | os.PathLike[str]) -> PictureSettings:
     """What :func:`save` wrote beside a picture.
 
     Raises:
@@ -89,7 +91,7 @@ def read_settings(path: str | os.PathLike[str]) -> Settings:
     text = images.opened(path).info.get(JSON_KEY)
     if not isinstance(text, str):
         raise refusal(path, "this picture does not say how it was made")
-    return Settings.from_json(text)
+    return PictureSettings.from_json(text)
 
 
 def numbered(path: str | os.PathLike[str], count: int) -> list[Path]:
@@ -159,7 +161,7 @@ class ContactSheet:
         return sheet
 
 
-def _shortened(caption: str, width: int, pen: object, font: object) -> str:
+def _shortened(caption: str, width: int, pen: ImageDraw, font: FreeTypeFont | ImageFont) -> str:
     """As much of a caption as fits; the built-in font knows Latin letters only."""
     text = " ".join(caption.split()).encode("latin-1", "replace").decode("latin-1")
     if pen.textlength(text, font=font) <= width:

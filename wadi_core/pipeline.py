@@ -28,7 +28,7 @@ from .devices import find_device, find_dtype
 from .embeddings import Embeddings, Vocabulary, load_embeddings
 from .lorad.adapter import Fused, check_together, fuse
 from .schedule import OneStep, check_latents
-from .settings import Settings
+from .settings import PictureSettings, Settings
 from .stack import Adapters, Stacked, load_adapters
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Pictures:
     """
 
     images: list[Image] = field(default_factory=list)
-    settings: list[Settings] = field(default_factory=list)
+    settings: list[PictureSettings] = field(default_factory=list)
     latents: Tensor | None = None
     seconds: float = 0.0
     calls: int = 0
@@ -293,7 +293,7 @@ class OneStepPipeline:
         control_image: ControlImages = None,
         control_scale: float | Sequence[float] = 1.0,
         hires: bool | str = False,
-    ) -> list[Settings]:
+    ) -> list[PictureSettings]:
         """The settings of each picture of a call, checked; arguments as there."""
         settings.check("seed", seed)
         prompts = self._listed(prompts)
@@ -305,14 +305,18 @@ class OneStepPipeline:
             raise ValueError(f"there are {len(prompts)} prompts and {len(seeds)} seeds: one seed for each is needed")
         images = controls.images_for(self.control, control_image, len(prompts))
         default_width, default_height = images[0][0].size if images else self.native_size
-        common = Settings(
-            width=width if width is not None else default_width,
-            height=height if height is not None else default_height,
+        asked = Settings(
+            width=width,
+            height=height,
             base=self.base.name,
             lorad=self.adapters,
             embeddings=self.vocabulary.settings,
             control=controls.describe(self.control, images, control_scale),
             hires=highres.METHODS[0] if hires is True else hires or None,
+        )
+        common = asked.resolved(
+            width=default_width,
+            height=default_height,
             alpha_T_squared=self.one_step.alpha_T_squared,
             timestep=self.one_step.timestep,
             prediction_type=self.one_step.prediction_type,
@@ -336,11 +340,11 @@ class OneStepPipeline:
             settings.check("prompt", prompt)
         return listed
 
-    def _factors(self, one: Settings) -> tuple[float, float]:
+    def _factors(self, one: PictureSettings) -> tuple[float, float]:
         """How much larger than native a picture is, as far as that is to be seen to."""
         return highres.factors(one.width, one.height, self.native_size) if one.hires else (1.0, 1.0)
 
-    def run(self, wanted: Sequence[Settings], batch: int = 4, control_image: ControlImages = None) -> Iterator[Pictures]:
+    def run(self, wanted: Sequence[PictureSettings], batch: int = 4, control_image: ControlImages = None) -> Iterator[Pictures]:
         """Make the pictures of a :meth:`plan`, all of one size, yielding those of each network call with their latents.
 
         Args:
@@ -359,7 +363,7 @@ class OneStepPipeline:
             yield self._one_call(wanted[part], [own if len(own) == 1 else own[part] for own in images])
 
     @torch.no_grad()
-    def _one_call(self, wanted: Sequence[Settings], images: list[list[Image]]) -> Pictures:
+    def _one_call(self, wanted: Sequence[PictureSettings], images: list[list[Image]]) -> Pictures:
         one = wanted[0]
         maps = [torch.cat([controls.to_map(image, one.width, one.height) for image in own]) for own in images]
         parts = zip(self.control, maps, one.control, strict=True)

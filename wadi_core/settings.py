@@ -87,7 +87,7 @@ class Learned:
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of one picture. ``None`` means "as the network or its adapter says".
+    """Settings of one picture as they are asked for. ``None`` means "as the network or its adapter says".
 
     Raises:
         ValueError: a value of another type or outside its limits; one line that names the field.
@@ -112,16 +112,58 @@ class Settings:
         for field in dataclasses.fields(self):
             check(field.name, getattr(self, field.name))
 
+    def resolved(
+        self, width: int, height: int, alpha_T_squared: float, timestep: int, prediction_type: str, dtype: str
+    ) -> PictureSettings:
+        """These settings with the network's own values where nothing else was asked for."""
+        own = {
+            "width": width,
+            "height": height,
+            "alpha_T_squared": alpha_T_squared,
+            "timestep": timestep,
+            "prediction_type": prediction_type,
+            "dtype": dtype,
+        }
+        asked = {name: getattr(self, name) for name in FIELDS}
+        return PictureSettings(**asked | {name: value for name, value in own.items() if asked[name] is None})
+
+
+def _known() -> Any:
+    """A field that is asked for where needed, and known of every picture that is made."""
+    return dataclasses.field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class PictureSettings(Settings):
+    """Settings of one picture with every value known: all that is needed to make it again. A PNG file holds these.
+
+    Raises:
+        ValueError: as :class:`Settings`, or a value that is not known; one line that names the field.
+    """
+
+    width: int = _known()
+    height: int = _known()
+    alpha_T_squared: float = _known()
+    timestep: int = _known()
+    prediction_type: str = _known()
+    dtype: str = _known()
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.default is dataclasses.MISSING and getattr(self, field.name) is None:
+                raise ValueError(f"{field.name} must be known of a picture that is made")
+        super().__post_init__()
+
     def to_json(self) -> str:
         """One line of JSON, as it stands in the text chunk ``wadi`` of a PNG file."""
         return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, text: str) -> Settings:
+    def from_json(cls, text: str) -> PictureSettings:
         """The settings that :meth:`to_json` wrote.
 
         Raises:
-            ValueError: other text, an unknown field, or the version of a newer program; one line.
+            ValueError: other text, an unknown field, a missing one, or the version of a newer program; one line.
         """
         try:
             values = json.loads(text)
@@ -137,7 +179,7 @@ class Settings:
                 values[name] = tuple(kind(**part) for part in values.get(name, []))
             return cls(**values)
         except (TypeError, OverflowError) as error:
-            raise ValueError("these are no settings: a field is unknown or has another form") from error
+            raise ValueError("these are no settings: a field is unknown, is missing or has another form") from error
 
     def to_infotext(self, program: str) -> str:
         """The settings as people and A1111-style readers know them: the prompt, then ``Name: value`` pairs.
@@ -150,7 +192,7 @@ class Settings:
             "Sampler": SAMPLER,
             "CFG scale": 1,
             "Seed": self.seed,
-            "Size": f"{self.width}x{self.height}" if self.width and self.height else None,
+            "Size": f"{self.width}x{self.height}",
             "Model": self.base,
             "LoRaD": ", ".join(f"{adapter.file}: {adapter.strength:g}" for adapter in self.lorad) or None,
             "Embeddings": ", ".join(f"{one.file}: {one.token}" for one in self.embeddings) or None,
@@ -183,7 +225,7 @@ def check(name: str, value: Any) -> None:
     """
     field = FIELDS[name]
     limits = field.metadata
-    if value is None and field.default is None:
+    if field.default is None and value is None:
         return
     default = field.default
     kind = _TYPES.get(name) or (type(default) if default is not None else str if "choices" in limits else int)

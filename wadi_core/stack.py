@@ -6,15 +6,19 @@ import os
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import entries, settings
 from .files import known_name, sha256_of_file
 from .lorad.adapter import LoRaD
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
 File: TypeAlias = "str | os.PathLike[str]"
 Stacked: TypeAlias = "tuple[LoRaD, settings.Adapter]"
-Adapters: TypeAlias = "LoRaD | File | Sequence[LoRaD | File | tuple[LoRaD | File, float]] | None"
+Pair: TypeAlias = "tuple[LoRaD | File, float]"
+Adapters: TypeAlias = "LoRaD | File | Sequence[LoRaD | File | Pair] | None"
 
 
 def load_adapters(lorad: Adapters, strength: float = 1.0) -> list[Stacked]:
@@ -25,10 +29,8 @@ def load_adapters(lorad: Adapters, strength: float = 1.0) -> list[Stacked]:
     """
     if lorad is None:
         return []
-    if isinstance(lorad, (LoRaD, str, os.PathLike)) or _is_pair(lorad):
-        lorad = [lorad]
-    stack = []
-    for entry in lorad:
+    stack: list[Stacked] = []
+    for entry in [lorad] if isinstance(lorad, (LoRaD, str, os.PathLike)) or _is_pair(lorad) else lorad:
         adapter, its_strength = entry if _is_pair(entry) else (entry, strength)
         its_strength = entries.strength(its_strength)
         if isinstance(adapter, LoRaD):
@@ -41,5 +43,5 @@ def load_adapters(lorad: Adapters, strength: float = 1.0) -> list[Stacked]:
     return stack
 
 
-def _is_pair(entry: Any) -> bool:
+def _is_pair(entry: Any) -> TypeIs[Pair]:
     return isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], Real)

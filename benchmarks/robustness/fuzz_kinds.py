@@ -25,7 +25,7 @@ from wadi_core.lorad.checkpoint import encode_header, read_header
 from wadi_core.lorad.linear import RotatedLinear
 from wadi_core.lorad.reports import adapter_facts, adapter_lines
 from wadi_core.lorad.weights import Weights
-from wadi_core.settings import Settings
+from wadi_core.settings import PictureSettings
 
 from . import fuzz_samples as good
 from .fuzz_samples import UNET, UNET_LAYERS, Sample, drawn, network_of, networks
@@ -179,9 +179,9 @@ def use_pictures(both: tuple[Image.Image, Image.Image]) -> None:
     demand(both[0].convert("RGB").width > 0, "a picture of no size")
 
 
-def use_settings(found: Settings) -> None:
+def use_settings(found: PictureSettings) -> None:
     """As the text that is written into a picture."""
-    demand(Settings.from_json(found.to_json()) == found, "settings that do not come back")
+    demand(PictureSettings.from_json(found.to_json()) == found, "settings that do not come back")
     found.to_infotext("wadi")
 
 

@@ -23,12 +23,15 @@ from wadi_core.lorad import LoRaD, Metadata
 from wadi_core.lorad.checkpoint import read_header, write_safetensors
 from wadi_core.lorad.metadata import FORMAT
 from wadi_core.mini import ldm
-from wadi_core.settings import Settings
+from wadi_core.settings import PictureSettings
 
 from .damage import ANY, SAFETENSORS, Damage, json_text
 from .damage_files import PICTURES, TEXTS, TORCH
 
 UNET = "model.diffusion_model."
+SETTINGS = PictureSettings(
+    "a cat", 1, width=512, height=512, alpha_T_squared=0.0047, timestep=999, prediction_type="epsilon", dtype="float32"
+)
 
 
 @dataclass(frozen=True)
@@ -224,7 +227,7 @@ def picture_samples() -> list[Sample]:
     turned[0x0112] = 6
     settings = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder:
-        pictures.save(rgb, Path(folder) / "a.png", Settings("a cat", seed=1))
+        pictures.save(rgb, Path(folder) / "a.png", SETTINGS)
         settings = (Path(folder) / "a.png").read_bytes()
     frames = [palette, palette.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
     made: list[tuple[str, Image.Image, dict[str, Any]]] = [
@@ -254,7 +257,7 @@ def picture_samples() -> list[Sample]:
 def settings_samples() -> list[Sample]:
     """Pictures that say how they were made: the text itself is damaged as well."""
     with tempfile.TemporaryDirectory() as folder:
-        pictures.save(Image.new("RGB", (8, 8)), Path(folder) / "a.png", Settings("a cat", seed=1, width=512, height=512))
+        pictures.save(Image.new("RGB", (8, 8)), Path(folder) / "a.png", SETTINGS)
         return [Sample("a.png", (Path(folder) / "a.png").read_bytes(), ANY | PICTURES)]
 
 

@@ -243,12 +243,13 @@ def test_words_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_settings_with_words_are_read_back() -> None:
-    from wadi_core.settings import Learned, Settings
+    from wadi_core.settings import Learned, PictureSettings, Settings
 
-    one = Settings(embeddings=(Learned("left-of", "<left-of>", "ab"),))
-    assert Settings.from_json(one.to_json()) == one
+    asked = Settings(embeddings=(Learned("left-of", "<left-of>", "ab"),))
+    one = asked.resolved(64, 64, 0.0047, 999, "epsilon", "float32")
+    assert PictureSettings.from_json(one.to_json()) == one
     older = json.loads(one.to_json())
     del older["embeddings"]
-    assert Settings.from_json(json.dumps(older)).embeddings == ()
+    assert PictureSettings.from_json(json.dumps(older)).embeddings == ()
     with pytest.raises(ValueError, match="embeddings must hold learned words"):
         Settings(embeddings=("left-of",))

@@ -21,7 +21,7 @@ from wadi_core.lorad import Metadata
 from wadi_core.lorad.layers import adapter_key, student_layers
 from wadi_core.lorad.rotation import rotate
 from wadi_core.pipeline import noise
-from wadi_core.settings import Settings
+from wadi_core.settings import PictureSettings
 from wadi_core.single_file import LDM_OPEN_CLIP
 
 pytestmark = pytest.mark.usefixtures("no_network")
@@ -367,5 +367,5 @@ def test_a_picture_carries_all_that_makes_it_again(sd15: Kit, tmp_path: Path) ->
             assert largest_difference(picture, next(pipe.run([said])).images[0]) <= 1  # alone, no longer in a batch
             text = picture.info[pictures.TEXT_KEY]
         assert text.startswith(prompt + "\nSteps: 1, Sampler: WaDi one-step, CFG scale: 1, Seed: 184467440737095516")
-    assert Settings.from_json(said.to_json()) == said
+    assert PictureSettings.from_json(said.to_json()) == said
     assert sorted(path.name for path in paths[0].parent.iterdir()) == ["p-0001.png", "p-0002.png"]

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from wadi_core import pictures, schedule, settings
-from wadi_core.settings import Adapter, Settings
+from wadi_core.settings import Adapter, PictureSettings, Settings
 
-FULL = Settings(
+FULL = PictureSettings(
     prompt="a cat, and: a dog",
     seed=7,
     width=640,
@@ -30,16 +30,44 @@ FULL = Settings(
 
 
 def test_json_brings_everything_back() -> None:
-    assert Settings.from_json(FULL.to_json()) == FULL
-    assert Settings.from_json(Settings().to_json()) == Settings()
+    assert PictureSettings.from_json(FULL.to_json()) == FULL
     assert json.loads(FULL.to_json())["version"] == settings.VERSION
     assert "\n" not in dataclasses.replace(FULL, prompt="two\nlines").to_json()
 
 
 @given(st.text(), st.integers(0, 2**64 - 1), st.floats(allow_nan=False, allow_infinity=False))
 def test_json_brings_any_prompt_seed_and_strength_back(prompt: str, seed: int, strength: float) -> None:
-    one = Settings(prompt=prompt, seed=seed, lorad=(Adapter("a", strength),))
-    assert Settings.from_json(one.to_json()) == one
+    one = dataclasses.replace(FULL, prompt=prompt, seed=seed, lorad=(Adapter("a", strength),))
+    assert PictureSettings.from_json(one.to_json()) == one
+
+
+def test_what_earlier_versions_wrote_is_read() -> None:
+    text = (
+        '{"prompt": "a cat", "seed": 3, "width": 128, "height": 64, "base": "mini", "lorad": [], "control": [], "hires": null, '
+        '"alpha_T_squared": 0.0047, "timestep": 999, "prediction_type": "epsilon", "dtype": "float32", "version": 1}'
+    )
+    found = PictureSettings.from_json(text)
+    assert (found.prompt, found.seed, found.width, found.height, found.hires) == ("a cat", 3, 128, 64, None)
+    assert list(json.loads(found.to_json())) == [*settings.FIELDS]  # in the order that files have always had
+
+
+def test_what_was_not_asked_for_is_the_networks_own() -> None:
+    own = {"alpha_T_squared": 0.01, "timestep": 900, "prediction_type": "v_prediction", "dtype": "float32"}
+    found = Settings("a cat", 7, width=72, hires="shrink", dtype="float16").resolved(width=512, height=640, **own)
+    assert found == PictureSettings("a cat", 7, width=72, height=640, hires="shrink", **own | {"dtype": "float16"})
+    assert FULL.resolved(width=64, height=64, **own) == FULL
+
+
+@pytest.mark.parametrize("name", ["width", "height", "alpha_T_squared", "timestep", "prediction_type", "dtype"])
+def test_a_picture_without_a_value_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be known of a picture"):
+        dataclasses.replace(FULL, **{name: None})
+    values = json.loads(FULL.to_json())
+    with pytest.raises(ValueError, match=f"^{name} must be known of a picture"):
+        PictureSettings.from_json(json.dumps(values | {name: None}))
+    del values[name]
+    with pytest.raises(ValueError, match="a field is unknown, is missing or has another form"):
+        PictureSettings.from_json(json.dumps(values))
 
 
 @pytest.mark.parametrize(
@@ -87,13 +115,13 @@ def test_values_outside_their_limits_are_named(changes: dict, message: str) -> N
 )
 def test_other_text_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(ValueError) as caught:
-        Settings.from_json(text)
+        PictureSettings.from_json(text)
     assert "\n" not in str(caught.value)
 
 
 def test_a_newer_version_is_named() -> None:
     with pytest.raises(ValueError, match="version 2, this program knows 1: update it"):
-        Settings.from_json('{"version": 2, "control": []}')
+        PictureSettings.from_json('{"version": 2, "control": []}')
 
 
 def test_the_line_for_people_is_read_by_a1111s_rules() -> None:
@@ -117,7 +145,7 @@ def test_the_line_for_people_is_read_by_a1111s_rules() -> None:
         "Number format": "bfloat16",
         "Version": "wadi 1.0",
     }
-    assert "Size" not in Settings().to_infotext("wadi") and "LoRaD" not in Settings().to_infotext("wadi")
+    assert "LoRaD" not in dataclasses.replace(FULL, lorad=()).to_infotext("wadi")
 
 
 def test_limits_agree_with_the_schedule() -> None:

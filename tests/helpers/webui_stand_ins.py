@@ -130,6 +130,7 @@ def host_modules(models: Path, sd_model: Any) -> dict[str, ModuleType]:
         ),
         InterruptedException=type("InterruptedException", (BaseException,), {}),
         store_latent=seen["latent"].append,
+        Sampler=type("Sampler", (), {}),
     )
     parts = {
         "paths": module("modules.paths", models_path=str(models)),
@@ -146,7 +147,7 @@ def host_modules(models: Path, sd_model: Any) -> dict[str, ModuleType]:
         "sd_samplers_timesteps": module(
             "modules.sd_samplers_timesteps",
             CFGDenoiserTimesteps=denoiser,
-            CompVisSampler=type("CompVisSampler", (), {}),
+            CompVisSampler=type("CompVisSampler", (common.Sampler,), {}),
             CompVisTimestepsDenoiser=lambda model: model,
         ),
         "devices": module("modules.devices", dtype_unet=torch.float32),

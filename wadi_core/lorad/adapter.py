@@ -62,8 +62,9 @@ class Match:
             ValueError: it does not fit the network; one line.
         """
         if self.problems:
-            more = f" (and {len(self.problems) - 1} more like it)" if len(self.problems) > 1 else ""
-            raise ValueError(one_line(f"the LoRaD does not fit this network: {self.problems[0]}{more}"))
+            first, *others = self.problems
+            more = f" (and {len(others)} more like it)" if others else ""
+            raise ValueError(one_line(f"the LoRaD does not fit this network: {first}{more}"))
 
     def __str__(self) -> str:
         return f"{len(self.paths)} of {self.layers} layers, rank {self.rank}, {self.architecture}"
@@ -208,7 +209,7 @@ class LoRaD:
         if dtype not in FACTOR_DTYPES:
             raise ValueError(f"an adapter is saved in float32, bfloat16 or float16, not {dtype}")
         path = Path(path)
-        cast = {key: tuple(t.detach().to("cpu", dtype) for t in pair) for key, pair in self.factors.items()}
+        cast = {key: (a.detach().to("cpu", dtype), b.detach().to("cpu", dtype)) for key, (a, b) in self.factors.items()}
         _finite(LoRaD(cast, self.metadata))
         tensors = {key + ending: cast[key][place] for key in cast for ending, place in LORAD_ENDINGS.items()}
         strings = self.metadata.to_strings(self.rank, path.stem)
@@ -294,9 +295,10 @@ class Fused:
         Raises:
             ValueError: no backup was kept.
         """
-        if any(original is None for _, original in self._backup.values()):
+        kept = [(weight, original) for weight, original in self._backup.values() if original is not None]
+        if len(kept) < len(self._backup):
             raise ValueError("no backup was kept: load the network again")
-        for weight, original in self._backup.values():
+        for weight, original in kept:
             weight.copy_(original)
         self._backup = {}
 
@@ -324,7 +326,7 @@ def fuse(module: nn.Module, stack: Iterable[tuple[LoRaD, float]], keep_backup: b
     fused = Fused()
     try:
         for path, factors in parts.items():
-            weight = module.get_submodule(path).weight
+            weight = module.get_parameter(f"{path}.weight")
             fused._backup[path] = (weight, weight.detach().to("cpu", copy=True) if keep_backup else None)
             rotate_(weight, factors)
     except BaseException:  # out of memory, or interrupted: not half of it

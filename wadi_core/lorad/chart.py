@@ -13,7 +13,7 @@ from ..files import atomic_write
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw
-    from PIL.ImageFont import FreeTypeFont
+    from PIL.ImageFont import FreeTypeFont, ImageFont
 
     from .analysis import Analysis
 
@@ -169,10 +169,10 @@ def _ticks(most: float) -> list[float]:
     return [step * count for count in range(int(most / step) + 1)]
 
 
-def _font(size: int) -> FreeTypeFont:
-    from PIL import ImageFont
+def _font(size: int) -> FreeTypeFont | ImageFont:
+    from PIL.ImageFont import load_default
 
-    return ImageFont.load_default(size * FINER)
+    return load_default(size * FINER)
 
 
 def _write(draw: ImageDraw, place: Point, text: str, size: int, colour: str, anchor: str) -> None:

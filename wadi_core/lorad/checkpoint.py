@@ -163,7 +163,7 @@ def read_tensors(header: Header, names: Iterable[str] | None = None) -> dict[str
                 raise refusal(header.path, f"{name[:80]!r} is of the unknown type {place.dtype[:20]!r}")
             data = torch.empty(place.size, dtype=torch.uint8)
             file.seek(place.offset)
-            if file.readinto(memoryview(data.numpy())) != place.size:
+            if file.readinto(data.numpy().data) != place.size:
                 raise refusal(header.path, "the file has become shorter while it was read")
             tensors[name] = data.view(DTYPES[place.dtype]).reshape(place.shape)
     return tensors
@@ -174,7 +174,7 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     if sys.byteorder != "little":
         raise ValueError("files of tensors are written on little-endian machines only")
     flat = tensor.detach().to("cpu").contiguous().flatten()
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def encode_header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[bytes, list[str]]:

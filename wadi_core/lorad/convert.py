@@ -200,7 +200,7 @@ def eps_error(
         turned = predict().double()
     finally:
         fused.restore()
-    weights = {path: network.get_submodule(path).weight for path in lora.factors}
+    weights = {path: network.get_parameter(f"{path}.weight") for path in lora.factors}
     kept = {path: weight.clone() for path, weight in weights.items()}
     try:
         for path, (up, down) in lora.factors.items():

@@ -148,7 +148,7 @@ def network_sha256(network: nn.Module | Mapping[str, Tensor], architecture: str 
     """
     if isinstance(network, nn.Module):
         layers = student_layers(network, architecture)
-        return sha256_of_layers(layers, lambda path: network.get_submodule(path).weight)
+        return sha256_of_layers(layers, lambda path: network.get_parameter(f"{path}.weight"))
     shapes = {name: tuple(tensor.shape) for name, tensor in network.items()}
     return sha256_of_layers(student_layers(shapes, architecture), lambda path: network[f"{path}.weight"])
 
@@ -159,5 +159,5 @@ def sha256_of_layers(paths: Iterable[str], weight: Callable[[str], Tensor]) -> s
     for path in sorted(paths):
         values = weight(path)
         digest.update(f"{path} {list(values.shape)}\n".encode())
-        digest.update(values.detach().to("cpu", torch.float16).contiguous().numpy())
+        digest.update(values.detach().to("cpu", torch.float16).contiguous().numpy().data)
     return digest.hexdigest()

@@ -8,7 +8,7 @@ teacher, student and fake score.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +72,12 @@ def _turned(weight: Tensor, factors: Sequence[Factors], dtype: torch.dtype) -> T
     # On a CPU blocks of rows stay in the cache; on a GPU fewer, larger kernels are faster.
     rotate_(turned, factors, None if weight.device.type == "cpu" else weight.shape[0])
     return turned.to(weight.dtype).to(dtype)
+
+
+class _Coded(Protocol):
+    """A linear layer that stores its weight in some other form."""
+
+    def dense(self) -> Tensor: ...
 
 
 class _Kept(dict[tuple[str, ...], tuple[tuple[Any, ...], Tensor]]):
@@ -165,7 +171,7 @@ class RotatedLinear(nn.Linear):
 
     def _base(self) -> Tensor:
         """The frozen weight (out, in) as numbers that can be turned."""
-        return self.weight if self.weight is not None else self.original.dense()
+        return self.weight if self.weight is not None else cast("_Coded", self.original).dense()
 
     def forget(self, name: str | None = None) -> None:
         """Let go of the rotated weights that :attr:`share` has kept: all, or those that an adapter had a part in."""

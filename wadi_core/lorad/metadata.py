@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -21,6 +22,8 @@ from .layers import ARCHITECTURES
 FORMAT = 1
 PAIRING = "interleaved-input"
 SMALLEST_ALPHA = 1e-8  # alpha_T^2; below, what the network gets wrong is multiplied by more than 10,000
+
+Number = TypeVar("Number", int, float)
 
 _SS_BASE = {"sd15": "sd-v1-5", "sd21": "sd-v2-1"}
 _RESOLUTION = {"sd15": "512x512", "sd21": "512x512", "pixart-alpha": "256x256", "wadi-mini": "128x128"}
@@ -164,7 +167,7 @@ class Metadata:
         )
 
 
-def _number(strings: Mapping[str, str], key: str, kind: type) -> int | float | None:
+def _number(strings: Mapping[str, str], key: str, kind: type[Number]) -> Number | None:
     text = strings.get(key)
     if text is None:
         return None

@@ -109,7 +109,7 @@ def _copy(source: Path, target: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     take_any_text()
-    parser = argparse.ArgumentParser(prog="python -m wadi_core.mini.export", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m wadi_core.mini.export", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--checkpoints", required=True, metavar="DIR", help="the program's folder of checkpoints")
     parser.add_argument("--loras", metavar="DIR", help="its folder of adapters (default: the LoRaD is left out)")
     parser.add_argument("--base", default="mini", metavar="FOLDER", help="a base in diffusers layout (default: mini)")
