@@ -45,6 +45,7 @@ from ..models.condition import Condition
 from ..models.diffusion import Noising, anchor_loss, teacher_pictures
 from ..models.generators import ModelGenerator
 from ..models.placement import autocast_type, place, working_type
+from ..settings.fields import settings_before
 from ..settings.finetuning import FinetuningConfig
 from .examples import Examples
 
@@ -103,7 +104,7 @@ class FinetuningRun:
         )
         exact = torch.float32 if self.device.type == "mps" else torch.float64  # Apple's GPUs know no float64
         self.noising = Noising(self.model.alphas_cumprod.to(self.device, exact), config.prediction_type)
-        self.guard = NonFiniteGuard(config.max_skipped, "rate")
+        self.guard = NonFiniteGuard(config.max_skipped, "lr")
         self.means, self.deviations = self.examples.latents(self.model, self.size, getattr(config, "mirror", False))
         self.step = 0
 
@@ -345,7 +346,7 @@ class FinetuningRun:
         with damage_told():
             if set(state["learned"]) != set(self.parameters):
                 raise DamagedCheckpoint("this checkpoint is of another kind of run; choose another output folder")
-            before = {field.name: field.default for field in dataclasses.fields(self.config)} | state["settings"]
+            before = settings_before(self.config, state["settings"])
             base, examples, words = state["base_sha256"], state["examples"], tuple(state.get("words", ()))
         if base != self.model.base_sha256:
             raise ValueError(f"{self.output} holds a run on another base; choose another output folder")
