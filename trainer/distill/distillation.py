@@ -200,7 +200,7 @@ class Distillation:
     @contextlib.contextmanager
     def _accumulating(self, role: str, last: bool) -> Iterator[None]:
         """Gradients are averaged over the processes with the last of several calls."""
-        part = self.roles.parts[role]
+        part: Any = self.roles.parts[role]
         with part.no_sync() if hasattr(part, "no_sync") and not last else contextlib.nullcontext():
             yield
 

@@ -198,9 +198,9 @@ class FinetuningRun:
 
         The samples are every ``anchor_every``-th of a call's, of which a step has so many.
         """
-        config = self.config
+        config, one_step = self.config, self.one_step
         chosen = [number for number in numbers if number % config.anchor_every == 0]
-        if not chosen:
+        if not chosen or one_step is None:  # the settings ask for a student where there is an anchor
             return torch.zeros((), device=self.device)
         drawn, captions = self.draw(ANCHOR, chosen), self.anchor_captions(chosen)
         with torch.no_grad():
@@ -213,8 +213,8 @@ class FinetuningRun:
         wanted = teacher_pictures(guided, self.noising, drawn.z, config.anchor_steps)
         self.forget()  # rotated weights of the teacher, before those of the student are made
         self.activate(STUDENT)  # and backward with it: checkpointing computes the calls again
-        t = torch.full((len(chosen),), self.one_step.timestep, device=self.device)
-        x0 = self.one_step.x0(drawn.z, self.predict(drawn.z, t, self.condition(captions)))
+        t = torch.full((len(chosen),), one_step.timestep, device=self.device)
+        x0 = one_step.x0(drawn.z, self.predict(drawn.z, t, self.condition(captions)))
         loss = anchor_loss(x0, wanted, config.anchor_cells).sum() * config.anchor_every / len(numbers)
         self.updater.backward(config.anchor_weight * loss / calls)
         self.forget()
