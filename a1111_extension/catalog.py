@@ -82,11 +82,6 @@ def file_of(name: str) -> Path | None:
     return Path(table[name].filename) if name in table else None
 
 
-def in_own_folder(path: Path) -> bool:
-    """Whether a file is in one of :func:`folders`."""
-    return any(folder in path.parents for folder in folders())
-
-
 def look(path: str | os.PathLike[str]) -> LoRaD | None:
     """What a LoRaD file holds, its factors without their numbers; None for an adapter of another kind.
 

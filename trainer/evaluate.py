@@ -61,6 +61,7 @@ logger = logging.getLogger("wadi")
 
 LOOK_BATCH = 32
 MINI_PRESET = "mini"
+NO_PROMPTS = "--prompts or --preset is needed to make pictures"
 MINI_COUNT = 5000
 # Scenes that are prompts, and those that are real pictures: those of the benchmark of wadi-mini.
 MINI_PROMPTS, MINI_REAL = 400_000_000, 200_000_000
@@ -189,7 +190,7 @@ def _real(options: argparse.Namespace, preset: coco.CocoData | None) -> Files | 
         return Drawn(options.count or MINI_COUNT)
     if options.real and not os.path.isdir(options.real):
         return Path(options.real)
-    return Files(picture_files.pictures_in(options.real) if options.real else preset.images)
+    return Files(preset.images if preset and not options.real else picture_files.pictures_in(options.real))
 
 
 def evaluate(options: argparse.Namespace) -> Judgement | None:
@@ -205,13 +206,15 @@ def evaluate(options: argparse.Namespace) -> Judgement | None:
     prompts, real = read_prompts(options, preset), _real(options, preset)
     extractor = extractors.find(options.extractor, device, options.inception and Path(options.inception))
     # What can be wrong is found out before hours are spent on pictures.
-    reference = read_statistics(real, extractor, options.side) if isinstance(real, Path) else None
+    known = read_statistics(real, extractor, options.side) if isinstance(real, Path) else real
     score = ClipScore(options.clip, device) if options.clip else None
     if options.pictures:
         made = Files(picture_files.pictures_in(options.pictures))
         recipe: dict[str, Any] = {"pictures": Path(options.pictures).name}
         if prompts and len(prompts.lines) != made.count:
             raise ValueError(f"{options.pictures}: there are {made.count} pictures for {len(prompts.lines)} prompts")
+    elif prompts is None:
+        raise ValueError(NO_PROMPTS)
     else:
         generator = load_generator(
             options.base, adapters(options.lorad), options.device, options.dtype, options.size,
@@ -221,11 +224,12 @@ def evaluate(options: argparse.Namespace) -> Judgement | None:
         recipe = generator.recipe()
         if options.shard[1] > 1:
             return None
-    if reference is None:
-        reference = Reference(features_of(real, "real", extractor, output, options.side).numpy())
+    if not isinstance(known, Reference):
+        features = features_of(known, "real", extractor, output, options.side).numpy()
         if options.save_statistics:
-            write_statistics(Path(options.save_statistics), reference, extractor, options.side)
-    found = judge(features_of(made, "generated", extractor, output, options.side).numpy(), reference, extractor.components)
+            write_statistics(Path(options.save_statistics), features, extractor, options.side)
+        known = Reference(features)
+    found = judge(features_of(made, "generated", extractor, output, options.side).numpy(), known, extractor.components)
     if score and prompts:
         found.figures["clip_score"] = clip_scores(made, prompts.lines, score, output).double().mean().item()
     found.settings.update(
@@ -347,7 +351,7 @@ def _settle(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Non
     if not options.preset and not options.real:
         parser.error("--real or --preset is needed")
     if options.base and not (options.prompts or options.preset):
-        parser.error("--prompts or --preset is needed to make pictures")
+        parser.error(NO_PROMPTS)
     if options.clip and not (options.prompts or options.preset):
         parser.error("--clip needs the --prompts of the pictures")
     if options.pictures and options.shard[1] > 1:

@@ -47,6 +47,7 @@ class Inversion(FinetuningRun):
     """Rows of the text encoder's input table, learned on the multi-step base."""
 
     config: InvertConfig
+    model: StableDiffusion  # prepare() refuses every other
 
     def wrong_caption(self, caption: str) -> str | None:
         words = self.config.tokens
@@ -152,8 +153,8 @@ class Inversion(FinetuningRun):
         return paths
 
 
-def invert(config: InvertConfig) -> Path:
-    """A whole run; returns the file of the (first) word.
+def invert(config: InvertConfig) -> Path | None:
+    """A whole run; returns the file of the (first) word, None where it was stopped.
 
     Raises:
         OSError, ValueError: with one line.

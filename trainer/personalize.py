@@ -188,8 +188,8 @@ def lora_factors(adapter: PeftAdapter) -> dict[str, tuple[Tensor, Tensor]]:
     return found
 
 
-def personalize(config: PersonalizeConfig) -> Path:
-    """A whole run; returns the adapter's file.
+def personalize(config: PersonalizeConfig) -> Path | None:
+    """A whole run; returns the adapter's file, None where it was stopped.
 
     Raises:
         OSError, ValueError: with one line.

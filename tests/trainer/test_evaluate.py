@@ -17,7 +17,7 @@ from PIL import Image
 from trainer import evaluate
 from trainer.data import picture_files
 from trainer.evaluation import coco, extractors
-from trainer.evaluation.figures import Reference, read_statistics, write_statistics
+from trainer.evaluation.figures import read_statistics, write_statistics
 from trainer.evaluation.metrics import moments
 from trainer.models.condition import Condition
 from trainer.models.generators import ModelGenerator, make_sampler
@@ -171,7 +171,7 @@ def test_statistics_stand_for_the_pictures(real: Path, tmp_path: Path, capsys) -
 def test_statistics_of_another_kind_are_refused(tmp_path: Path) -> None:
     one, other = (extractors.Extractor(name, name, lambda pictures, numbers: pictures) for name in ("one", "other"))
     path = tmp_path / "real.safetensors"
-    write_statistics(path, Reference(np.zeros((4, 3), np.float32)), one, 64)
+    write_statistics(path, np.zeros((4, 3), np.float32), one, 64)
     assert read_statistics(path, one, 64).count == 4
     bad = {
         "not taken with other": (path, other, 64),

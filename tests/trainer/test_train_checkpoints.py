@@ -190,10 +190,10 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(
 def test_one_that_may_not_be_read_gives_way_too(copied: Distillation, monkeypatch: pytest.MonkeyPatch) -> None:
     original = zipfile.ZipFile
 
-    def opened(path: Path, *arguments: Any) -> zipfile.ZipFile:
-        if Path(path).name == NEWEST:
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return original(path, *arguments)
+    def opened(file: Any, *arguments: Any) -> zipfile.ZipFile:  # a path, or a file that is open
+        if Path(file.name).name == NEWEST:
+            raise PermissionError(errno.EACCES, "Permission denied", str(file))
+        return original(file, *arguments)
 
     monkeypatch.setattr(zipfile, "ZipFile", opened)
     damaged: dict[Path, str] = {}
@@ -230,6 +230,33 @@ def test_settings_of_the_optimizer_are_those_of_this_run(copied: Distillation) -
     state["updaters"][STUDENT]["optimizer"]["param_groups"][0]["betas"] = (0.5, 0.5)
     copied.load_state(state)
     assert copied.updaters[STUDENT].optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+
+
+def old_names(state: dict[str, Any], **old: str) -> None:
+    """Settings under the names that they had when the run began."""
+    state["settings"] = {old.get(name, name): value for name, value in state["settings"].items()}
+
+
+def test_a_run_that_began_under_old_names_of_settings_goes_on(copied: Distillation, caplog: pytest.LogCaptureFixture) -> None:
+    def change(state: dict[str, Any]) -> None:
+        old_names(state, student_lr="student_rate", fake_lr="fake_rate", max_grad_norm="clip", uncond_prob="null_share")
+        state["settings"]["clip"] = 7.0
+
+    rewritten(change)(copied.output / NEWEST)
+    with caplog.at_level(logging.INFO, logger="wadi"):
+        DistillationSession(copied)
+    assert copied.step == 4
+    told = [record.message for record in caplog.records if record.name == "wadi"]
+    assert told[0] == "the run goes on with other settings than before: max_grad_norm 7.0 -> 1.0"
+
+
+def test_a_finetuning_run_that_began_under_old_names_goes_on(run: Personalization, tmp_path: Path) -> None:
+    shutil.copytree(run.output, tmp_path / "run")
+    rewritten(lambda state: old_names(state, lr="rate", keep_last="keep"))(tmp_path / "run" / NEWEST)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "output", tmp_path / "run")
+        FinetuningSession(run)
+    assert run.step == 4
 
 
 @pytest.mark.parametrize("damage", [

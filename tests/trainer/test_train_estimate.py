@@ -85,7 +85,7 @@ def test_it_is_shown_without_any_weight(
 def test_a_shape_that_ships_is_enough(
     preset: str, given: str, architecture: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    config = Path(__file__).parents[1] / "trainer" / "configs" / f"{preset}.yaml"
+    config = Path(__file__).parents[2] / "trainer" / "configs" / f"{preset}.yaml"
     monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(config), "--dry-run", given, "micro_batch=1", "device=cuda"])
     assert main() == 0
     assert capsys.readouterr().out.startswith(f"{'base':<26}{architecture}, ")
@@ -111,6 +111,10 @@ def test_hours_are_those_of_a_run_that_was_measured(of: Callable[..., Estimate],
     assert f"5 hours, 2.05 s a step (measured in {tmp_path})" in str(of(steps=8780))
     assert of(steps=8780).seconds == 2.05
     assert f"unknown: the run in {tmp_path} had batch=2, not 4" in str(of(batch=4))
+    # The same of a run whose settings had other names when it was made.
+    written = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(written.replace("student_lr:", "student_rate:").replace("keep_last:", "keep:"))
+    assert of(steps=8780).seconds == 2.05
     assert "unknown: the run in" in str(of(device="cuda"))
     (tmp_path / "losses.csv").write_text("step,seconds\n10,60\n")
     assert "has too few steps in its log" in str(of())

@@ -12,12 +12,13 @@ from PIL import Image, ImageDraw
 
 from trainer.engine.muon import MuonWithAdamW, orthogonalize
 from trainer.mini import scenes
+from trainer.mini.autoencoding import reconstruction_loss
 from trainer.mini.denoising import draw_timesteps
 from trainer.mini.init import CentredSteps, freeze_samplers, skip_copying, start_as_block_means
 from trainer.mini.latents import read_shards
 from trainer.mini.perception import Perception
 from trainer.mini.teacher import TeacherConfig, make_unet
-from trainer.mini.vae import make_vae, reconstruction_loss
+from trainer.mini.vae import make_vae
 from trainer.mini.widen import widen
 from trainer.mini.words import WORDS, facts, looks
 

@@ -36,6 +36,7 @@ from ..models.condition import Condition
 from ..models.diffusion import Noising, anchor_loss, teacher_pictures
 from ..models.placement import autocast_type, place, working_type
 from ..settings.distillation import TrainConfig
+from ..settings.fields import settings_before
 from .embedding_cache import EmbeddingCache
 from .roles import FAKE, STUDENT, TEACHER, Roles, first_factors, layers_of_roles
 from .vsd import fake_loss, generate, student_loss
@@ -199,7 +200,7 @@ class Distillation:
     @contextlib.contextmanager
     def _accumulating(self, role: str, last: bool) -> Iterator[None]:
         """Gradients are averaged over the processes with the last of several calls."""
-        part = self.roles.parts[role]
+        part: Any = self.roles.parts[role]
         with part.no_sync() if hasattr(part, "no_sync") and not last else contextlib.nullcontext():
             yield
 
@@ -386,7 +387,7 @@ class Distillation:
         if missing := sorted({"base_sha256", "settings", "prompts", *self.updaters} - set(state)):
             raise DamagedCheckpoint(f"this checkpoint is not of a distillation: it has no {missing[0]}")
         with damage_told():
-            before = {field.name: field.default for field in dataclasses.fields(self.config)} | state["settings"]
+            before = settings_before(self.config, state["settings"])
         if state["base_sha256"] != self.model.base_sha256:
             raise ValueError(f"{self.output} holds a run on another base; choose another output folder")
         now = dataclasses.asdict(self.config)

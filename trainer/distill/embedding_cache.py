@@ -47,8 +47,9 @@ class EmbeddingCache:
         """
         if not prompts:
             raise ValueError("there is no prompt to encode")
-        found = {prompt: self._read(prompt) for prompt in dict.fromkeys(prompts)}
-        if missing := [prompt for prompt, kept in found.items() if kept is None]:
+        kept = {prompt: self._read(prompt) for prompt in dict.fromkeys(prompts)}
+        found = {prompt: tensors for prompt, tensors in kept.items() if tensors is not None}
+        if missing := [prompt for prompt in kept if prompt not in found]:
             made = {name: tensor.detach().cpu() for name, tensor in encoder(missing).items()}
             for row, prompt in enumerate(missing):
                 found[prompt] = {name: tensor[row].contiguous() for name, tensor in made.items()}

@@ -23,6 +23,7 @@ from wadi_core import configs
 from wadi_core.lorad.layers import detect_architecture, fake_score_layers, linear_shapes, student_layers
 from wadi_core.lorad.linear import attach, rotated_layers
 from wadi_core.pipeline import find_device
+from wadi_core.thirdparty import DiffusersNetwork
 
 from ..engine.logs import step_seconds
 from ..models.base_models import LATENT_CHANNELS, T5_TOKENS, call_pixart, call_unet, is_pixart, shape_folder
@@ -103,7 +104,7 @@ def measured_seconds(config: TrainConfig) -> tuple[float | None, str]:
     return seconds, f"measured in {folder}"
 
 
-def empty_network(config: TrainConfig) -> tuple[nn.Module, Path]:
+def empty_network(config: TrainConfig) -> tuple[DiffusersNetwork, Path]:
     """The network of a base on the meta device, and the folder of its settings; no weight is read.
 
     Raises:
@@ -125,9 +126,10 @@ def empty_network(config: TrainConfig) -> tuple[nn.Module, Path]:
         folder = Path(config.base)
     else:
         folder = bases.find(config.base, shape_folder(config.base_config)).settings
-    part, kind = ("transformer", PixArtTransformer2DModel) if is_pixart(folder) else ("unet", UNet2DConditionModel)
+    kinds: dict[str, Any] = {"transformer": PixArtTransformer2DModel, "unet": UNet2DConditionModel}
+    part = "transformer" if is_pixart(folder) else "unet"
     with torch.device("meta"):
-        return kind.from_config(configs.read(folder / part / "config.json")), folder
+        return kinds[part].from_config(configs.read(folder / part / "config.json")), folder
 
 
 def trained_parameters(network: nn.Module, layers: list[str], kind: str, rank: int) -> int:
@@ -141,7 +143,7 @@ def trained_parameters(network: nn.Module, layers: list[str], kind: str, rank: i
     return sum(counts[kind](*shapes[path]) for path in layers)
 
 
-def kept_for_backward(network: nn.Module, config: TrainConfig, layers: list[str]) -> int:
+def kept_for_backward(network: DiffusersNetwork, config: TrainConfig, layers: list[str]) -> int:
     """Bytes that autograd keeps of one call of the student, its rotated weights among them."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.bfloat16, "fp64": torch.float64}.get(
         config.student_precision or config.precision, torch.float32
@@ -255,8 +257,9 @@ def helper_parameters(folder: Path) -> int:
     from transformers import AutoConfig, CLIPTextModel, T5EncoderModel
 
     with torch.device("meta"):
-        networks: list[nn.Module] = [AutoencoderKL.from_config(configs.read(folder / "vae" / "config.json"))]
+        networks: list[DiffusersNetwork] = [AutoencoderKL.from_config(configs.read(folder / "vae" / "config.json"))]
         if (folder / "text_encoder" / "config.json").is_file():
             settings = AutoConfig.from_pretrained(folder / "text_encoder", local_files_only=True)
-            networks.append((T5EncoderModel if settings.model_type == "t5" else CLIPTextModel)(settings))
+            kind: Any = T5EncoderModel if settings.model_type == "t5" else CLIPTextModel
+            networks.append(kind(settings))
     return sum(parameter.numel() for network in networks for parameter in network.parameters())

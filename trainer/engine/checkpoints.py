@@ -15,7 +15,7 @@ import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from filelock import FileLock, Timeout
@@ -64,7 +64,7 @@ class Checkpoints:
         failed: list[OSError] = []
         try:
             with atomic_write(path) as file:
-                torch.save(dict(state), _Watched(file, failed))
+                torch.save(dict(state), cast("IO[bytes]", _Watched(file, failed)))
         except RuntimeError as error:
             # torch's writer turns an error of the file into one of its own, which does not say what was wrong.
             if not failed:

@@ -49,21 +49,21 @@ class Muon(torch.optim.Optimizer):
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             # Matrices of one shape go together: a third less time than one after the other.
-            alike: dict[tuple[int, ...], list[nn.Parameter]] = {}
+            alike: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = {}
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    alike.setdefault((parameter.shape[0], parameter[0].numel()), []).append(parameter)
-            for shape, parameters in alike.items():
+                if (grad := parameter.grad) is not None:
+                    alike.setdefault((parameter.shape[0], parameter[0].numel()), []).append((parameter, grad))
+            for shape, matrices in alike.items():
                 looked_ahead = []
-                for parameter in parameters:
+                for parameter, grad in matrices:
                     state = self.state[parameter]
                     if not state:
                         state["average"] = torch.zeros_like(parameter)
                     average = state["average"]
-                    average.lerp_(parameter.grad, 1 - group["momentum"])
-                    looked_ahead.append(parameter.grad.lerp(average, group["momentum"]).flatten(1))
+                    average.lerp_(grad, 1 - group["momentum"])
+                    looked_ahead.append(grad.lerp(average, group["momentum"]).flatten(1))
                 size = 0.2 * max(shape) ** 0.5
-                for parameter, direction in zip(parameters, orthogonalize(torch.stack(looked_ahead)), strict=True):
+                for (parameter, _), direction in zip(matrices, orthogonalize(torch.stack(looked_ahead)), strict=True):
                     parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * size)
 
 
@@ -96,7 +96,7 @@ class MuonForMatrices:
         return [group for part in self._parts for group in part.param_groups]
 
     @property
-    def state(self) -> dict[nn.Parameter, dict[str, Any]]:
+    def state(self) -> dict[Tensor, dict[str, Any]]:
         """What both keep of each parameter."""
         return {parameter: kept for part in self._parts for parameter, kept in part.state.items()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ def make_optimizer(
     if kind == "muon":
         return MuonForMatrices(parameters, rate, beta1, BETA2, weight_decay)
     try:
-        from bitsandbytes.optim import AdamW8bit
+        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports] - optional, for GPUs only
     except ImportError as error:
         raise ValueError(f"optimizer: adamw8bit needs bitsandbytes ({error}): {install('bitsandbytes')}") from None
     if kind_of_device != "cuda":
@@ -106,7 +107,9 @@ class OptimizerStep:
         clip: float,
         scaled: bool = False,
     ) -> None:
-        self.parameters, self.optimizer, self.clip = list(parameters), optimizer, clip
+        self.parameters, self.clip = list(parameters), clip
+        # Of an optimizer torch asks for no more than what both have.
+        self.optimizer = cast(torch.optim.Optimizer, optimizer)
         self.scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=scaled)
 
     @property

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -16,11 +15,9 @@ from torch import Tensor
 from wadi_core import configs
 from wadi_core.files import refusal
 from wadi_core.images import plain
+from wadi_core.thirdparty import DiffusersNetwork, Tokenizer
 
 from ..data.picture_files import middle_square
-
-if TYPE_CHECKING:
-    from transformers import CLIPModel
 
 TOKENS = 77
 # What CLIP was trained with; a folder's preprocessor_config.json may say otherwise.
@@ -49,10 +46,10 @@ class ClipScore:
         own = any((self.folder / name).is_file() for name in ("vocab.json", "tokenizer.json"))
         place = self.folder if own else configs.TOKENIZER
         try:
-            self._tokenizer = CLIPTokenizer.from_pretrained(place, local_files_only=True)
+            self._tokenizer: Tokenizer = CLIPTokenizer.from_pretrained(place, local_files_only=True)
         except Exception as error:  # of a damaged vocabulary nearly anything can come
             raise refusal(place, f"this is no CLIP tokenizer: {error}") from error
-        self._side = self._model.config.vision_config.image_size
+        self._side: int = self._model.config.vision_config.image_size
         self._mean, self._std = _normalisation(self.folder)
         weights = next(self.folder / name for name in _WEIGHTS if (self.folder / name).is_file())
         status = weights.stat()
@@ -79,7 +76,7 @@ class ClipScore:
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
-def _load(folder: Path) -> CLIPModel:
+def _load(folder: Path) -> DiffusersNetwork:
     from transformers import CLIPModel
 
     config = folder / "config.json"

@@ -10,8 +10,9 @@ must not be the teacher.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -56,9 +57,8 @@ class Convolution(nn.Module):
     def fold(self, state: Mapping[str, Tensor], convolution: str, norm: str) -> None:
         """Take the weights of ``convolution`` and the batch norm ``norm`` after it."""
         scale = state[f"{norm}.weight"] / (state[f"{norm}.running_var"] + BATCH_NORM_EPSILON).sqrt()
-        with torch.no_grad():
-            self.body.weight.copy_(state[f"{convolution}.weight"] * scale[:, None, None, None])
-            self.body.bias.copy_(state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale)
+        weight = state[f"{convolution}.weight"] * scale[:, None, None, None]
+        self.body.load_state_dict({"weight": weight, "bias": state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale})
 
     def forward(self, x: Tensor) -> Tensor:
         if self.body.stride[0] > 1:
@@ -95,7 +95,7 @@ class Lite(nn.Module):
         super().__init__()
         self.name = name
         self.stem = Convolution(3, 32, 3, 2)
-        blocks = []
+        blocks: list[Block] = []
         for repeats, (kernel, stride, expansion, inputs, outputs) in zip(REPEATS[name], STAGES, strict=True):
             blocks.append(Block(kernel, stride, expansion, inputs, outputs))
             blocks += [Block(kernel, 1, expansion, outputs, outputs) for _ in range(repeats - 1)]
@@ -115,7 +115,7 @@ class Lite(nn.Module):
                 raise RuntimeError("there are more blocks")
             self.stem.fold(state, "_conv_stem", "_bn0")
             self.head.fold(state, "_conv_head", "_bn1")
-            for index, block in enumerate(self.blocks):
+            for index, block in enumerate(cast("Iterable[Block]", self.blocks)):
                 if block.expand:
                     block.expand.fold(state, f"_blocks.{index}._expand_conv", f"_blocks.{index}._bn0")
                 block.depthwise.fold(state, f"_blocks.{index}._depthwise_conv", f"_blocks.{index}._bn1")
@@ -171,6 +171,6 @@ def load_lite(name: str = "lite0") -> Lite:
         OSError: the weights are not installed.
         ValueError: the weights are of another network.
     """
-    network = Lite(name)
+    network: Any = Lite(name)  # torch's annotations of "to" know no memory_format
     network.load(torch.load(weights_file(name), map_location="cpu", weights_only=True))
     return network.to(memory_format=torch.channels_last)

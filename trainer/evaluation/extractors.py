@@ -63,13 +63,13 @@ def find(name: str, device: torch.device, inception: Path | None = None) -> Extr
 
 def _inception(device: torch.device, weights: Path | None) -> Extractor:
     try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+        import torch_fidelity.feature_extractor_inceptionv3 as judge  # pyright: ignore[reportMissingImports] - optional
     except ImportError as error:
         raise OSError(f"Inception needs torch-fidelity: {missing(error, 'evaluate')}") from None
     path = _inception_file(weights)
     try:
         torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity itself would run what is in the file
-        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
+        network = judge.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
     except Exception as error:  # of a damaged file nearly anything can come
         raise refusal(path, f"these are not Inception's weights: {str(error).partition(chr(10))[0]}") from error
     digest = sha256_of_file(path)

@@ -32,6 +32,15 @@ class Reference:
     def count(self) -> int | None:
         return None if self.features is None else len(self.features)
 
+    @property
+    def width(self) -> int:
+        """Numbers of a feature."""
+        if self.features is not None:
+            return self.features.shape[1]
+        if self.moments is not None:
+            return len(self.moments[0])
+        raise ValueError("nothing is known of the real pictures")
+
 
 @dataclass
 class Judgement:
@@ -58,14 +67,14 @@ def judge(features: Array, reference: Reference, components: int | None = None) 
         ValueError: too few pictures, or features of another width; one line.
     """
     found = Judgement(settings={"generated": len(features), "real": reference.count or "statistics"})
-    width = len(reference.moments[0]) if reference.features is None else reference.features.shape[1]
+    width = reference.width
     if features.shape[1] != width:
         raise ValueError(f"the statistics are of {width} features, and the extractor gives {features.shape[1]}")
     fewest = min(len(features), reference.count or len(features))
-    if reference.features is None:
+    if reference.moments is not None:
         found.figures["fid"] = frechet_of_moments(*moments(features), *reference.moments)
         found.notes.append("KID, precision and recall need the real pictures, or statistics with their features.")
-    else:
+    if reference.features is not None:
         if components and min(reference.features.shape) > components:
             project = Projection.fit(reference.features, components)
             found.figures["fid"] = frechet(project(features), project(reference.features))
@@ -81,15 +90,15 @@ def judge(features: Array, reference: Reference, components: int | None = None) 
     return found
 
 
-def write_statistics(path: Path, reference: Reference, extractor: Extractor, side: int | None) -> None:
-    """Keep features of real pictures in a file that :func:`read_statistics` takes.
+def write_statistics(path: Path, features: Array, extractor: Extractor, side: int | None) -> None:
+    """Keep features (n, d) of real pictures in a file that :func:`read_statistics` takes.
 
     Raises:
         OSError: it cannot be written; one line.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     said = {"kind": KIND, "extractor": extractor.key, "side": str(side)}
-    write_safetensors(path, {"features": torch.from_numpy(reference.features).contiguous()}, said)
+    write_safetensors(path, {"features": torch.from_numpy(features).contiguous()}, said)
 
 
 def read_statistics(path: Path, extractor: Extractor, side: int | None) -> Reference:

@@ -161,10 +161,11 @@ def precision_recall(generated: Array, real: Array, neighbours: int = 3, block: 
     generated, real = np.asarray(generated, np.float64), np.asarray(real, np.float64)
     if min(len(generated), len(real)) <= neighbours:
         raise ValueError(f"precision and recall need more than {neighbours} pictures in each set")
-    return tuple(
-        _inside(points, others, _radii(others, neighbours, block), block)
-        for points, others in ((generated, real), (real, generated))
-    )
+
+    def share(points: Array, others: Array) -> float:
+        return _inside(points, others, _radii(others, neighbours, block), block)
+
+    return share(generated, real), share(real, generated)
 
 
 def _squared_distances(points: Array, others: Array) -> Array:

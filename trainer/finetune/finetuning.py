@@ -45,6 +45,7 @@ from ..models.condition import Condition
 from ..models.diffusion import Noising, anchor_loss, teacher_pictures
 from ..models.generators import ModelGenerator
 from ..models.placement import autocast_type, place, working_type
+from ..settings.fields import settings_before
 from ..settings.finetuning import FinetuningConfig
 from .examples import Examples
 
@@ -103,7 +104,7 @@ class FinetuningRun:
         )
         exact = torch.float32 if self.device.type == "mps" else torch.float64  # Apple's GPUs know no float64
         self.noising = Noising(self.model.alphas_cumprod.to(self.device, exact), config.prediction_type)
-        self.guard = NonFiniteGuard(config.max_skipped, "rate")
+        self.guard = NonFiniteGuard(config.max_skipped, "lr")
         self.means, self.deviations = self.examples.latents(self.model, self.size, getattr(config, "mirror", False))
         self.step = 0
 
@@ -197,9 +198,9 @@ class FinetuningRun:
 
         The samples are every ``anchor_every``-th of a call's, of which a step has so many.
         """
-        config = self.config
+        config, one_step = self.config, self.one_step
         chosen = [number for number in numbers if number % config.anchor_every == 0]
-        if not chosen:
+        if not chosen or one_step is None:  # the settings ask for a student where there is an anchor
             return torch.zeros((), device=self.device)
         drawn, captions = self.draw(ANCHOR, chosen), self.anchor_captions(chosen)
         with torch.no_grad():
@@ -212,8 +213,8 @@ class FinetuningRun:
         wanted = teacher_pictures(guided, self.noising, drawn.z, config.anchor_steps)
         self.forget()  # rotated weights of the teacher, before those of the student are made
         self.activate(STUDENT)  # and backward with it: checkpointing computes the calls again
-        t = torch.full((len(chosen),), self.one_step.timestep, device=self.device)
-        x0 = self.one_step.x0(drawn.z, self.predict(drawn.z, t, self.condition(captions)))
+        t = torch.full((len(chosen),), one_step.timestep, device=self.device)
+        x0 = one_step.x0(drawn.z, self.predict(drawn.z, t, self.condition(captions)))
         loss = anchor_loss(x0, wanted, config.anchor_cells).sum() * config.anchor_every / len(numbers)
         self.updater.backward(config.anchor_weight * loss / calls)
         self.forget()
@@ -345,7 +346,7 @@ class FinetuningRun:
         with damage_told():
             if set(state["learned"]) != set(self.parameters):
                 raise DamagedCheckpoint("this checkpoint is of another kind of run; choose another output folder")
-            before = {field.name: field.default for field in dataclasses.fields(self.config)} | state["settings"]
+            before = settings_before(self.config, state["settings"])
             base, examples, words = state["base_sha256"], state["examples"], tuple(state.get("words", ()))
         if base != self.model.base_sha256:
             raise ValueError(f"{self.output} holds a run on another base; choose another output folder")

@@ -61,7 +61,7 @@ class ControlNetConfig(DenoisingConfig):
     part_share: float = 0.3  # of the captions: only one of two objects is named
 
 
-def make_controlnet(unet: DiffusersNetwork) -> nn.Module:
+def make_controlnet(unet: DiffusersNetwork) -> DiffusersNetwork:
     """A ControlNet that begins as a copy of the U-Net's first half and adds nothing yet."""
     from diffusers import ControlNetModel
 

@@ -11,7 +11,6 @@ so every latent that the teacher has learned, stays as it is; so does the teache
 
 from __future__ import annotations
 
-import math
 import random
 import sys
 from dataclasses import dataclass
@@ -20,23 +19,18 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from wadi_core import pictures
 from wadi_core.pictures import to_tensor
 from wadi_core.thirdparty import DiffusersNetwork, Tokenizer
 
-from ..engine.checkpoints import Checkpoints
-from ..engine.logs import LossTable, contact_sheet
-from ..engine.muon import MuonWithAdamW
-from ..engine.signals import stop_signals
 from ..settings import cli
 from ..settings.fields import FilePath
 from . import scenes
+from .autoencoding import Autoencoding, Sheet, keep_layout
 from .latents import read_shards
-from .perception import Perception
 from .sampling import make_scheduler, tokenize
-from .vae import crop_box, keep_layout, picture_loss
+from .vae import crop_box
 
 CELL = 8  # pixels of a latent's side
 SHOWN = 12  # scenes of the sheet
@@ -127,7 +121,6 @@ def run(config: DecoderConfig) -> None:
     """
     from diffusers import AutoencoderKL
 
-    output = Path(config.output)
     latents, captions = read_shards(Path(config.latents))
     if captions[: len(captions) // 100 + 1] != [scenes.scene(seed).caption for seed in range(len(captions) // 100 + 1)]:
         raise ValueError(f"{config.latents}: these latents are of other scenes; make them anew with trainer.mini.latents")
@@ -137,63 +130,36 @@ def run(config: DecoderConfig) -> None:
     vae.encoder.requires_grad_(False)
     vae.quant_conv.requires_grad_(False)
     scale = vae.config.scaling_factor
-    perception = Perception() if config.perception_weight else None
-    optimizer = MuonWithAdamW(vae, config.lr, config.adam_rate)
-    checkpoints = Checkpoints(output)
-    step = 0
-    if state := checkpoints.latest():
-        vae.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizers"])
-        step = state["step"]
-    table = LossTable(output / "losses.csv", step)
+    training = Autoencoding(vae, config)
     first = latents[:SHOWN].float()
     torch.manual_seed(config.seed)
     spoilt = spoil(config, painter, first, captions[:SHOWN])
     drawn = [scenes.draw(scenes.scene(seed)) for seed in range(len(first))]
 
-    def checkpoint() -> None:
-        checkpoints.save(step, {"step": step, "model": vae.state_dict(), "optimizers": optimizer.state_dict()})
-        with torch.no_grad():
-            rows = [vae.decode(x / scale).sample for x in (first, spoilt)]
-        error = F.mse_loss(rows[1], to_tensor(drawn))
-        table.add(step, {"psnr_of_sheet": float(10 * torch.log10(4 / error))})
-        table.plot(output / "losses.png", ["reconstruction"], "wadi-mini decoder")
-        sheet = contact_sheet([drawn, *(pictures.to_pictures(row) for row in rows)])
-        pictures.save(sheet, output / f"sheet-{step:06d}.png")
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        # All chance of a step follows from its number, so a run that goes on needs no state of it.
+        torch.manual_seed(config.seed * 1_000_003 + step)
+        rng = random.Random(config.seed * 1_000_003 + step)
+        # Crops are full of objects, but a GroupNorm sees the whole of what it is given: it must know scenes too.
+        side = scenes.SIZE if rng.random() < config.whole_share else config.crop
+        chosen = torch.randint(0, len(latents), (max(1, config.batch * config.crop**2 // side**2),)).tolist()
+        plans = [scenes.scene(seed) for seed in chosen]
+        boxes = [crop_box(rng, plan, side) for plan in plans]
+        target = to_tensor([scenes.draw(plan).crop(box) for plan, box in zip(plans, boxes, strict=True)])
+        x0 = spoil(config, painter, latents[chosen].float(), [captions[seed] for seed in chosen])
+        latent = cropped(x0, boxes)
+        if rng.random() < 0.25:
+            latent, target = latent.flip(3), target.flip(3)
+        with torch.autocast("cpu", torch.bfloat16):
+            decoded = vae.decode(latent / scale).sample.float()
+        return training.picture_loss(decoded, target)
 
-    bar = tqdm(total=config.steps, initial=step, unit="step", mininterval=5)
-    with stop_signals() as stop, bar:
-        while step < config.steps and not stop:
-            # All chance of a step follows from its number, so a run that goes on needs no state of it.
-            torch.manual_seed(config.seed * 1_000_003 + step)
-            rng = random.Random(config.seed * 1_000_003 + step)
-            # Crops are full of objects, but a GroupNorm sees the whole of what it is given: it must know scenes too.
-            side = scenes.SIZE if rng.random() < config.whole_share else config.crop
-            chosen = torch.randint(0, len(latents), (max(1, config.batch * config.crop**2 // side**2),)).tolist()
-            plans = [scenes.scene(seed) for seed in chosen]
-            boxes = [crop_box(rng, plan, side) for plan in plans]
-            target = to_tensor([scenes.draw(plan).crop(box) for plan, box in zip(plans, boxes, strict=True)])
-            x0 = spoil(config, painter, latents[chosen].float(), [captions[seed] for seed in chosen])
-            latent = cropped(x0, boxes)
-            if rng.random() < 0.25:
-                latent, target = latent.flip(3), target.flip(3)
-            with torch.autocast("cpu", torch.bfloat16):
-                decoded = vae.decode(latent / scale).sample.float()
-            loss, values = picture_loss(decoded, target, config, perception)
-            loss.backward()
-            rate = min(1, (step + 1) / config.warmup) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-            optimizer.step(max(rate, 0.01))
-            step += 1
-            bar.update()
-            if step % 20 == 0:
-                bar.set_postfix(values)
-                table.add(step, values)
-            if step % config.save_every == 0 or step == config.steps:
-                checkpoint()
-    if stop:
-        checkpoint()
-        return
-    vae.save_pretrained(output / "vae")
+    def sheet() -> Sheet:
+        rows = [vae.decode(x / scale).sample for x in (first, spoilt)]
+        return [drawn, *(pictures.to_pictures(row) for row in rows)], F.mse_loss(rows[1], to_tensor(drawn))
+
+    if training.run(loss, sheet, "wadi-mini decoder"):
+        vae.save_pretrained(training.output / "vae")
 
 
 if __name__ == "__main__":

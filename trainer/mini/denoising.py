@@ -88,7 +88,7 @@ class Denoising:
         self.output = Path(config.output)
         self.model = model
         self._centred = CentredSteps(unet)
-        self.average = copy.deepcopy(model).eval().requires_grad_(False)
+        self.average: Any = copy.deepcopy(model).eval().requires_grad_(False)
         self._optimizer = MuonWithAdamW(model, config.lr, config.adam_rate, ends)
         self._checkpoints = Checkpoints(self.output)
         self.step = 0

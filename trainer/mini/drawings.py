@@ -72,7 +72,7 @@ def write(path: Path, pictures: Mapping[str, Image.Image]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--font", type=Path, required=True, help="NotoColorEmoji.ttf, with bitmaps (version 2.042 was used)")
     parser.add_argument("--output", type=Path, default=scenes.DRAWINGS)
     arguments = parser.parse_args()

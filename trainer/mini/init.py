@@ -84,21 +84,24 @@ class CentredSteps:
             conv.bias += arrived - conv.weight.sum(dim=(2, 3)) @ offsets
 
 
+def _layers(network: nn.Module, *kinds: type[nn.Module]) -> list[tuple[str, Any]]:
+    """Names and layers of these kinds, all of which have a bias here, which their annotations leave open."""
+    return [(name, layer) for name, layer in network.named_modules() if isinstance(layer, kinds)]
+
+
 @torch.no_grad()
 def calm_group_norms(network: nn.Module) -> None:
     """Give every stream of channels its offset and every GroupNorm the values that take it off again."""
-    layer: Any
-    for name, layer in network.named_modules():
-        if isinstance(layer, nn.GroupNorm):
-            layer.weight.fill_(OFFSET * (2 / 3) ** 0.5)
-            layer.bias.copy_(-_offsets(layer.num_channels))
-        elif isinstance(layer, nn.Conv2d):
-            last = name.rpartition(".")[2]
-            if last in ("conv_in", "conv1"):  # their input carries no offset
-                layer.bias.copy_(_offsets(layer.out_channels))
-            elif _sees_offset(name):  # what becomes of it is taken off first
-                arrived = layer.weight.sum(dim=(2, 3)) @ _offsets(layer.in_channels)
-                layer.bias.copy_(_offsets(layer.out_channels) - arrived)
+    for _, norm in _layers(network, nn.GroupNorm):
+        norm.weight.fill_(OFFSET * (2 / 3) ** 0.5)
+        norm.bias.copy_(-_offsets(norm.num_channels))
+    for name, conv in _layers(network, nn.Conv2d):
+        last = name.rpartition(".")[2]
+        if last in ("conv_in", "conv1"):  # their input carries no offset
+            conv.bias.copy_(_offsets(conv.out_channels))
+        elif _sees_offset(name):  # what becomes of it is taken off first
+            arrived = conv.weight.sum(dim=(2, 3)) @ _offsets(conv.in_channels)
+            conv.bias.copy_(_offsets(conv.out_channels) - arrived)
 
 
 def _signal_channels(k: int) -> tuple[int, int]:
@@ -145,11 +148,8 @@ def _average(conv: Any) -> None:
 @torch.no_grad()
 def start_as_block_means(vae: DiffusersNetwork) -> None:
     """Begin an ``AutoencoderKL`` as the codec of block means (three latent channels; the fourth is free)."""
-    layer: Any
-    for name, layer in vae.named_modules():
+    for name, layer in _layers(vae, nn.Conv2d, nn.Linear):
         last = name.rpartition(".")[2]
-        if not isinstance(layer, (nn.Conv2d, nn.Linear)):
-            continue
         if last == "conv_in":
             _write_pairs(layer)
         elif "downsamplers" in name:

@@ -19,6 +19,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -28,7 +29,7 @@ SIZE = 128  # pixels of a scene's side
 GRID = 8  # pixels between places: one latent
 SMALL, BIG = 56, 112  # pixels of an object's longer side: latents of 7x7 or 14x14
 SINGLE_SIZES = (SMALL, BIG, BIG)  # two of three are big
-PAIR_SIZES = (SMALL,)
+PAIR_SIZES: tuple[int, ...] = (SMALL,)
 CELLS = SMALL // GRID  # along an object, of one latent when it is small and of 2x2 when it is big
 DRAWINGS = Path(__file__).with_name("drawings.zip")  # of the objects; drawings.md tells from where
 COLOURS = {
@@ -157,7 +158,7 @@ def _place_pair(rng: random.Random, above: bool) -> list[tuple[int, int, int]]:
         return list(zip(across, along, sizes, strict=True))
     places = list(zip(along, across, sizes, strict=True))
     if rng.random() < 0.5:
-        places = [(SIZE - x, y, size) for x, y, size in places]
+        return [(SIZE - x, y, size) for x, y, size in places]
     return places
 
 
@@ -171,7 +172,7 @@ def draw_plan(rng: random.Random, pair: bool | None = None, held: bool = False, 
         only: the object of a single-object scene, where it matters.
     """
     colour = rng.choice(list(COLOURS))
-    background = tuple(min(255, max(0, channel + rng.randint(-14, 14))) for channel in COLOURS[colour])
+    red, green, blue = (min(255, max(0, channel + rng.randint(-14, 14))) for channel in COLOURS[colour])
     shade = rng.uniform(-0.22, 0.22) if rng.random() < 0.4 else 0.0
     pair = (rng.random() < 0.5) if pair is None else pair
     if pair:
@@ -196,7 +197,7 @@ def draw_plan(rng: random.Random, pair: bool | None = None, held: bool = False, 
     if rng.random() < 0.5:
         caption += f" on {'an' if colour[0] in 'aeiou' else 'a'} {colour} background"
     placed = tuple(Placed(thing, *spot, rng.random() < 0.5) for thing, spot in zip(chosen, spots, strict=True))
-    return Scene(caption, background, shade, placed)
+    return Scene(caption, (red, green, blue), shade, placed)
 
 
 def draw(
@@ -228,14 +229,14 @@ def draw(
     for item in scene.placed:
         stamp = (stamp_of or glyph)(item.thing.character)
         share = scale * item.size / max(stamp.size)
-        size = tuple(max(1, round(side * share)) for side in stamp.size)
-        stamp = stamp.resize(size, Image.Resampling.LANCZOS)
+        across, down = (max(1, round(side * share)) for side in stamp.size)
+        stamp = stamp.resize((across, down), Image.Resampling.LANCZOS)
         if item.mirrored:
             stamp = stamp.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        picture.paste(stamp, (round(scale * item.x - size[0] / 2), round(scale * item.y - size[1] / 2)), stamp)
+        picture.paste(stamp, (round(scale * item.x - across / 2), round(scale * item.y - down / 2)), stamp)
     return picture
 
 
-def scene(seed: int, **choices: object) -> Scene:
+def scene(seed: int, **choices: Any) -> Scene:
     """The scene of a seed; ``choices`` as in :func:`draw_plan`."""
     return draw_plan(random.Random(seed), **choices)

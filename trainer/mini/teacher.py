@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from wadi_core.pipeline import noise
@@ -66,7 +67,7 @@ class Told:
     spoken: Tensor
 
 
-def make_unet(config: TeacherConfig) -> nn.Module:
+def make_unet(config: TeacherConfig) -> DiffusersNetwork:
     """A U-Net laid out as Stable Diffusion 1.5's, in small, that begins as eps = x_t."""
     from diffusers import UNet2DConditionModel
 
@@ -86,7 +87,7 @@ def make_unet(config: TeacherConfig) -> nn.Module:
     return unet
 
 
-def make_text_encoder(config: TeacherConfig) -> nn.Module:
+def make_text_encoder(config: TeacherConfig) -> DiffusersNetwork:
     """An untrained CLIP text encoder in small, with the standard vocabulary."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -127,6 +128,9 @@ def take_weights(network: nn.Module, folder: Path, part: str) -> None:
 class Teacher(nn.Module):
     """Text encoder and U-Net as one module: token ids to eps."""
 
+    text_encoder: DiffusersNetwork
+    unet: DiffusersNetwork
+
     def __init__(self, config: TeacherConfig) -> None:
         super().__init__()
         self.text_encoder = make_text_encoder(config)
@@ -139,7 +143,7 @@ class Teacher(nn.Module):
         return self.unet(x, t, text).sample
 
 
-def sheet(teacher: Teacher, vae: DiffusersNetwork, tokenizer: Tokenizer, guidance: float) -> object:
+def sheet(teacher: Teacher, vae: DiffusersNetwork, tokenizer: Tokenizer, guidance: float) -> Image.Image:
     """Pictures of fixed captions and seeds: 25 guided steps (two seeds) and one step."""
     ids = tokenize(tokenizer, [*SHEET_CAPTIONS, ""])
     with torch.no_grad():

@@ -10,37 +10,25 @@ later, in :mod:`.decoder`.
 
 from __future__ import annotations
 
-import math
 import random
 import sys
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
+from torch import Tensor
 
 from wadi_core import pictures
 from wadi_core.pictures import to_tensor
 from wadi_core.thirdparty import DiffusersNetwork
 
-from ..engine.checkpoints import Checkpoints, random_state, restore_random_state
-from ..engine.logs import LossTable, contact_sheet
-from ..engine.muon import MuonWithAdamW
-from ..engine.signals import stop_signals
+from ..engine.checkpoints import random_state, restore_random_state
 from ..settings import cli
 from ..settings.fields import FilePath
 from . import scenes
-from .init import freeze_samplers, start_as_block_means
-from .perception import Perception
-
-
-class Weighted(Protocol):
-    """Settings that weigh the parts of :func:`picture_loss`."""
-
-    edge_weight: float
-    perception_weight: float
+from .autoencoding import Autoencoding, Sheet, keep_layout
+from .init import start_as_block_means
 
 
 @dataclass
@@ -81,7 +69,7 @@ def make_vae(channels: tuple[int, ...]) -> DiffusersNetwork:
     return vae
 
 
-def random_crops(rng: random.Random, count: int, side: int) -> torch.Tensor:
+def random_crops(rng: random.Random, count: int, side: int) -> Tensor:
     """Crops of fresh scenes."""
     plans = [scenes.draw_plan(rng) for _ in range(count)]
     boxes = [crop_box(rng, plan, side) for plan in plans]
@@ -100,104 +88,40 @@ def crop_box(rng: random.Random, plan: scenes.Scene, side: int) -> tuple[int, in
     return left, top, left + side, top + side
 
 
-def reconstruction_loss(decoded: torch.Tensor, target: torch.Tensor, edge_weight: float) -> torch.Tensor:
-    """Mean absolute error of the pixels and of their differences to the right and downward."""
-    loss = F.l1_loss(decoded, target)
-    for axis in (2, 3):
-        loss = loss + 0.5 * edge_weight * F.l1_loss(decoded.diff(dim=axis), target.diff(dim=axis))
-    return loss
-
-
-def picture_loss(
-    decoded: torch.Tensor, target: torch.Tensor, config: Weighted, perception: Perception | None
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """The loss of pixels and, if there is one who sees, of what is seen; and what to log of both."""
-    loss = reconstruction_loss(decoded, target, config.edge_weight)
-    values = {"reconstruction": loss.item()}
-    if perception:
-        seen = perception(decoded, target)
-        loss = loss + config.perception_weight * seen
-        values["perception"] = seen.item()
-    return loss, values
-
-
-def keep_layout(vae: DiffusersNetwork) -> None:
-    """Take out of training what must only pass a picture on: all that halves and doubles, and where the width changes."""
-    freeze_samplers(vae)
-    for name, layer in vae.named_modules():
-        if name.endswith("conv_shortcut"):  # they copy, and training would move their level
-            layer.requires_grad_(False)
-
-
 def run(config: VaeConfig) -> None:
     """Train to the end, going on from the newest checkpoint of ``config.output``."""
     torch.manual_seed(config.seed)
     rng = random.Random(config.seed)
-    output = Path(config.output)
     vae = make_vae(config.channels).float().train()
     keep_layout(vae)
-    perception = Perception() if config.perception_weight else None
-    optimizer = MuonWithAdamW(vae, config.lr, config.adam_rate)
-    checkpoints = Checkpoints(output)
-    step = 0
-    if state := checkpoints.latest():
-        vae.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizers"])
+    training = Autoencoding(vae, config)
+    if state := training.found:
         restore_random_state(state["random"])
         version, internal, gauss = state["scenes"]
         rng.setstate((version, tuple(internal), gauss))
-        step = state["step"]
-    table = LossTable(output / "losses.csv", step)
     shown = to_tensor([scenes.draw(scenes.scene(10_000_000 + index)) for index in range(10)])
 
-    def checkpoint() -> None:
-        version, internal, gauss = rng.getstate()
-        checkpoints.save(
-            step,
-            {
-                "step": step,
-                "model": vae.state_dict(),
-                "optimizers": optimizer.state_dict(),
-                "random": random_state(),
-                "scenes": [version, list(internal), gauss],
-            },
-        )
-        vae.eval()
-        with torch.no_grad():
-            decoded = vae(shown).sample
-        vae.train()
-        error = F.mse_loss(decoded, shown)
-        table.add(step, {"psnr_of_sheet": float(10 * torch.log10(4 / error))})
-        table.plot(output / "losses.png", ["reconstruction"], "wadi-mini autoencoder")
-        pictures.save(
-            contact_sheet([pictures.to_pictures(shown), pictures.to_pictures(decoded)]), output / f"sheet-{step:06d}.png"
-        )
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        target = random_crops(rng, config.batch, config.crop)
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = vae.encode(target).latent_dist
+            latent = posterior.sample()
+            if rng.random() < 0.25:
+                latent, target = latent.flip(3), target.flip(3)
+            decoded = vae.decode(latent).sample
+        found, values = training.picture_loss(decoded.float(), target)
+        divergence = posterior.kl().float().mean() / (config.crop // 8) ** 2
+        return found + config.kl_weight * divergence, values | {"kl": divergence.item()}
 
-    bar = tqdm(total=config.steps, initial=step, unit="step", mininterval=5)
-    with stop_signals() as stop, bar:
-        while step < config.steps and not stop:
-            rate = min(1, (step + 1) / config.warmup) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-            target = random_crops(rng, config.batch, config.crop)
-            with torch.autocast("cpu", torch.bfloat16):
-                posterior = vae.encode(target).latent_dist
-                latent = posterior.sample()
-                if rng.random() < 0.25:
-                    latent, target = latent.flip(3), target.flip(3)
-                decoded = vae.decode(latent).sample
-            loss, values = picture_loss(decoded.float(), target, config, perception)
-            divergence = posterior.kl().float().mean() / (config.crop // 8) ** 2
-            values["kl"] = divergence.item()
-            (loss + config.kl_weight * divergence).backward()
-            optimizer.step(max(rate, 0.01))
-            step += 1
-            bar.update()
-            if step % 20 == 0:
-                bar.set_postfix(values)
-                table.add(step, values)
-            if step % config.save_every == 0 or step == config.steps:
-                checkpoint()
-    if stop:
-        checkpoint()
+    def sheet() -> Sheet:
+        decoded = vae(shown).sample
+        return [pictures.to_pictures(shown), pictures.to_pictures(decoded)], F.mse_loss(decoded, shown)
+
+    def chance() -> dict[str, Any]:
+        version, internal, gauss = rng.getstate()
+        return {"random": random_state(), "scenes": [version, list(internal), gauss]}
+
+    if not training.run(loss, sheet, "wadi-mini autoencoder", chance):
         return
     with torch.no_grad():
         spread = []
@@ -206,7 +130,7 @@ def run(config: VaeConfig) -> None:
             some = to_tensor([scenes.draw(scenes.scene(20_000_000 + row)) for row in rows])
             spread.append(vae.encode(some).latent_dist.mean)
     vae.register_to_config(scaling_factor=round(1.0 / torch.cat(spread).std().item(), 5))
-    vae.save_pretrained(output / "vae")
+    vae.save_pretrained(training.output / "vae")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def _maps(vae: DiffusersNetwork, size: int) -> Tensor:
     for start in range(0, len(scenes.things()), 32):
         placed = [scenes.Placed(thing, middle, middle, size, False) for thing in scenes.things()[start : start + 32]]
         on = {
-            shade: to_tensor([scenes.draw(scenes.Scene("", (shade,) * 3, 0.0, (item,))) for item in placed])
+            shade: to_tensor([scenes.draw(scenes.Scene("", (shade, shade, shade), 0.0, (item,))) for item in placed])
             for shade in (0, 255)
         }
         filled = F.avg_pool2d(1 - (on[255] - on[0]).mean(1, keepdim=True) / 2, scenes.GRID)
@@ -113,6 +113,9 @@ def facts(plans: Sequence[scenes.Scene]) -> Tensor:
 class Reader(nn.Module):
     """Tells the facts of captions from hidden states (n, 77, width)."""
 
+    look: Tensor
+    places: Tensor
+
     def __init__(self, width: int, look: Tensor) -> None:
         super().__init__()
         self.register_buffer("look", look)
@@ -137,7 +140,8 @@ class Reader(nn.Module):
         cells = hidden[:, -(scenes.CELLS**2) :]
         spoken = torch.cat([hidden[torch.arange(len(hidden)), ends], cells[:, -1]])
         told = [head(spoken).float() for head in self.facts]
-        names = sum(F.cross_entropy(row, wanted[:, index].repeat(2)) for index, row in enumerate(told))
+        losses = (F.cross_entropy(row, wanted[:, index].repeat(2)) for index, row in enumerate(told))
+        names = sum(losses, start=torch.zeros(()))
         first, second = (self.look[wanted[:, index]] for index in range(2))
         errors = (self.looks[0](cells).float() - first).square()
         alone = wanted[:, 1] == len(self.look) - 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,7 @@ class LoRaDAdapter(Adapter):
 
     def __init__(self, name: str, network: nn.Module, factors: Factors, share: bool = False, recompute: bool = False) -> None:
         attach(network, factors, name, trainable=True)
-        self.layers: dict[str, RotatedLinear] = {path: network.get_submodule(path) for path in factors}
+        self.layers = {path: cast(RotatedLinear, network.get_submodule(path)) for path in factors}
         for layer in self.layers.values():
             layer.share, layer.recompute, layer.active = share, recompute, ()
         parameters = {}
@@ -132,7 +133,7 @@ class PeftAdapter(Adapter):
             inject_adapter_in_model(settings, network, adapter_name=name)
         for parameter in others:  # peft freezes all but its own
             parameter.requires_grad_(True)
-        self.layers = {path: network.get_submodule(path) for path in layers}
+        self.layers: dict[str, Any] = {path: network.get_submodule(path) for path in layers}  # of peft
         parameters = {}
         for path, layer in self.layers.items():
             for part in ("lora_A", "lora_B", "lora_magnitude_vector"):
@@ -159,7 +160,7 @@ class PeftAdapter(Adapter):
         return state
 
 
-def merged_weight(layer: nn.Module, name: str, base: Tensor) -> Tensor:
+def merged_weight(layer: Any, name: str, base: Tensor) -> Tensor:
     """The weight (out, in) of a linear layer with peft's LoRA or DoRA merged into it."""
     with torch.no_grad():
         moved = base.float() + layer.get_delta_weight(name).float()

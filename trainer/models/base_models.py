@@ -27,6 +27,7 @@ from wadi_core.lorad.layers import detect_architecture, network_sha256
 from wadi_core.lorad.stored import is_finite
 from wadi_core.pictures import to_pictures
 from wadi_core.pipeline import OneStepPipeline
+from wadi_core.thirdparty import DiffusersNetwork, Tokenizer
 
 from .condition import Condition
 
@@ -38,12 +39,12 @@ LATENT_CHANNELS = 4
 CPU = torch.device("cpu")
 
 
-def call_unet(network: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+def call_unet(network: DiffusersNetwork, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
     """The output (n, 4, h, w) of a Stable Diffusion U-Net for x (n, 4, h, w) at timesteps t (n,)."""
     return network(x, t, condition.text).sample
 
 
-def call_pixart(network: nn.Module, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+def call_pixart(network: DiffusersNetwork, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
     """The output (n, 4, h, w) of a PixArt transformer; the half that predicts a variance is left out."""
     added: dict[str, Tensor | None] = {"resolution": None, "aspect_ratio": None}
     if network.config.sample_size == 128:  # only the 1024 px network is told the size of its pictures
@@ -73,7 +74,7 @@ class Model:
 
     call = staticmethod(call_unet)
 
-    def __init__(self, network: nn.Module, folder: Path, native_size: tuple[int, int], vae: nn.Module) -> None:
+    def __init__(self, network: DiffusersNetwork, folder: Path, native_size: tuple[int, int], vae: DiffusersNetwork) -> None:
         self.network = network.requires_grad_(False)
         self.architecture = detect_architecture(network)
         self.base_sha256 = network_sha256(network, self.architecture)
@@ -87,7 +88,7 @@ class Model:
         """Two models with the same key say the same of a prompt."""
         raise NotImplementedError
 
-    def helpers(self) -> list[nn.Module]:
+    def helpers(self) -> list[DiffusersNetwork]:
         """The networks beside the one that is distilled, as far as they are loaded."""
         raise NotImplementedError
 
@@ -102,7 +103,7 @@ class Model:
             helper.to(CPU if self.offload else device, dtype)
 
     @contextmanager
-    def on_device(self, helper: nn.Module) -> Iterator[nn.Module]:
+    def on_device(self, helper: DiffusersNetwork) -> Iterator[DiffusersNetwork]:
         """A text encoder or autoencoder on the device, for the time that it is used."""
         if self.offload:
             helper.to(self.device)
@@ -141,7 +142,7 @@ class StableDiffusion(Model):
     def encoder_key(self) -> str:
         return f"{weights_key(self.base.text_encoder)} pad {self.base.pad} {self.dtype}"
 
-    def helpers(self) -> list[nn.Module]:
+    def helpers(self) -> list[DiffusersNetwork]:
         return [self.base.text_encoder, self.vae]
 
     def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -162,8 +163,8 @@ class PixArt(Model):
         side = network.config.sample_size * bases.FACTOR
         super().__init__(network, folder, (side, side), read_part(AutoencoderKL, folder / "vae"))
         self.folder = folder
-        self._text_encoder: nn.Module | None = None
-        self._tokenizer: Any = None
+        self._text_encoder: DiffusersNetwork = None
+        self._tokenizer: Tokenizer = None
 
     @property
     def encoder_key(self) -> str:
@@ -171,7 +172,7 @@ class PixArt(Model):
         text = json.dumps(configs.read(config), sort_keys=True) if config.is_file() else ""
         return f"{self.folder.resolve()} {hashlib.sha256(text.encode()).hexdigest()} {self.dtype}"
 
-    def helpers(self) -> list[nn.Module]:
+    def helpers(self) -> list[DiffusersNetwork]:
         return [self.vae] if self._text_encoder is None else [self._text_encoder, self.vae]
 
     @torch.no_grad()
@@ -198,7 +199,7 @@ class PixArt(Model):
         self._text_encoder = encoder.requires_grad_(False).eval().to(CPU if self.offload else self.device)
 
 
-def read_part(kind: Any, folder: Path, stem: str = STEM, dtype: torch.dtype = torch.float32) -> nn.Module:
+def read_part(kind: Any, folder: Path, stem: str = STEM, dtype: torch.dtype = torch.float32) -> DiffusersNetwork:
     """One network of a diffusers folder; nothing is fetched.
 
     Raises:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +49,7 @@ def teacher_pictures(guided: Callable[[Tensor, Tensor], Tensor], noising: Noisin
     """
     last = len(noising.alphas_cumprod) - 1
     x, times = z, [last - round(step * (last + 1) / steps) for step in range(steps)]
-    for now, following in pairwise([*times, None]):
+    for now, following in zip(times, [*times[1:], None], strict=True):
         t = torch.full((len(z),), now, device=z.device)
         alpha, sigma = noising.alpha_sigma(t, z.dtype)
         eps = noising.eps(guided(x, t), x, t)

@@ -16,6 +16,7 @@ from wadi_core.files import one_line
 from wadi_core.lorad.adapter import check_together, fuse
 from wadi_core.pipeline import find_device, find_dtype, load_adapters, noise
 from wadi_core.schedule import OneStep, check_latents
+from wadi_core.thirdparty import DiffusersScheduler
 
 from .base_models import Model, PixArt, StableDiffusion, is_pixart, weights_key
 
@@ -30,9 +31,11 @@ class Generator(Protocol):
 
     def recipe(self) -> dict[str, Any]:
         """All that decides its pictures besides prompt and seed, as plain values."""
+        ...
 
     def pictures(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image]:
         """A picture of each prompt, from the noise of its seed."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -92,12 +95,13 @@ class ModelGenerator:
         return dataclasses.replace(condition, text=condition.text.to(self.dtype))
 
 
-def make_sampler(alphas_cumprod: Tensor, prediction_type: str) -> Any:
+def make_sampler(alphas_cumprod: Tensor, prediction_type: str) -> DiffusersScheduler:
     """DPM-Solver++ of second order over a base's own noise levels; begins at the last one."""
     from diffusers import DPMSolverMultistepScheduler
 
     before = torch.cat([alphas_cumprod.new_ones(1), alphas_cumprod[:-1]])
-    return DPMSolverMultistepScheduler(
+    kind: type[Any] = DPMSolverMultistepScheduler
+    return kind(
         trained_betas=(1 - alphas_cumprod / before).tolist(),
         prediction_type=prediction_type,
         algorithm_type="dpmsolver++",

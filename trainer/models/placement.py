@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from wadi_core.thirdparty import DiffusersNetwork
+
 from ..settings.distillation import TrainConfig
 from .quantise import QuantisedLinear, quantise_linears
 
@@ -29,7 +31,7 @@ def working_type(config: TrainConfig | FinetuningConfig) -> torch.dtype:
 
 
 def place(
-    network: nn.Module,
+    network: DiffusersNetwork,
     config: TrainConfig | FinetuningConfig,
     device: torch.device,
     turned: Iterable[str],
@@ -74,7 +76,7 @@ def round_once(network: nn.Module, dtype: torch.dtype, turned: set[str]) -> None
             module.to(dtype)
 
 
-def set_attention(network: nn.Module, kind: str, device: torch.device, latent_pixels: int) -> None:
+def set_attention(network: DiffusersNetwork, kind: str, device: torch.device, latent_pixels: int) -> None:
     """Choose how attention is computed: ``sdpa``, ``plain`` or ``sliced``; ``auto`` is the faster of the first two."""
     from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
 

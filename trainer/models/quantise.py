@@ -60,6 +60,10 @@ class QuantisedLinear(nn.Linear):
         kind: ``fp8`` or ``nf4``.
     """
 
+    weight: Any
+    codes: Tensor
+    scales: Tensor
+
     def __init__(self, linear: nn.Linear, kind: str) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight = None
@@ -89,10 +93,9 @@ class QuantisedLinear(nn.Linear):
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> QuantisedLinear:
         """Codes and scales move to another device, but are of no other type than their own."""
-        kept = {name: self._buffers[name] for name in ("codes", "scales")}
+        codes, scales = self.codes, self.scales
         super()._apply(fn, *args, **kwargs)
-        for name, buffer in kept.items():
-            self._buffers[name] = buffer.to(self._buffers[name].device)
+        self.codes, self.scales = codes.to(self.codes.device), scales.to(self.scales.device)
         return self
 
 

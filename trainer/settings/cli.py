@@ -20,7 +20,7 @@ DIVERGED = 3  # exit status
 C = TypeVar("C")
 
 
-def main(about: str, schema: type[C], run: Callable[[C], object], estimate: Callable[[C], object] | None = None) -> int:
+def main(about: str | None, schema: type[C], run: Callable[[C], object], estimate: Callable[[C], object] | None = None) -> int:
     """Read the settings and run; returns the exit status.
 
     Args:
@@ -33,7 +33,7 @@ def main(about: str, schema: type[C], run: Callable[[C], object], estimate: Call
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when diffusers is imported: nothing is ever fetched
     for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):  # advice to developers, in the middle of a bar
         os.environ.setdefault(name, "error")
-    parser = settings.parser(about.splitlines()[0])
+    parser = settings.parser((about or "").partition("\n")[0])
     parser.add_argument(
         "--print-config", action="store_true", help="print all settings with meaning, unit and range, then exit"
     )

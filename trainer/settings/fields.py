@@ -218,6 +218,11 @@ def with_new_names(schema: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def settings_before(config: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an earlier run of the same kind, under today's names; those that it did not know at their defaults."""
+    return {field.name: field.default for field in dataclasses.fields(config)} | with_new_names(config, saved)
+
+
 def _typed(schema: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     renamed = with_new_names(schema, values)
     for old, new in zip(values, renamed, strict=True):

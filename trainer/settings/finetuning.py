@@ -14,7 +14,6 @@ from .distillation import LARGEST_RANK, VERSION, TrainConfig, check_names, check
 from .fields import FilePath, setting
 
 _SHARED = {field.name: field for field in dataclasses.fields(TrainConfig)}
-TEMPLATES = ("a photo of {}", "a picture of {}", "{}")
 
 
 def same(name: str, default: Any = None) -> Any:
