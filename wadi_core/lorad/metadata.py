@@ -20,7 +20,6 @@ from .layers import ARCHITECTURES
 
 FORMAT = 1
 PAIRING = "interleaved-input"
-SMALLEST_ALPHA = 1e-8  # alpha_T^2; below, what the network gets wrong is multiplied by more than 10,000
 
 _SS_BASE = {"sd15": "sd-v1-5", "sd21": "sd-v2-1"}
 _RESOLUTION = {"sd15": "512x512", "sd21": "512x512", "pixart-alpha": "256x256", "wadi-mini": "128x128"}
@@ -78,8 +77,6 @@ class Metadata:
         if self.base_sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.base_sha256):
             raise ValueError("base_sha256 must be 64 hexadecimal digits")
         self.one_step  # noqa: B018 - its own checks of the ranges
-        if self.alpha_T_squared is not None and self.alpha_T_squared < SMALLEST_ALPHA:
-            raise ValueError(f"alpha_T^2 is {self.alpha_T_squared:g}: below {SMALLEST_ALPHA:g} nothing of a picture is left")
 
     @property
     def one_step(self) -> OneStep | None:
