@@ -39,7 +39,7 @@ def ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenes, "things", lambda: few)
     for module in (control, highres):
         monkeypatch.setattr(module, "SHEET_ROWS", 1)
-        monkeypatch.setattr(module.ruler, "COMPONENTS", 2)
+        monkeypatch.setattr(module.distances, "COMPONENTS", 2)
 
 
 def nothing_new(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:

