@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+SMALLEST_ALPHA = 1e-8  # alpha_T^2; below, what the network gets wrong is multiplied by more than 10,000
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class OneStep:
     """The point of the diffusion process at which a one-step student is called.
 
     Attributes:
-        alpha_T_squared: share of the signal in the variance at the last timestep, inside (0, 1).
+        alpha_T_squared: share of the signal in the variance at the last timestep, from 1e-8 to below 1.
         timestep: what the network is told, from 0 to 999.
         prediction_type: what the network returns, ``epsilon`` or ``v_prediction``.
 
@@ -40,6 +41,8 @@ class OneStep:
     def __post_init__(self) -> None:
         if not 0.0 < self.alpha_T_squared < 1.0:
             raise ValueError(f"alpha_T^2 must lie between 0 and 1, not {self.alpha_T_squared}")
+        if self.alpha_T_squared < SMALLEST_ALPHA:
+            raise ValueError(f"alpha_T^2 is {self.alpha_T_squared:g}: below {SMALLEST_ALPHA:g} nothing of a picture is left")
         if not 0 <= self.timestep <= 999:
             raise ValueError(f"the timestep must lie between 0 and 999, not {self.timestep}")
         if self.prediction_type not in PREDICTION_TYPES:

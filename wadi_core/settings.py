@@ -102,7 +102,7 @@ class Settings:
     embeddings: tuple[Learned, ...] = _field((), "learned words that the prompt may contain")
     control: tuple[Control, ...] = _field((), "ControlNets, each with its scale")
     hires: str | None = _field(None, "method for pictures above the native size", choices=HIRES)
-    alpha_T_squared: float | None = _field(None, "share of the signal at the last timestep", above=0.0, below=1.0)
+    alpha_T_squared: float | None = _field(None, "share of the signal at the last timestep", least=1e-8, below=1.0)
     timestep: int | None = _field(None, "timestep given to the network", minimum=0, maximum=999)
     prediction_type: str | None = _field(None, "what the network returns", choices=PREDICTION_TYPES)
     dtype: str | None = _field(None, "number format of the networks", choices=DTYPES)
@@ -232,8 +232,8 @@ def check(name: str, value: Any) -> None:
     _check_type(name, value, kind)
     if "choices" in limits and value not in limits["choices"]:
         raise ValueError(f"{name} must be one of {', '.join(limits['choices'])}, not {value}")
-    if "above" in limits and not limits["above"] < value < limits["below"]:
-        raise ValueError(f"{name} must lie between {limits['above']:g} and {limits['below']:g}, not {value}")
+    if "below" in limits and not limits["least"] <= value < limits["below"]:
+        raise ValueError(f"{name} must lie from {limits['least']:g} to below {limits['below']:g}, not {value}")
     if "minimum" in limits and not limits["minimum"] <= value <= limits["maximum"]:
         raise ValueError(f"{name} must lie from {limits['minimum']} to {limits['maximum']}, not {value}")
     if "step" in limits and value % limits["step"]:

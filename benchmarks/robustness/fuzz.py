@@ -63,7 +63,7 @@ BEGIN, END = "<!-- fuzz: begin -->", "<!-- fuzz: end -->"
 def fingerprint() -> str:
     """A hash of all that decides a figure: how files are damaged, and who reads them."""
     total = hashlib.sha256()
-    places = [*ROOT.glob("benchmarks/damage*.py"), *ROOT.glob("benchmarks/fuzz*.py")]
+    places = [*Path(__file__).parent.glob("damage*.py"), *Path(__file__).parent.glob("fuzz*.py")]
     for path in sorted([*places, *ROOT.glob("wadi_core/**/*.py"), *ROOT.glob("trainer/**/*.py")]):
         total.update(path.read_bytes())
     return total.hexdigest()[:16]

@@ -154,8 +154,8 @@ def test_a_kind_without_a_rate_is_named(runs: Runs, tmp_path: Path, capsys: pyte
 
 def test_students_of_both_kinds_of_files_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A LoRaD and a whole network with the same weights are the same student."""
-    folder = networks.write_settings(tmp_path / "model", "sd15", networks.small_settings("sd15"))
-    unet = networks.write_folder(folder, networks.states(made := networks.make_networks(folder))) and made["unet"]
+    folder, made = networks.write_base(tmp_path / "model")
+    unet = made["unet"]
     lorad = networks.random_lorad(unet)
     lorad.save(tmp_path / "lorad.safetensors", dtype=torch.float32)
     lorad.fuse_into(unet)

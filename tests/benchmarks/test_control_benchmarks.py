@@ -21,21 +21,12 @@ from wadi_core import base as bases
 from wadi_core import highres as enlarging
 from wadi_core.pictures import to_tensor
 
-# Pictures of 128 pixels, as scenes are, from as small a network as can be.
-TINY = {
-    **networks.small_settings("sd15"),
-    "vae": {"block_out_channels": [32, 32, 32, 32], "layers_per_block": 1, "sample_size": 128},
-}
-TINY["unet"] = {**TINY["unet"], "sample_size": 16}
-
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random teacher's folder, a random student's LoRaD and a random ControlNet."""
     place = tmp_path_factory.mktemp("tiny")
-    folder = networks.write_settings(place / "model", "sd15", TINY)
-    made = networks.make_networks(folder)
-    networks.write_folder(folder, networks.states(made))
+    _, made = networks.write_base(place / "model", "sd15", networks.TINY)
     networks.random_lorad(made["unet"]).save(place / "student.safetensors")
     control_networks.random_controlnet(made["unet"]).save_pretrained(place / "canny")
     return place

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from finetuning_runs import invert_config
 from PIL import Image, ImageOps
-from test_control_benchmarks import TINY
 
 from benchmarks import report
 from benchmarks.quality import distances, inversion, localisation, personal
@@ -33,9 +32,7 @@ THINGS = 16
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random teacher, a student's LoRaD, a word, and a style as LoRaD and as LoRA."""
     place = tmp_path_factory.mktemp("tiny")
-    folder = networks.write_settings(place / "model", "sd15", TINY)
-    made = networks.make_networks(folder)
-    networks.write_folder(folder, networks.states(made))
+    _, made = networks.write_base(place / "model", "sd15", networks.TINY)
     unet = made["unet"]
     networks.random_lorad(unet).save(place / "student.safetensors")
     networks.random_lorad(unet, rank=2, seed=2, one_step=False).save(place / "style.safetensors")

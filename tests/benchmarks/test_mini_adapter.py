@@ -15,9 +15,7 @@ from benchmarks.quality import mini_adapter
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("place")
-    folder = networks.write_settings(place / "base", "sd15", networks.small_settings("sd15"))
-    made = networks.make_networks(folder)
-    networks.write_folder(folder, networks.states(made))
+    _, made = networks.write_base(place / "base")
     networks.random_lorad(made["unet"], rank=4).save(place / "one-step.safetensors")
     return place
 

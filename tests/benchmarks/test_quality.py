@@ -23,19 +23,12 @@ from wadi_core import OneStepPipeline
 from wadi_core import base as bases
 from wadi_core.pictures import to_tensor
 
-TINY = {
-    **networks.small_settings("sd15"),
-    "vae": {"block_out_channels": [32, 32, 32, 32], "layers_per_block": 1, "sample_size": 64},
-}
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tiny random teacher's folder and a random student's LoRaD."""
     place = tmp_path_factory.mktemp("tiny")
-    folder = networks.write_settings(place / "model", "sd15", TINY)
-    made = networks.make_networks(folder)
-    networks.write_folder(folder, networks.states(made))
+    folder, made = networks.write_base(place / "model", "sd15", networks.TINY)
     networks.random_lorad(made["unet"]).save(place / "student.safetensors")
     return folder, place / "student.safetensors"
 

@@ -40,9 +40,7 @@ Run = Callable[..., Result]
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base as a folder, and adapters: a one-step student, a style, one for another network."""
     place = tmp_path_factory.mktemp("place")
-    folder = networks.write_settings(place / "base", "sd15", networks.small_settings("sd15"))
-    made = networks.make_networks(folder)
-    networks.write_folder(folder, networks.states(made))
+    _, made = networks.write_base(place / "base")
     networks.random_lorad(made["unet"]).save(place / "one-step.safetensors")
     networks.random_lorad(made["unet"], rank=2, seed=4, one_step=False).save(place / "style.safetensors")
     other = LoRaD(LoRaD.load(place / "one-step.safetensors").factors, Metadata(architecture="sd21"))
@@ -224,7 +222,7 @@ def test_every_other_failure_is_status_1_one_line_and_no_file(run: Run, place: P
         (changed(**{"--height": 8}), "height must lie from 64"),
         (changed(**{"--seed": -1}), "seed must lie from 0"),
         (changed(**{"--batch": 0}), "batch must be at least 1"),
-        (changed(**{"--alpha-T-squared": 2}), "alpha_T_squared must lie between"),
+        (changed(**{"--alpha-T-squared": 2}), "alpha_T_squared must lie from"),
         (changed(**{"--alpha-T-squared": 0.01}), "one-step network already"),
         (changed(**{"--prompts": inputs / "empty.txt"}), "there is no prompt in this file"),
         (changed(**{"--prompts": inputs / "latin.txt"}), "latin.txt: line 1 is no UTF-8 text"),

@@ -39,9 +39,7 @@ class Kit:
 
 
 def make_kit(place: Path, architecture: str) -> Kit:
-    base = networks.write_settings(place / "base", architecture, networks.small_settings(architecture))
-    made = networks.make_networks(base)
-    networks.write_folder(base, networks.states(made))
+    base, made = networks.write_base(place / "base", architecture)
     networks.random_lorad(made["unet"]).save(place / "one-step.safetensors")
     controlnet = control_networks.random_controlnet(made["unet"])
     forms = control_networks.write_forms(place / "controls", controlnet, base)

@@ -21,9 +21,7 @@ Run = Callable[..., tuple[int, str, str]]
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base as a folder, a one-step adapter, a ControlNet in two forms, and control images."""
     place = tmp_path_factory.mktemp("place")
-    folder = networks.write_settings(place / "base", "sd15", networks.small_settings("sd15"))
-    made = networks.make_networks(folder)
-    networks.write_folder(folder, networks.states(made))
+    folder, made = networks.write_base(place / "base")
     networks.random_lorad(made["unet"]).save(place / "one-step.safetensors")
     control_networks.write_forms(place / "controls", control_networks.random_controlnet(made["unet"]), folder)
     Image.new("RGB", (64, 64), "white").save(place / "map.png")

@@ -28,9 +28,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bases of both kinds, a one-step adapter for each, and a learned word."""
     place = tmp_path_factory.mktemp("place")
     for kind in ("sd15", "sd21"):
-        folder = networks.write_settings(place / kind, kind, networks.small_settings(kind))
-        made = networks.make_networks(folder)
-        networks.write_folder(folder, networks.states(made))
+        _, made = networks.write_base(place / kind, kind)
         networks.random_lorad(made["unet"]).save(place / f"{kind}-one-step.safetensors")
     word().save(place / "left-of.safetensors")
     return place

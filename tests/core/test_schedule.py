@@ -41,6 +41,11 @@ def test_a_learned_sigma_is_left_out():
     assert torch.equal(OneStep().x0(z, prediction), OneStep().x0(z, prediction[:, :4]))
 
 
+def test_the_smallest_signal_gives_numbers():
+    z, prediction = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8)
+    assert OneStep(1e-8).x0(z, prediction).isfinite().all()
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -48,6 +53,8 @@ def test_a_learned_sigma_is_left_out():
         {"alpha_T_squared": 1.0},
         {"alpha_T_squared": -0.1},
         {"alpha_T_squared": math.nan},
+        {"alpha_T_squared": 5e-324},
+        {"alpha_T_squared": 9.9e-9},
         {"timestep": -1},
         {"timestep": 1000},
         {"prediction_type": "sample"},

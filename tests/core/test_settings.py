@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from wadi_core import pictures, schedule, settings
 from wadi_core.settings import Adapter, PictureSettings, Settings
@@ -80,8 +81,9 @@ def test_a_picture_without_a_value_is_refused(name: str) -> None:
         ({"seed": None}, "seed must be of type int"),
         ({"width": 513}, "try 512 or 520"),
         ({"height": 56}, "height must lie from 64"),
-        ({"alpha_T_squared": 0.0}, "alpha_T_squared must lie between 0 and 1"),
-        ({"alpha_T_squared": float("nan")}, "alpha_T_squared must lie between"),
+        ({"alpha_T_squared": 0.0}, "alpha_T_squared must lie from 1e-08 to below 1"),
+        ({"alpha_T_squared": 1e-9}, "alpha_T_squared must lie from 1e-08 to below 1"),
+        ({"alpha_T_squared": float("nan")}, "alpha_T_squared must lie from"),
         ({"timestep": 1000}, "timestep must lie from 0"),
         ({"prediction_type": "sample"}, "prediction_type must be one of"),
         ({"dtype": "int8"}, "dtype must be one of"),
@@ -150,6 +152,7 @@ def test_the_line_for_people_is_read_by_a1111s_rules() -> None:
 
 def test_limits_agree_with_the_schedule() -> None:
     assert settings.PREDICTION_TYPES == schedule.PREDICTION_TYPES
+    assert settings.FIELDS["alpha_T_squared"].metadata["least"] == schedule.SMALLEST_ALPHA
     assert all(settings.help_of(name) for name in settings.FIELDS)
 
 
@@ -168,6 +171,17 @@ def test_png_files_carry_settings_and_are_whole(tmp_path: Path) -> None:
     path.write_text("no picture")
     with pytest.raises(ValueError, match="no picture"):
         pictures.read_settings(path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"seed": -1}', '{"version": 99}', '{"lorad": [{"file": "a", "strength": NaN}]}'])
+def test_settings_that_are_none_are_refused_with_the_pictures_name(tmp_path: Path, text: str) -> None:
+    said = PngInfo()
+    said.add_text(pictures.JSON_KEY, text)
+    path = tmp_path / "p.png"
+    Image.new("RGB", (8, 8)).save(path, pnginfo=said)
+    with pytest.raises(ValueError) as caught:
+        pictures.read_settings(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
 def test_a_failed_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,12 @@ SMALL = {
     "text_encoder": {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2},
 }
 HEADS = {"sd15": 2, "sd21": [1, 2]}
+# As small as can be, for pictures of 128 pixels: an autoencoder of few channels, which is most of the work at that size.
+TINY = {
+    "unet": {**SMALL["unet"], "attention_head_dim": HEADS["sd15"], "sample_size": 16},
+    "vae": {"block_out_channels": [8, 8, 8, 8], "norm_num_groups": 8, "layers_per_block": 1, "sample_size": 128},
+    "text_encoder": SMALL["text_encoder"],
+}
 # One level of SD1.5's own width, with its attention, time embedding and feed-forward at full size.
 FULL_WIDTH = {
     "unet": {
@@ -86,6 +92,15 @@ def write_folder(folder: Path, weights: dict[str, State]) -> Path:
     for part, tensors in {**weights, "text_encoder": text_encoder}.items():
         write_safetensors(folder / part / f"{STEMS[part]}.safetensors", tensors, {"format": "pt"})
     return folder
+
+
+def write_base(
+    folder: Path, architecture: str = "sd15", changes: dict[str, dict[str, Any]] | None = None
+) -> tuple[Path, dict[str, torch.nn.Module]]:
+    """A diffusers folder of networks with random weights, small ones where no changes are given; the networks too."""
+    write_settings(folder, architecture, changes or small_settings(architecture))
+    made = make_networks(folder)
+    return write_folder(folder, states(made)), made
 
 
 def write_single_file(path: Path, weights: dict[str, State], settings: Path, metadata: dict[str, str] | None = None) -> Path:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from networks import make_networks, small_settings, states, write_folder, write_settings
+from networks import write_base
 
 from trainer.settings import fields as settings
 from trainer.settings.distillation import TrainConfig
@@ -18,8 +18,7 @@ PROMPTS = "a cat\na dog\n\na red apple\na boat on the sea\n"
 
 def small_base(folder: Path, architecture: str = "sd15") -> Path:
     """A diffusers folder of a small network with random weights."""
-    write_settings(folder, architecture, small_settings(architecture))
-    return write_folder(folder, states(make_networks(folder)))
+    return write_base(folder, architecture)[0]
 
 
 def write_prompts(path: Path) -> Path:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from layout_networks import LDM, SMALL_LINEAR, ldm_state, pixart_original, small_pixart_state, small_state
 from lorad_networks import SD15, SD21, SMALL, SMALL_PIXART, pixart, same_bits, unet
-from networks import make_networks, random_lorad, small_settings, states, write_folder, write_settings, write_single_file
+from networks import random_lorad, states, write_base, write_single_file
 
 from wadi_core.base import load as load_base
 from wadi_core.lorad import LoRaD, Metadata, fuse
@@ -97,9 +97,7 @@ def ldm_part(state: State) -> State:
 def test_the_pipeline_knows_a_merged_base_as_a_one_step_network(tmp_path):
     from wadi_core import OneStepPipeline
 
-    folder = write_settings(tmp_path / "base", "sd15", small_settings("sd15"))
-    networks = make_networks(folder)
-    write_folder(folder, states(networks))
+    folder, networks = write_base(tmp_path / "base")
     write_single_file(tmp_path / "base.safetensors", states(networks), folder)
     lorad = random_lorad(networks["unet"])
     merge(folder, [(lorad, 1.0)], tmp_path / "merged")
@@ -218,9 +216,7 @@ def in_pieces(folder: Path) -> None:
 
 @pytest.mark.parametrize("pieces", [False, True])
 def test_a_folder_becomes_a_folder_with_its_other_parts(pieces, tmp_path):
-    folder = write_settings(tmp_path / "base", "sd15", small_settings("sd15"))
-    networks = make_networks(folder)
-    write_folder(folder, states(networks))
+    folder, networks = write_base(tmp_path / "base")
     if pieces:
         in_pieces(folder)
     else:

@@ -166,6 +166,10 @@ def test_scales_and_numbers_of_unknown_kinds_are_refused(state):
     blocks = Weights.of({**state, f"{LAYER}.weight_scale": torch.ones(2, 2)})
     with pytest.raises(ValueError, match=r"to_q.weight: a scale of shape \(2, 2\)"):
         blocks.linear(LAYER)
+    with pytest.raises(ValueError, match="to_q.weight has Inf among its codes times .*to_q.weight_scale: the scale is damaged"):
+        Weights.of(
+            {**state, name: state[name].sign().mul(4).to(torch.float8_e4m3fn), f"{name}_scale": torch.tensor(3.4e38)}
+        ).linear(LAYER)
     integers = Weights.of({**state, name: state[name].to(torch.int8)})
     with pytest.raises(ValueError, match="int8, not as floating-point"):
         integers.linear(LAYER)

@@ -26,12 +26,6 @@ from wadi_core.schedule import OneStep
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = networks.write_settings(tmp_path_factory.mktemp("base") / "small", "sd15", networks.small_settings("sd15"))
-    return networks.write_folder(folder, networks.states(networks.make_networks(folder)))
-
-
-@pytest.fixture(scope="module")
 def lorad(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("adapter") / "one-step.safetensors"
     networks.random_lorad(networks.make_networks(base)["unet"]).save(path)

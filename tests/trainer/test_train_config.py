@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from networks import make_networks, small_settings, states, write_folder, write_settings, write_single_file
-from training import small_base, tiny, values, write_prompts
+from networks import make_networks, small_settings, states, write_base, write_settings, write_single_file
+from training import tiny, values
 
 from trainer.settings import fields as settings
 from trainer.settings.distillation import TrainConfig
@@ -19,16 +19,6 @@ from trainer.train import main
 
 CONFIGS = Path(settings.__file__).parents[1] / "configs"
 PRESETS = ("mini", "sd15", "sd21", "pixart", "sd15-12gb", "sd15-24gb")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_base(tmp_path_factory.mktemp("base") / "small")
-
-
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.txt")
 
 
 @dataclass
@@ -201,16 +191,14 @@ def test_a_single_file_of_sdxl_is_named(wrong, tmp_path: Path) -> None:
 def test_an_inpainting_network_is_refused(wrong, tmp_path: Path) -> None:
     changes = small_settings("sd15")
     changes["unet"] = {**changes["unet"], "in_channels": 9}
-    folder = write_settings(tmp_path / "inpainting", "sd15", changes)
-    write_folder(folder, states(make_networks(folder)))
+    folder, _ = write_base(tmp_path / "inpainting", "sd15", changes)
     assert "inpainting" in wrong(base=folder)
 
 
 def test_a_base_that_predicts_v_asks_for_the_setting(wrong, base: Path, prompts: Path, tmp_path: Path) -> None:
-    folder = write_settings(tmp_path / "768", "sd21", small_settings("sd21"))
+    folder, _ = write_base(tmp_path / "768", "sd21")
     scheduler = folder / "scheduler" / "scheduler_config.json"
     scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "prediction_type": "v_prediction"}))
-    write_folder(folder, states(make_networks(folder)))
     assert "set prediction_type=v_prediction" in wrong(base=folder)
     from trainer.distill.distillation import Distillation
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import small_base, tiny, write_prompts
+from training import tiny, write_prompts
 
 from trainer.data import random_draws
 from trainer.distill.distillation import Distillation
@@ -22,11 +22,6 @@ from wadi_core.lorad.linear import RotatedLinear, rotated_layers
 from wadi_core.lorad.rotation import rotate
 
 STEPS = 3
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_base(tmp_path_factory.mktemp("base") / "small")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from pixart import write_pixart
-from training import tiny, write_prompts
+from training import tiny
 
 from trainer.distill.distillation import Distillation
 from trainer.distill.roles import STUDENT, TEACHER
@@ -20,11 +20,6 @@ from wadi_core import LoRaD
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pixart(tmp_path_factory.mktemp("base") / "pixart")
-
-
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.txt")
 
 
 def test_it_says_what_its_own_pipeline_would(base: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import command, small_base, tiny, write_prompts
+from training import command, tiny
 
 from benchmarks.report import origin
 from benchmarks.speed.scaling import as_markdown, free_port, launcher
@@ -24,16 +24,6 @@ from trainer.engine.logs import SKIPPED, step_seconds
 from trainer.engine.processes import Processes
 
 STEPS = 20
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_base(tmp_path_factory.mktemp("base") / "small")
-
-
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.txt")
 
 
 def launch(words: list[str], count: int) -> None:

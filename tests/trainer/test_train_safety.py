@@ -9,23 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from training import command, small_base, start, tiny, write_prompts
+from training import command, small_base, start, tiny
 
 from trainer.distill.distillation import Distillation
 from trainer.distill.roles import FAKE, STUDENT
 from trainer.distill.session import DistillationSession, train
 from trainer.engine.checkpoints import Checkpoints, FolderLock, read_checkpoint
 from trainer.engine.optim import NonFiniteGuard, scheduled_lr
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_base(tmp_path_factory.mktemp("base") / "small")
-
-
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.txt")
 
 
 def names(folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from networks import make_networks
-from training import command, small_base, start, tiny, write_prompts
+from training import command, start, tiny
 
 from trainer.distill.distillation import Distillation
 from trainer.distill.roles import FAKE, STUDENT, TEACHER
@@ -18,16 +18,6 @@ from trainer.distill.vsd import fake_loss, generate, student_loss
 from trainer.models.diffusion import Noising
 from wadi_core import LoRaD
 from wadi_core.schedule import OneStep
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_base(tmp_path_factory.mktemp("base") / "small")
-
-
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.txt")
 
 
 def test_one_network_serves_three_roles(base: Path, prompts: Path, tmp_path: Path) -> None:

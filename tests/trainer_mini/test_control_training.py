@@ -34,16 +34,15 @@ TINY = {
         "sample_size": 16,
         "attention_head_dim": 2,
     },
-    "vae": {"block_out_channels": [32, 32, 32, 32], "layers_per_block": 1, "sample_size": 128},
-    "text_encoder": {**networks.SMALL["text_encoder"], "hidden_size": 32},
+    "vae": networks.TINY["vae"],
+    "text_encoder": networks.TINY["text_encoder"],
 }
 SHARD = 24
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = networks.write_settings(tmp_path_factory.mktemp("tiny") / "base", "sd15", TINY)
-    return networks.write_folder(folder, networks.states(networks.make_networks(folder)))
+    return networks.write_base(tmp_path_factory.mktemp("tiny") / "base", "sd15", TINY)[0]
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from .layers import ARCHITECTURES
 
 FORMAT = 1
 PAIRING = "interleaved-input"
-SMALLEST_ALPHA = 1e-8  # alpha_T^2; below, what the network gets wrong is multiplied by more than 10,000
 
 Number = TypeVar("Number", int, float)
 
@@ -81,8 +80,6 @@ class Metadata:
         if self.base_sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.base_sha256):
             raise ValueError("base_sha256 must be 64 hexadecimal digits")
         self.one_step  # noqa: B018 - its own checks of the ranges
-        if self.alpha_T_squared is not None and self.alpha_T_squared < SMALLEST_ALPHA:
-            raise ValueError(f"alpha_T^2 is {self.alpha_T_squared:g}: below {SMALLEST_ALPHA:g} nothing of a picture is left")
 
     @property
     def one_step(self) -> OneStep | None:

@@ -137,12 +137,14 @@ class Stored:
                 kind = str(weight.dtype).removeprefix("torch.")
                 raise self.refusal(f"{name} is stored as {kind} codes without their scale, which a .scale_weight would hold")
             return weight
+        factor = self.tensor(scale)
         try:
-            return dequantise(weight, self.tensor(scale))
-        except RefusedFile:
-            raise
+            values = dequantise(weight, factor)
         except ValueError as error:
             raise self.refusal(f"{name}: {error}") from error
+        if not is_finite(values):
+            raise self.refusal(f"{name} has Inf among its codes times {scale}: the scale is damaged, take another copy")
+        return values
 
     def scale_of(self, name: str) -> str | None:
         """The name of the scale that belongs to a tensor; None if there is none."""
