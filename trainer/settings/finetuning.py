@@ -24,7 +24,7 @@ def same(name: str, default: Any = None) -> Any:
 
 @dataclass
 class FinetuningConfig:
-    """What both kinds of finetuning need to be told."""
+    """Settings that both kinds of finetuning share."""
 
     version: int = setting(VERSION, "version of these settings", low=VERSION, high=VERSION)
 
