@@ -14,6 +14,7 @@ import logging
 import random
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -76,3 +77,19 @@ def sd15(tmp_path_factory: pytest.TempPathFactory) -> Kit:
     from pipeline_kit import make_kit
 
     return make_kit(tmp_path_factory.mktemp("sd15"), "sd15")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Stable Diffusion 1.5 with random weights, for the trainer."""
+    from training import small_base
+
+    return small_base(tmp_path_factory.mktemp("base") / "small")
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few prompts, one a line."""
+    from training import write_prompts
+
+    return write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.txt")
