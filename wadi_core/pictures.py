@@ -91,7 +91,10 @@ def read_settings(path: str | os.PathLike[str]) -> PictureSettings:
     text = images.opened(path).info.get(JSON_KEY)
     if not isinstance(text, str):
         raise refusal(path, "this picture does not say how it was made")
-    return PictureSettings.from_json(text)
+    try:
+        return PictureSettings.from_json(text)
+    except ValueError as error:
+        raise refusal(path, str(error)) from error
 
 
 def numbered(path: str | os.PathLike[str], count: int) -> list[Path]:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from wadi_core import pictures, schedule, settings
 from wadi_core.settings import Adapter, PictureSettings, Settings
@@ -168,6 +169,16 @@ def test_png_files_carry_settings_and_are_whole(tmp_path: Path) -> None:
     path.write_text("no picture")
     with pytest.raises(ValueError, match="no picture"):
         pictures.read_settings(path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"news": 1}', '{"seed": -1}', '{"version": 2}'])
+def test_settings_that_are_none_are_refused_with_the_pictures_name(tmp_path: Path, text: str) -> None:
+    chunks = PngInfo()
+    chunks.add_text(pictures.JSON_KEY, text)
+    Image.new("RGB", (8, 8)).save(tmp_path / "p.png", pnginfo=chunks)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "p.png"))) as caught:
+        pictures.read_settings(tmp_path / "p.png")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_failed_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
