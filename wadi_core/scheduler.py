@@ -19,7 +19,7 @@ with k = 1 (WaDi, SwiftBrush, DMD2, Turbo, Hyper, Lightning) or k = sigma_T (SiD
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -70,7 +70,8 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
     @classmethod
     def of(cls, one_step: OneStep) -> OneStepScheduler:
         """The scheduler of a LoRaD's schedule."""
-        return cls(one_step.alpha_T_squared, one_step.timestep, one_step.prediction_type)  # type: ignore[arg-type]
+        returns = cast("Literal['epsilon', 'v_prediction']", one_step.prediction_type)  # which the schedule has checked
+        return cls(one_step.alpha_T_squared, one_step.timestep, returns)
 
     def set_timesteps(self, num_inference_steps: int = 1, device: str | torch.device | None = None) -> None:
         """There is one timestep; ``num_inference_steps`` is for the pipelines that give it."""
