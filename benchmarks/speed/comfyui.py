@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import importlib
 import importlib.util
-import json
 import logging
 import os
 import statistics
@@ -33,7 +32,18 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed.adapters import network_of, random_lorad
-from benchmarks.speed.repeats import Target, peak_memory, place, ratio_table, summary, this_machine, use_all_cores, write
+from benchmarks.speed.repeats import (
+    Target,
+    peak_memory,
+    place,
+    ratio_table,
+    run_apart,
+    summary,
+    tell,
+    this_machine,
+    use_all_cores,
+    write,
+)
 from wadi_core import __version__
 from wadi_core.lorad.checkpoint import read_header, read_tensors, write_safetensors
 from wadi_core.lorad.layers import adapter_key, linear_shapes, student_layers
@@ -246,13 +256,6 @@ MEASURES = {"lora": measure_lora, "lorad": measure_lorad, "sample": measure_samp
 # The run
 
 
-def run_apart(name: str, options: argparse.Namespace) -> dict[str, float]:
-    command = [options.python, __file__, "--measure", name, "--size", options.size, "--work", str(options.work.resolve())]
-    command += ["--comfyui", str(options.comfyui)]
-    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=options.comfyui)
-    return json.loads(ended.stdout.splitlines()[-1])
-
-
 def as_markdown(report: dict[str, Any]) -> str:
     lines = [
         f"ComfyUI {report['comfyui']}, {report['size']}, rank {report['rank']}, medians of {report['repeats']} rounds; "
@@ -287,17 +290,18 @@ def main(arguments: list[str] | None = None) -> int:
     if options.measure:
         use_all_cores()
         host(str(options.comfyui))
-        found = MEASURES[options.measure](files, options.size)
-        sys.stdout.write("\n" + json.dumps(found) + "\n")
+        tell(MEASURES[options.measure](files, options.size))
         return 0
     files.base.parent.mkdir(parents=True, exist_ok=True)
     prepare(files, options.size)
+    command = [options.python, __file__, "--size", options.size, "--work", str(options.work.resolve())]
+    command += ["--comfyui", str(options.comfyui), "--measure"]
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in options.only}
     for turn in range(options.repeats):
         for name in options.only:
             if name == "sample" and turn:  # which is made of twenty samplings of each kind
                 continue
-            rounds[name].append(run_apart(name, options))
+            rounds[name].append(run_apart(name, [*command, name], options.comfyui))
             logger.info("round %d: %-8s %s", turn + 1, name, rounds[name][-1])
     asked = [options.python, "-c", "import torch; print(torch.__version__)"]
     torch_of_host = subprocess.run(asked, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
@@ -313,7 +317,6 @@ def main(arguments: list[str] | None = None) -> int:
         "rounds": rounds,
     }
     write(options.work, "comfyui", report, as_markdown(report))
-    sys.stdout.write(as_markdown(report))
     return 0
 
 

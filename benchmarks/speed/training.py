@@ -26,12 +26,10 @@ import ctypes
 import dataclasses
 import gc
 import hashlib
-import importlib.util
 import json
 import logging
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -42,7 +40,19 @@ if __name__ == "__main__":
 
 import torch
 
-from benchmarks.speed.repeats import Target, peak_memory, place, ratio_table, summary, this_machine, use_all_cores, write
+from benchmarks.speed.repeats import (
+    Target,
+    as_installed,
+    peak_memory,
+    place,
+    ratio_table,
+    run_apart,
+    summary,
+    tell,
+    this_machine,
+    use_all_cores,
+    write,
+)
 from trainer.settings import fields as settings
 from trainer.settings.distillation import TrainConfig
 from wadi_core import __version__, base, configs
@@ -203,19 +213,6 @@ def peak_of(device: torch.device) -> float:
     return float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else peak_memory()
 
 
-def run_apart(way: str, words: list[str]) -> dict[str, Any]:
-    """One measurement in a process of its own.
-
-    Raises:
-        OSError: it ended otherwise than it should, perhaps for want of memory.
-    """
-    ended = subprocess.run([sys.executable, __file__, *words, "--measure", way], stdout=subprocess.PIPE, text=True)
-    if ended.returncode:
-        why = "killed, likely for want of memory" if ended.returncode in (-9, 137) else f"status {ended.returncode}"
-        raise OSError(f"the measurement {way} failed: {why}")
-    return json.loads(ended.stdout.splitlines()[-1])
-
-
 def measured(way: str, turn: int, words: list[str], options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One measurement, made now if it has not been made before with the same settings.
 
@@ -227,7 +224,7 @@ def measured(way: str, turn: int, words: list[str], options: argparse.Namespace,
     kept = options.work / "measured" / f"{way}-{turn + 1}-{mark}.json"
     if kept.is_file():
         return json.loads(kept.read_text())
-    found = run_apart(way, words)
+    found = run_apart(way, [sys.executable, __file__, *words, "--measure", way])
     kept.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(kept) as file:
         file.write(json.dumps(found).encode())
@@ -279,11 +276,9 @@ def main(arguments: list[str] | None = None) -> int:
     use_all_cores()
     folder = options.work / options.size
     if options.measure:
-        sys.stdout.write(json.dumps(measure(options.measure, options, folder)) + "\n")
+        tell(measure(options.measure, options, folder))
         return 0
-    ways = [way for way in options.only if way != "lora" or importlib.util.find_spec("peft")]
-    if len(ways) < len(options.only):
-        logger.info("peft is not installed: there is no LoRA to compare with")
+    ways = as_installed(options.only, "lora")
     prepare(folder, options.size)
     rounds: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for turn in range(options.repeats):
@@ -305,7 +300,6 @@ def main(arguments: list[str] | None = None) -> int:
         "rounds": rounds,
     }
     write(options.work, "training", report, as_markdown(report))
-    sys.stdout.write(as_markdown(report))
     return 0
 
 
