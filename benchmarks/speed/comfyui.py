@@ -31,19 +31,9 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor
 
+from benchmarks.speed import repeats
 from benchmarks.speed.adapters import network_of, random_lorad
-from benchmarks.speed.repeats import (
-    Target,
-    peak_memory,
-    place,
-    ratio_table,
-    run_apart,
-    summary,
-    tell,
-    this_machine,
-    use_all_cores,
-    write,
-)
+from benchmarks.speed.repeats import Target
 from wadi_core import __version__
 from wadi_core.lorad.checkpoint import read_header, read_tensors, write_safetensors
 from wadi_core.lorad.layers import adapter_key, linear_shapes, student_layers
@@ -211,7 +201,7 @@ def _patched(files: Files, size: str, put_on: Callable[[Any], Any]) -> dict[str,
     reading = clock.read("file_")
     clock = Clock()
     comfy.model_management.load_models_gpu([patched], force_full_load=True)
-    return {**clock.read(), **reading, "peak_bytes": peak_memory()}
+    return {**clock.read(), **reading, "peak_bytes": repeats.peak_memory()}
 
 
 def measure_sample(files: Files, size: str) -> dict[str, float]:
@@ -259,7 +249,7 @@ MEASURES = {"lora": measure_lora, "lorad": measure_lorad, "sample": measure_samp
 def as_markdown(report: dict[str, Any]) -> str:
     lines = [
         f"ComfyUI {report['comfyui']}, {report['size']}, rank {report['rank']}, medians of {report['repeats']} rounds; "
-        f"{place(report['machine'])}.",
+        f"{repeats.place(report['machine'])}.",
         "",
         "| | |",
         "|---|---|",
@@ -268,7 +258,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         said = [f"{what} {value:.3g}" for what, value in values.items() if what != "peak_bytes"]
         said += [f"peak memory {values['peak_bytes'] / 1e9:.2f} GB"] if "peak_bytes" in values else []
         lines.append(f"| {name} | {', '.join(said)} |")
-    return "\n".join([*lines, "", *ratio_table(report["ratios"])]) + "\n"
+    return "\n".join([*lines, "", *repeats.ratio_table(report["ratios"])]) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -288,9 +278,9 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     files = Files(options.work / options.size)
     if options.measure:
-        use_all_cores()
+        repeats.use_all_cores()
         host(str(options.comfyui))
-        tell(MEASURES[options.measure](files, options.size))
+        repeats.tell(MEASURES[options.measure](files, options.size))
         return 0
     files.base.parent.mkdir(parents=True, exist_ok=True)
     prepare(files, options.size)
@@ -301,7 +291,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name in options.only:
             if name == "sample" and turn:  # which is made of twenty samplings of each kind
                 continue
-            rounds[name].append(run_apart(name, [*command, name], options.comfyui))
+            rounds[name].append(repeats.run_apart(name, [*command, name], options.comfyui))
             logger.info("round %d: %-8s %s", turn + 1, name, rounds[name][-1])
     asked = [options.python, "-c", "import torch; print(torch.__version__)"]
     torch_of_host = subprocess.run(asked, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
@@ -312,11 +302,11 @@ def main(arguments: list[str] | None = None) -> int:
         "size": options.size,
         "rank": RANKS[options.size],
         "repeats": options.repeats,
-        "machine": {**this_machine(), "torch": torch_of_host},
-        **summary(rounds, TARGETS, limits=LIMITS),
+        "machine": {**repeats.this_machine(), "torch": torch_of_host},
+        **repeats.summary(rounds, TARGETS, limits=LIMITS),
         "rounds": rounds,
     }
-    write(options.work, "comfyui", report, as_markdown(report))
+    repeats.write(options.work, "comfyui", report, as_markdown(report))
     return 0
 
 
