@@ -11,11 +11,8 @@ medians are compared. Writes ``adapters.json`` and ``adapters.md``.
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import json
 import logging
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +25,8 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor, nn
 
-from benchmarks.speed.repeats import Target, peak_memory, place, ratio_table, summary, this_machine, use_all_cores, write
+from benchmarks.speed import repeats
+from benchmarks.speed.repeats import Target
 from wadi_core import LoRaD, __version__, configs
 from wadi_core.lorad.adapter import fuse
 from wadi_core.lorad.extract import extract
@@ -174,24 +172,18 @@ def measure(name: str, files: Files, size: str) -> dict[str, float]:
     seconds = time.perf_counter() - start
     for _ in steps:
         pass
-    return {"seconds": seconds, "peak_bytes": peak_memory()}
-
-
-def run_apart(name: str, options: argparse.Namespace) -> dict[str, float]:
-    command = [sys.executable, __file__, "--measure", name, "--size", options.size, "--work", str(options.work)]
-    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(ended.stdout.splitlines()[-1])
+    return {"seconds": seconds, "peak_bytes": repeats.peak_memory()}
 
 
 def as_markdown(report: dict[str, Any]) -> str:
     lines = [
-        f"{report['size']}, rank {report['rank']}, medians of {report['repeats']}; {place(report['machine'])}.",
+        f"{report['size']}, rank {report['rank']}, medians of {report['repeats']}; {repeats.place(report['machine'])}.",
         "",
         "| | seconds | peak memory, GB |",
         "|---|---|---|",
         *(f"| {name} | {m['seconds']:.2f} | {m['peak_bytes'] / 1e9:.2f} |" for name, m in report["medians"].items()),
         "",
-        *ratio_table(report["ratios"]),
+        *repeats.ratio_table(report["ratios"]),
     ]
     return "\n".join(lines) + "\n"
 
@@ -207,32 +199,32 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     files = Files(options.work / options.size)
-    use_all_cores()
+    repeats.use_all_cores()
     if options.measure:
-        sys.stdout.write(json.dumps(measure(options.measure, files, options.size)) + "\n")
+        repeats.tell(measure(options.measure, files, options.size))
         return 0
-    names = [name for name in options.only if name != "peft-merge" or importlib.util.find_spec("peft")]
-    if len(names) < len(options.only):
-        logger.info("peft is not installed: there is nothing to compare fuse with")
+    names = repeats.as_installed(options.only, "peft-merge")
+    command = [sys.executable, __file__, "--size", options.size, "--work", str(options.work), "--measure"]
     files.base.parent.mkdir(parents=True, exist_ok=True)
     prepare(files, options.size)
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for turn in range(options.repeats):
         for name in names:
-            rounds[name].append(run_apart(name, options))
+            rounds[name].append(repeats.run_apart(name, [*command, name]))
             logger.info("round %d: %-12s %.2f s", turn + 1, name, rounds[name][-1]["seconds"])
     report = {
         "version": __version__,
         "size": options.size,
         "rank": RANKS[options.size],
         "repeats": options.repeats,
-        "machine": this_machine(),
-        **summary(rounds, TARGETS, limits={"limits": LIMITS, "output": {"peak_bytes": float(files.base.stat().st_size)}}),
+        "machine": repeats.this_machine(),
+        **repeats.summary(
+            rounds, TARGETS, limits={"limits": LIMITS, "output": {"peak_bytes": float(files.base.stat().st_size)}}
+        ),
         "rounds": rounds,
     }
     files.output.unlink(missing_ok=True)
-    write(options.work, "adapters", report, as_markdown(report))
-    sys.stdout.write(as_markdown(report))
+    repeats.write(options.work, "adapters", report, as_markdown(report))
     return 0
 
 

@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import importlib
 import importlib.util
-import json
 import logging
 import os
 import statistics
@@ -32,8 +31,9 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor
 
+from benchmarks.speed import repeats
 from benchmarks.speed.adapters import network_of, random_lorad
-from benchmarks.speed.repeats import Target, peak_memory, place, ratio_table, summary, this_machine, use_all_cores, write
+from benchmarks.speed.repeats import Target
 from wadi_core import __version__
 from wadi_core.lorad.checkpoint import read_header, read_tensors, write_safetensors
 from wadi_core.lorad.layers import adapter_key, linear_shapes, student_layers
@@ -201,7 +201,7 @@ def _patched(files: Files, size: str, put_on: Callable[[Any], Any]) -> dict[str,
     reading = clock.read("file_")
     clock = Clock()
     comfy.model_management.load_models_gpu([patched], force_full_load=True)
-    return {**clock.read(), **reading, "peak_bytes": peak_memory()}
+    return {**clock.read(), **reading, "peak_bytes": repeats.peak_memory()}
 
 
 def measure_sample(files: Files, size: str) -> dict[str, float]:
@@ -246,17 +246,10 @@ MEASURES = {"lora": measure_lora, "lorad": measure_lorad, "sample": measure_samp
 # The run
 
 
-def run_apart(name: str, options: argparse.Namespace) -> dict[str, float]:
-    command = [options.python, __file__, "--measure", name, "--size", options.size, "--work", str(options.work.resolve())]
-    command += ["--comfyui", str(options.comfyui)]
-    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=options.comfyui)
-    return json.loads(ended.stdout.splitlines()[-1])
-
-
 def as_markdown(report: dict[str, Any]) -> str:
     lines = [
         f"ComfyUI {report['comfyui']}, {report['size']}, rank {report['rank']}, medians of {report['repeats']} rounds; "
-        f"{place(report['machine'])}.",
+        f"{repeats.place(report['machine'])}.",
         "",
         "| | |",
         "|---|---|",
@@ -265,7 +258,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         said = [f"{what} {value:.3g}" for what, value in values.items() if what != "peak_bytes"]
         said += [f"peak memory {values['peak_bytes'] / 1e9:.2f} GB"] if "peak_bytes" in values else []
         lines.append(f"| {name} | {', '.join(said)} |")
-    return "\n".join([*lines, "", *ratio_table(report["ratios"])]) + "\n"
+    return "\n".join([*lines, "", *repeats.ratio_table(report["ratios"])]) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -285,19 +278,20 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     files = Files(options.work / options.size)
     if options.measure:
-        use_all_cores()
+        repeats.use_all_cores()
         host(str(options.comfyui))
-        found = MEASURES[options.measure](files, options.size)
-        sys.stdout.write("\n" + json.dumps(found) + "\n")
+        repeats.tell(MEASURES[options.measure](files, options.size))
         return 0
     files.base.parent.mkdir(parents=True, exist_ok=True)
     prepare(files, options.size)
+    command = [options.python, __file__, "--size", options.size, "--work", str(options.work.resolve())]
+    command += ["--comfyui", str(options.comfyui), "--measure"]
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in options.only}
     for turn in range(options.repeats):
         for name in options.only:
             if name == "sample" and turn:  # which is made of twenty samplings of each kind
                 continue
-            rounds[name].append(run_apart(name, options))
+            rounds[name].append(repeats.run_apart(name, [*command, name], options.comfyui))
             logger.info("round %d: %-8s %s", turn + 1, name, rounds[name][-1])
     asked = [options.python, "-c", "import torch; print(torch.__version__)"]
     torch_of_host = subprocess.run(asked, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
@@ -308,12 +302,11 @@ def main(arguments: list[str] | None = None) -> int:
         "size": options.size,
         "rank": RANKS[options.size],
         "repeats": options.repeats,
-        "machine": {**this_machine(), "torch": torch_of_host},
-        **summary(rounds, TARGETS, limits=LIMITS),
+        "machine": {**repeats.this_machine(), "torch": torch_of_host},
+        **repeats.summary(rounds, TARGETS, limits=LIMITS),
         "rounds": rounds,
     }
-    write(options.work, "comfyui", report, as_markdown(report))
-    sys.stdout.write(as_markdown(report))
+    repeats.write(options.work, "comfyui", report, as_markdown(report))
     return 0
 
 

@@ -1,11 +1,15 @@
-"""What benchmarks have in common that measure in rounds, each time in a process of its own: medians, ratios, reports."""
+"""What benchmarks have in common that measure in rounds: processes for one measurement each, medians, ratios, reports."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import logging
 import os
 import platform
 import statistics
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +19,8 @@ import torch
 from wadi_core.files import atomic_write
 
 from ..report import machine
+
+logger = logging.getLogger("benchmark")
 
 
 class Target(NamedTuple):
@@ -34,6 +40,37 @@ def this_machine() -> dict[str, Any]:
 def use_all_cores() -> None:
     """Let torch compute with every core that this process may use, or with OMP_NUM_THREADS of them."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or machine()["cores"]))
+
+
+def run_apart(name: str, command: Sequence[str], folder: Path | None = None) -> dict[str, Any]:
+    """One measurement in a process of its own, which says with :func:`tell` what it found.
+
+    Args:
+        name: of the measurement.
+        command: that makes it.
+        folder: in which it runs.
+
+    Raises:
+        OSError: it ended otherwise than it should, perhaps for want of memory; one line.
+    """
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=folder)
+    if ended.returncode:
+        why = "killed, likely for want of memory" if ended.returncode in (-9, 137) else f"status {ended.returncode}"
+        raise OSError(f"the measurement {name} failed: {why}")
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def tell(found: Mapping[str, Any]) -> None:
+    """Say to the process that started this one what was measured: the last line, whatever others have printed."""
+    sys.stdout.write("\n" + json.dumps(found) + "\n")
+
+
+def as_installed(names: Sequence[str], of_peft: str) -> list[str]:
+    """The measurements that can be made here: all, or all but the one that needs peft."""
+    if of_peft in names and not importlib.util.find_spec("peft"):
+        logger.info("peft is not installed: %s is left out", of_peft)
+        return [name for name in names if name != of_peft]
+    return list(names)
 
 
 def peak_memory() -> float:
@@ -89,7 +126,8 @@ def ratio_table(ratios: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def write(folder: Path, name: str, report: Mapping[str, Any], text: str) -> None:
-    """Write ``name``.json and ``name``.md, each whole or not at all."""
+    """Write ``name``.json and ``name``.md, each whole or not at all, and print the text."""
     for file_name, content in ((f"{name}.json", json.dumps(report, indent=2) + "\n"), (f"{name}.md", text)):
         with atomic_write(folder / file_name) as file:
             file.write(content.encode())
+    sys.stdout.write(text)

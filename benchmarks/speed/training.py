@@ -26,12 +26,10 @@ import ctypes
 import dataclasses
 import gc
 import hashlib
-import importlib.util
 import json
 import logging
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -42,7 +40,8 @@ if __name__ == "__main__":
 
 import torch
 
-from benchmarks.speed.repeats import Target, peak_memory, place, ratio_table, summary, this_machine, use_all_cores, write
+from benchmarks.speed import repeats
+from benchmarks.speed.repeats import Target
 from trainer.settings import fields as settings
 from trainer.settings.distillation import TrainConfig
 from wadi_core import __version__, base, configs
@@ -200,34 +199,26 @@ def start_of_peak() -> None:
 
 def peak_of(device: torch.device) -> float:
     """The most memory since :func:`start_of_peak`, in bytes: of the GPU, or of this process."""
-    return float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else peak_memory()
-
-
-def run_apart(way: str, words: list[str]) -> dict[str, Any]:
-    """One measurement in a process of its own.
-
-    Raises:
-        OSError: it ended otherwise than it should, perhaps for want of memory.
-    """
-    ended = subprocess.run([sys.executable, __file__, *words, "--measure", way], stdout=subprocess.PIPE, text=True)
-    if ended.returncode:
-        why = "killed, likely for want of memory" if ended.returncode in (-9, 137) else f"status {ended.returncode}"
-        raise OSError(f"the measurement {way} failed: {why}")
-    return json.loads(ended.stdout.splitlines()[-1])
+    return float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else repeats.peak_memory()
 
 
 def measured(way: str, turn: int, words: list[str], options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One measurement, made now if it has not been made before with the same settings.
 
     Raises:
-        OSError: as for :func:`run_apart`.
+        OSError: as for :func:`~.repeats.run_apart`.
     """
-    recipe = [dataclasses.asdict(make_config(way, options, folder)), options.steps, torch.get_num_threads(), this_machine()]
+    recipe = [
+        dataclasses.asdict(make_config(way, options, folder)),
+        options.steps,
+        torch.get_num_threads(),
+        repeats.this_machine(),
+    ]
     mark = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:12]
     kept = options.work / "measured" / f"{way}-{turn + 1}-{mark}.json"
     if kept.is_file():
         return json.loads(kept.read_text())
-    found = run_apart(way, words)
+    found = repeats.run_apart(way, [sys.executable, __file__, *words, "--measure", way])
     kept.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(kept) as file:
         file.write(json.dumps(found).encode())
@@ -240,7 +231,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"{report['size']}, ranks {run['student_rank']} and {run['fake_rank']}, batch {run['batch']} at {run['resolution']} "
         f"pixels, {run['precision']}, weights in {run['base_weights']}, medians of {report['repeats']} processes of "
         f"{report['steps']} steps; {report['device']}, {report['threads']} threads on "
-        f"{place(report['machine'])}.",
+        f"{repeats.place(report['machine'])}.",
         "",
         "| | seconds a step | of the processor, all cores | peak memory, GB | kept for backward by the widest layer, MB |",
         "|---|---|---|---|---|",
@@ -250,7 +241,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         shown = "" if kept_bytes is None else f"{kept_bytes / 1e6:.1f}"
         cells = (f"{value:.2f}" for value in (median["seconds"], median["processor_seconds"], median["peak_bytes"] / 1e9))
         lines.append(f"| {way} | {' | '.join(cells)} | {shown} |")
-    return "\n".join([*lines, "", *ratio_table(report["ratios"])]) + "\n"
+    return "\n".join([*lines, "", *repeats.ratio_table(report["ratios"])]) + "\n"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -276,14 +267,12 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     options = make_parser().parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    use_all_cores()
+    repeats.use_all_cores()
     folder = options.work / options.size
     if options.measure:
-        sys.stdout.write(json.dumps(measure(options.measure, options, folder)) + "\n")
+        repeats.tell(measure(options.measure, options, folder))
         return 0
-    ways = [way for way in options.only if way != "lora" or importlib.util.find_spec("peft")]
-    if len(ways) < len(options.only):
-        logger.info("peft is not installed: there is no LoRA to compare with")
+    ways = repeats.as_installed(options.only, "lora")
     prepare(folder, options.size)
     rounds: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for turn in range(options.repeats):
@@ -300,12 +289,11 @@ def main(arguments: list[str] | None = None) -> int:
         "steps": options.steps,
         "repeats": options.repeats,
         "threads": torch.get_num_threads(),
-        "machine": this_machine(),
-        **summary(rounds, TARGETS, MEASURED),
+        "machine": repeats.this_machine(),
+        **repeats.summary(rounds, TARGETS, MEASURED),
         "rounds": rounds,
     }
-    write(options.work, "training", report, as_markdown(report))
-    sys.stdout.write(as_markdown(report))
+    repeats.write(options.work, "training", report, as_markdown(report))
     return 0
 
 
