@@ -48,6 +48,7 @@ from benchmarks.robustness.fuzz_attempt import (
     damaged,
 )
 from benchmarks.robustness.fuzz_kinds import KINDS
+from wadi_core.output import take_any_text
 
 logger = logging.getLogger("benchmark")
 
@@ -250,6 +251,7 @@ def put(page: Path, text: str) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run; returns the exit status: 1 if anything was outside the contract."""
+    take_any_text()
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--state", type=Path, default=Path("runs/fuzz.json"), metavar="FILE", help="the figures (default: runs/fuzz.json)")

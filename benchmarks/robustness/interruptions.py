@@ -48,6 +48,7 @@ from trainer.settings import cli
 from trainer.settings.distillation import TrainConfig
 from trainer.settings.finetuning import PersonalizeConfig
 from wadi_core.files import one_line
+from wadi_core.output import take_any_text
 
 logger = logging.getLogger("benchmark")
 
@@ -253,6 +254,7 @@ def measure(place: Path, kills: int, interrupts: int, seed: int = 0) -> dict[str
 
 
 def main() -> int:
+    take_any_text()
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=200, help="by SIGKILL (default: 200)")
     parser.add_argument("--interrupts", type=int, default=50, help="by SIGINT (default: 50)")

@@ -83,23 +83,32 @@ def rewrite(source: Path, target: Path, writer: Writer, parts: tuple[str, ...] =
     return folder
 
 
+@pytest.fixture(scope="module")
+def weights(sd15: Kit) -> dict[str, dict[str, Tensor]]:
+    """Of each network as the plain folder has it, and of the U-Net with the adapter merged."""
+    plain = sd15.load(lorad=[]).base
+    found = {part: weights_of(getattr(plain, part)) for part in ("unet", "vae", "text_encoder")}
+    return {**found, "merged": weights_of(sd15.load().base.unet)}
+
+
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_every_spelling_is_read_by_every_command(spelling: str, sd15: Kit, tmp_path: Path) -> None:
+def test_every_spelling_is_read_by_every_command(
+    spelling: str, sd15: Kit, weights: dict[str, dict[str, Tensor]], tmp_path: Path
+) -> None:
     folder = rewrite(sd15.folder, tmp_path / "base", SPELLINGS[spelling], ("unet", "vae", "text_encoder"))
     pipe = OneStepPipeline.from_pretrained(folder, [], device="cpu")
-    expected = sd15.load(lorad=[]).base
     for part in ("unet", "vae", "text_encoder"):
-        assert equal(weights_of(getattr(pipe.base, part)), weights_of(getattr(expected, part))), part
+        assert equal(weights_of(getattr(pipe.base, part)), weights[part]), part
     assert Weights.open(folder).sha256() == Weights.open(sd15.folder).sha256()
 
     merge(folder, [(sd15.lorad, 1.0)], tmp_path / "merged")
     merged = OneStepPipeline.from_pretrained(tmp_path / "merged", [], device="cpu")
-    assert equal(weights_of(merged.base.unet), weights_of(sd15.load().base.unet))
+    assert equal(weights_of(merged.base.unet), weights["merged"])
 
 
 @pytest.mark.parametrize("spelling", ["fp16 shards", "fp16 pickle", "bf16"])
 def test_the_trainer_reads_them_too(spelling: str, sd15: Kit, tmp_path: Path) -> None:
-    from trainer.models import load
+    from trainer.models.base_models import load
 
     folder = rewrite(sd15.folder, tmp_path / "base", SPELLINGS[spelling], ("unet", "text_encoder"))
     model = load(str(folder), "", "epsilon")

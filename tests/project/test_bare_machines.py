@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from training import command, small_base, write_prompts
 
 from trainer.engine import optim
 from trainer.engine.logs import LossTable
@@ -194,8 +195,8 @@ def test_pictures_are_made_without_a_home_folder_and_a_user(nobody: list[str], t
 
 
 def test_a_run_with_its_chart_needs_neither(nobody: list[str], tmp_path: Path) -> None:
-    words = ["prompts=mini", "steps=1", "batch=1", "student_rank=1", "fake_rank=1", "device=cpu", f"output={tmp_path}"]
-    command = [*nobody, "trainer/train.py", *words, "precision=fp32", "tensorboard=false"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    base, prompts = small_base(tmp_path / "base"), write_prompts(tmp_path / "prompts.txt")
+    run = [*nobody, *command(base, prompts, tmp_path / "run", steps=1, warmup=0)]
+    ended = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0 and "Traceback" not in ended.stderr
-    assert (tmp_path / "one-step.safetensors").exists() and (tmp_path / "losses.png").exists()
+    assert (tmp_path / "run" / "one-step.safetensors").exists() and (tmp_path / "run" / "losses.png").exists()

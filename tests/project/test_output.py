@@ -44,7 +44,7 @@ def test_an_evaluation_says_its_figures(encoding: str, tmp_path: Path, monkeypat
 def test_an_evaluation_in_a_process_of_its_own(tmp_path: Path) -> None:
     folder = paint(tmp_path / "made", 4)
     words = ["--pictures", folder, "--real", folder, "--extractor", DUMMY, "-o", tmp_path / "out"]
-    environment = {**os.environ, "PYTHONIOENCODING": "cp932", "PYTHONPATH": str(ROOT / "tests")}
+    environment = {**os.environ, "PYTHONIOENCODING": "cp932", "PYTHONPATH": str(ROOT / "tests" / "helpers")}
     command = [sys.executable, ROOT / "trainer" / "evaluate.py", *words]
     ended = subprocess.run([*map(str, command)], env=environment, capture_output=True, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -91,9 +91,8 @@ PROGRAMS = sorted(
 def test_every_program_prepares_its_output_first(path: Path) -> None:
     """Its own ``main`` does so before anything else, or it hands everything to one that does."""
     text = path.read_text(encoding="utf-8")
-    mains = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == "main"]
-    if not mains or "script.main(" in text:
-        assert "cli.main(__doc__, " in text or "from .cli import main" in text
+    if "cli.main(__doc__, " in text or "from .cli import main" in text:
         return
-    documented = ast.get_docstring(mains[0]) is not None
-    assert ast.unparse(mains[0].body[int(documented)]) == "take_any_text()"
+    (main,) = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+    documented = ast.get_docstring(main) is not None
+    assert ast.unparse(main.body[int(documented)]) == "take_any_text()"

@@ -31,16 +31,23 @@ def node_ids(cell: str) -> list[str]:
     return re.findall(r"`(tests/[^`]+)`", cell)
 
 
-@pytest.fixture(scope="module")
-def collected() -> set[str]:
-    """The ids of all tests in the files that the page names, and those of their functions without a case."""
-    files = sorted({one.partition("::")[0] for row in rows() for one in node_ids(row[2])})
-    missing = [file for file in files if not (ROOT / file).is_file()]
-    assert missing == []
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-o", "addopts=", "-p", "no:cacheprovider", *files]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    ids = {line for line in found.splitlines() if "::" in line}
+def with_functions(ids: set[str]) -> set[str]:
+    """Ids of tests, and those of their functions without a case."""
     return ids | {one.partition("[")[0] for one in ids}
+
+
+@pytest.fixture(scope="module")
+def collected(request: pytest.FixtureRequest) -> set[str]:
+    """The ids of the tests of this run; where it is one of a few files, those of the other files that the page names too."""
+    named = {one for row in rows() for one in node_ids(row[2])}
+    ids = with_functions({item.nodeid for item in request.session.items})
+    files = sorted({one.partition("::")[0] for one in named - ids})
+    assert [file for file in files if not (ROOT / file).is_file()] == []
+    if files:
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-o", "addopts=", "-p", "no:cacheprovider", *files]
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        ids |= with_functions({line for line in found.splitlines() if "::" in line})
+    return ids
 
 
 def test_every_row_names_tests_that_exist(collected: set[str]) -> None:

@@ -101,9 +101,9 @@ def test_from_coarse_to_fine(make: Callable[..., Distillation], monkeypatch: pyt
 def test_a_student_that_went_astray_comes_back(make: Callable[..., Distillation]) -> None:
     # Drawn in one step without guidance, what the teacher draws is what a student without angles draws.
     held = {"anchor_weight": 1000.0, "anchor_every": 1, "anchor_steps": 1, "anchor_cells": 4, "teacher_guidance": 1.0}
-    run = make(**held, student_lr=0.05, batch=8)
+    run = make(**held, student_lr=0.05, batch=8, precision="fp32", base_weights="fp32")
     with torch.no_grad():
         for parameter in run.roles.parameters(STUDENT):
             parameter.normal_(std=0.5)
-    found = [run.train_step()["anchor_loss"] for _ in range(40)]
+    found = [run.train_step()["anchor_loss"] for _ in range(20)]
     assert sum(found[-5:]) < 0.5 * sum(found[:5])

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from wadi_core.files import atomic_write, existing_file, one_line, refusal
+from wadi_core.output import take_any_text
 
 from . import scenes
 
@@ -72,6 +73,7 @@ def write(path: Path, pictures: Mapping[str, Image.Image]) -> None:
 
 
 def main() -> int:
+    take_any_text()
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--font", type=Path, required=True, help="NotoColorEmoji.ttf, with bitmaps (version 2.042 was used)")
     parser.add_argument("--output", type=Path, default=scenes.DRAWINGS)
