@@ -12,11 +12,11 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import __version__, cli_control, cli_study, cli_tools, settings
+from . import __version__, cli_control, cli_get, cli_study, cli_tools, hub, settings
 from .files import one_line
 from .settings import help_of
 
@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if not options.debug:
         _silence()
+    if not getattr(options, "fetches", False):
+        hub.only_named(_names(options))
     sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
     try:
         options.command(options)
@@ -71,7 +73,7 @@ def _parser() -> _Parser:
     add("prompt", nargs="*", metavar="PROMPT", help=f"{help_of('prompt')}; one picture for each")
     add("-o", "--output", required=True, metavar="FILE", help="the picture, a .png; several are numbered: name-0001.png")
     add("--prompts", metavar="FILE", help="a text file with one prompt per line; empty lines are left out")
-    add("--base", default="mini", metavar="DIR|FILE", help=f"{help_of('base')} (default: mini)")
+    add("--base", default="mini", metavar="DIR|FILE|ID", help=f"{help_of('base')}, or a hub id (default: mini)")
     add("--lorad", action="append", metavar="FILE[:STRENGTH]", help=_LORAD_HELP)
     add("--embedding", action="append", metavar="FILE", help=_EMBEDDING_HELP)
     add("--seed", type=int, default=0, metavar="N", help=f"{help_of('seed')} (default: 0)")
@@ -85,17 +87,18 @@ def _parser() -> _Parser:
     cli_control.add_options(generate)
 
     cli_control.add_commands(commands, common)
+    cli_get.add_commands(commands, common)
     cli_study.add_commands(commands, common)
     cli_tools.add_commands(commands, common)
     return parser
 
 
 _LORAD_HELP = (
-    "an adapter and its strength (default: 1); may be repeated, angles are added. "
+    "an adapter, a file or a hub id, and its strength (default: 1); may be repeated, angles are added. "
     '"mini" is the one that belongs to the base mini and its default; "none" is none at all'
 )
 _EMBEDDING_HELP = (
-    "a learned word (textual inversion, .safetensors), which prompts may then say; may be repeated. "
+    "a learned word (textual inversion, a .safetensors file or a hub id), which prompts may then say; may be repeated. "
     '"mini" are those that belong to the base mini'
 )
 _BATCH_HELP = (
@@ -197,8 +200,16 @@ def _silence() -> None:
     warnings.simplefilter("ignore")
     for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
-    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_NO_ADVISORY_WARNINGS", "HF_HUB_OFFLINE"):
-        os.environ.setdefault(name, "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+def _names(options: argparse.Namespace) -> Iterator[str]:
+    """All that a command's options name which may be on the model hub."""
+    for option in ("base", "student", "file", "lorad", "control", "embedding"):
+        value = getattr(options, option, None)
+        for name in value if isinstance(value, list) else [value] if value else []:
+            yield cli_tools.split_strength(name)[0] if option == "lorad" else name
 
 
 def _show_messages() -> None:

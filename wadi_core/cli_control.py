@@ -21,7 +21,7 @@ _PREPROCESS = (
     "with --control-image, with a ControlNet for the same kind of map."
 )
 _CONTROL = (
-    'a ControlNet for the base: a diffusers folder or a single file, or "mini" (canny) for the base mini; may be repeated'
+    'a ControlNet for the base: a diffusers folder, a file, a hub id, or "mini" (canny) for the base mini; may be repeated'
 )
 _IMAGE = "its control image, of the picture's size; one for each --control, in the same order"
 _SCALE = "how strongly it steers (default: 1); one for all, or one for each --control"

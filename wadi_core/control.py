@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import base as bases
-from . import configs, mini
+from . import configs, hub, mini
 from .files import existing_file, one_line, refusal, sha256_of_file
 from .lorad import checkpoint
 from .settings import Control
@@ -69,17 +69,18 @@ class ControlNet:
 
 
 def load(path: File, base: bases.Base, device: torch.device, dtype: torch.dtype) -> ControlNet:
-    """Load a ControlNet for a base. Nothing is downloaded.
+    """Load a ControlNet for a base. Nothing is downloaded but what a name of the hub asks for.
 
     Args:
         path: a folder in diffusers layout, a single file (``.safetensors``, or a pickle of plain tensors) in the LDM
-            or diffusers layout, or ``mini`` for the one that belongs to the base ``mini``.
+            or diffusers layout, a name of the hub, or ``mini`` for the one that belongs to the base ``mini``.
         base: whose U-Net it is to steer.
 
     Raises:
         OSError, ValueError: it is missing, damaged, no ControlNet, or made for another network; one line.
     """
-    place = mini.control_path() if str(path) == "mini" else Path(path)
+    wanted = hub.parse(path)
+    place = mini.control_path() if str(path) == "mini" else hub.local(path, hub.CONTROL, dtype == torch.float16)
     settings: dict[str, Any] | None = None
     if place.is_dir():
         settings, weights = _settings_of_folder(place), _weights_of_folder(place)
@@ -92,7 +93,8 @@ def load(path: File, base: bases.Base, device: torch.device, dtype: torch.dtype)
         # This one kind says nothing of places in the picture, and its weights do not tell.
         network.register_to_config(global_pool_conditions=True)
     network = bases.fill(network, _in_diffusers_names(tensors, network.config), place, device, dtype)
-    return ControlNet("mini" if str(path) == "mini" else place.resolve().name, network, sha256_of_file(weights))
+    name = str(wanted or path) if wanted or str(path) == "mini" else place.resolve().name
+    return ControlNet(name, network, sha256_of_file(weights))
 
 
 def load_all(control: Controls, base: bases.Base, device: torch.device, dtype: torch.dtype) -> tuple[ControlNet, ...]:

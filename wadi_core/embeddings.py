@@ -11,15 +11,14 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import mini
+from . import hub, mini
 from .base import TOKENS
 from .files import one_line, refusal, sha256_of_file
 from .lorad import checkpoint
@@ -54,6 +53,7 @@ class Embedding:
         text_encoder: that base's :func:`text_encoder_sha256`, where known.
         extra: further metadata, as strings.
         sha256: of the file, where it comes from one.
+        origin: its name on the hub, where it comes from there.
     """
 
     token: str
@@ -63,18 +63,19 @@ class Embedding:
     text_encoder: str | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
     sha256: str = ""
+    origin: str = ""
 
     def __str__(self) -> str:
-        return self.name or self.token
+        return self.origin or self.name or self.token
 
     @classmethod
     def load(cls, path: File) -> Embedding:
-        """Read a file.
+        """Read a file, or one of the hub by its name there.
 
         Raises:
             OSError: it cannot be read. ValueError: it is damaged, or no textual inversion. Both with one line.
         """
-        path = Path(path)
+        wanted, path = hub.parse(path), hub.local(path)
         if path.suffix.lower() in checkpoint.PICKLE_ENDINGS:
             raise refusal(path, "embeddings are read as .safetensors only: convert this one first")
         header = checkpoint.read_header(path)
@@ -98,7 +99,14 @@ class Embedding:
             raise refusal(path, "this embedding has no word: its tensor has an empty name")
         own = {key: text for key, text in said.items() if not key.startswith("wadi.")}
         return cls(
-            token, vectors, path.stem, said.get("wadi.architecture"), said.get("wadi.text_encoder"), own, sha256_of_file(path)
+            token,
+            vectors,
+            path.stem,
+            said.get("wadi.architecture"),
+            said.get("wadi.text_encoder"),
+            own,
+            sha256_of_file(path),
+            str(wanted or ""),
         )
 
     def save(self, path: File) -> None:
@@ -127,10 +135,7 @@ def load_embeddings(embeddings: Embeddings) -> list[Embedding]:
         return []
     if isinstance(embeddings, Mapping):
         found = {token: one if isinstance(one, Embedding) else Embedding.load(one) for token, one in embeddings.items()}
-        return [
-            Embedding(token, one.vectors, one.name, one.architecture, one.text_encoder, one.extra, one.sha256)
-            for token, one in found.items()
-        ]
+        return [replace(one, token=token) for token, one in found.items()]
     if isinstance(embeddings, (Embedding, str, os.PathLike)):
         embeddings = [embeddings]
     found = []

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
-from . import settings
+from . import hub, settings
 from .files import sha256_of_file
 from .lorad.adapter import LoRaD
 
@@ -32,9 +31,9 @@ def load_adapters(lorad: Adapters, strength: float = 1.0) -> list[Stacked]:
         if isinstance(adapter, LoRaD):
             kept = settings.Adapter(adapter.metadata.title or "", its_strength)
         else:
-            path = Path(adapter)
+            wanted, path = hub.parse(adapter), hub.local(adapter)
             adapter = LoRaD.load(path)
-            kept = settings.Adapter(path.name, its_strength, sha256_of_file(path))
+            kept = settings.Adapter(str(wanted) if wanted else path.name, its_strength, sha256_of_file(path))
         stack.append((adapter, kept))
     return stack
 

@@ -27,7 +27,7 @@ FOUNDATION = {"lorad.rotation"}
 ADAPTER = {"", "files", "schedule", "lorad"}
 ADAPTER |= {f"lorad.{module}" for module in ("linear", "layers", "format", "metadata", "adapter", "checkpoint")}
 TOP = {"base", "pipeline", "control", "cli", "cli_control", "cli_study", "cli_tools", "__main__", "settings", "pictures"}
-TOP |= {"decoding", "devices", "embeddings", "preprocess", "stack"}
+TOP |= {"catalog", "cli_get", "hub", "decoding", "devices", "embeddings", "preprocess", "released", "stack"}
 
 # The trainer's rooms, and which of the others each may know. Its entry points, beside these, may know them all.
 TRAINER_ROOMS: dict[str, set[str]] = {

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from wadi_core import base as bases
-from wadi_core import configs
+from wadi_core import configs, hub
 from wadi_core.lorad.layers import detect_architecture, fake_score_layers, linear_shapes, student_layers
 from wadi_core.lorad.linear import attach, rotated_layers
 from wadi_core.pipeline import find_device
 
-from ..models.base_models import LATENT_CHANNELS, T5_TOKENS, call_pixart, call_unet, is_pixart
+from ..models.base_models import LATENT_CHANNELS, T5_TOKENS, call_pixart, call_unet, is_pixart, local_base
 from ..models.condition import Condition
 from ..models.placement import set_attention
 from ..settings.distillation import TrainConfig
@@ -90,10 +90,9 @@ def empty_network(config: TrainConfig) -> tuple[nn.Module, Path]:
             "base: name the model to distil, a diffusers folder or a .safetensors checkpoint: base=PATH; for an estimate its "
             f"shape is enough: base_config={configs.folder('sd15')}"
         )
-    elif is_pixart(config.base):
-        folder = Path(config.base)
     else:
-        folder = bases.find(config.base, config.base_config or None).settings
+        base = local_base(config.base, hub.SETTINGS)  # the shapes are enough: no weights are fetched
+        folder = Path(base) if is_pixart(base) else bases.find(base, config.base_config or None).settings
     part, kind = ("transformer", PixArtTransformer2DModel) if is_pixart(folder) else ("unet", UNet2DConditionModel)
     with torch.device("meta"):
         return kind.from_config(configs.read(folder / part / "config.json")), folder

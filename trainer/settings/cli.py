@@ -9,6 +9,8 @@ import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
+from wadi_core import hub
+
 from . import fields as settings
 
 DIVERGED = 3  # exit status
@@ -24,7 +26,6 @@ def main(about: str, schema: type[C], run: Callable[[C], object], estimate: Call
         run: takes them.
         estimate: what a run will need, for ``--dry-run``.
     """
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when diffusers is imported: nothing is ever fetched
     for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):  # advice to developers, in the middle of a bar
         os.environ.setdefault(name, "error")
     parser = settings.parser(about.splitlines()[0])
@@ -37,6 +38,7 @@ def main(about: str, schema: type[C], run: Callable[[C], object], estimate: Call
     logging.getLogger("wadi").setLevel(logging.INFO)
     try:
         config = settings.load(schema, arguments.config, arguments.overrides)
+        hub.only_named([getattr(config, "base", "mini")])  # nothing else is ever fetched
         if arguments.print_config:
             sys.stdout.write(settings.as_yaml(config, explain=True))
         elif estimate is not None and arguments.dry_run:

@@ -39,7 +39,7 @@ class TrainConfig:
     version: int = setting(VERSION, "of these settings", low=VERSION, high=VERSION)
 
     # What is distilled, and into what.
-    base: str = setting("mini", "the multi-step model: a diffusers folder, a .safetensors checkpoint, or mini")
+    base: str = setting("mini", "the multi-step model: a diffusers folder, a .safetensors checkpoint, a hub id, or mini")
     base_config: str = setting("", "for a checkpoint of unknown shape: a diffusers folder with its settings")
     prediction_type: str = setting("epsilon", "what the base returns", choices=("epsilon", "v_prediction"))
     resolution: int = setting(0, "side of the pictures, a multiple of 8; 0 is the base's own", "pixels", 0, 4096)
