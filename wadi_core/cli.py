@@ -39,8 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if not options.debug:
         _silence()
-    if not getattr(options, "fetches", False):
-        hub.only_named(_names(options))
+    hub.only_named(_names(options), getattr(options, "fetches", False))
     sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to fail
     try:
         options.command(options)

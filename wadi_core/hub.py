@@ -147,15 +147,16 @@ def parse(name: object) -> HubName | None:
     return HubName(found["repo"], found["revision"] or "main", found["file"])
 
 
-def only_named(names: Iterable[object]) -> None:
-    """Keep the libraries of this process offline, unless one of these names has to be fetched.
+def only_named(names: Iterable[object], fetches: bool = False) -> None:
+    """Keep the libraries of this process offline, unless one of these names has to be fetched, or something surely has.
 
-    They read HF_HUB_OFFLINE once, when they are imported: this has to come before.
+    They read their variables once, when they are imported: this has to come before. What is fetched is what was named;
+    nothing is told to anybody besides.
     """
-    if not any(parse(name) for name in names):
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if not fetches and not any(parse(name) for name in names):
         for variable in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS"):
             os.environ.setdefault(variable, "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 def local(name: File, kind: str = FILE, half: bool = False, check: Callable[[Path], object] | None = None) -> Path:

