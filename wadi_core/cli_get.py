@@ -71,6 +71,7 @@ def _get(options: argparse.Namespace) -> None:
 
 def _make(entry: Entry, output: Path, marker: Path, options: argparse.Namespace) -> None:
     """Fetch, extract, compare and write."""
+    from . import base as bases
     from .lorad.checkpoint import read_header
     from .lorad.weights import Weights
 
@@ -83,7 +84,9 @@ def _make(entry: Entry, output: Path, marker: Path, options: argparse.Namespace)
         _say(f"{plan.wanted}: {_amount(plan)}")
         hub.check_room(plan.listing.folder, missing, entry.name)
     hub.check_room(output.parent, OUTPUT_BYTES, str(output))
-    base = base_plan.fetch() if base_plan else Path(source)
+    base = Path(source)
+    if base_plan:
+        base = base_plan.fetch(None if _is_transformer(base_plan.listing) else bases.find)
     if network_plan and network_plan.missing:
         marker.write_text(str(network_plan.path), encoding="utf-8")  # what this command fetched, it also takes away
     network = network_plan.fetch() if network_plan else Path(entry.network)
@@ -107,7 +110,7 @@ def _base_plan(entry: Entry) -> tuple[str, hub.Plan | None]:
             return name, None
         try:
             listing = hub.look(wanted)
-            kind = hub.NETWORK if "transformer/config.json" in listing.sizes else hub.BASE
+            kind = hub.NETWORK if _is_transformer(listing) else hub.BASE
             return name, hub.Plan(wanted, listing, *hub.choose(wanted, listing, kind))
         except (OSError, ValueError) as error:
             first = first or error
@@ -115,6 +118,11 @@ def _base_plan(entry: Entry) -> tuple[str, hub.Plan | None]:
                 _say(f"{error}; trying the next repository")
     assert first is not None  # an entry names at least one base
     raise first
+
+
+def _is_transformer(listing: hub.Listing) -> bool:
+    """Whether this is PixArt, of which the network alone is needed: no picture of it is drawn here."""
+    return "transformer/config.json" in listing.sizes
 
 
 def _extracted(

@@ -74,7 +74,7 @@ def _inspect(options: argparse.Namespace) -> None:
     from .lorad import LoRaD
     from .lorad.reports import adapter_facts, adapter_lines, base_facts, base_lines
 
-    path = hub.local(options.file)
+    path = Path(hub.local(options.file))
     adapter = LoRaD.load(path)
     report = {"file": options.file, **adapter_facts(adapter), "bytes": path.stat().st_size}
     if options.base:

@@ -153,7 +153,7 @@ def _convert(options: argparse.Namespace) -> None:
     sys.stdout.write(f"{options.output}\n")
 
 
-def _network_error(source: Path, base: Weights, lorad: LoRaD, strength: float, lora: LoRA) -> str:
+def _network_error(source: hub.File, base: Weights, lorad: LoRaD, strength: float, lora: LoRA) -> str:
     """What the LoRA costs in the network's output, as far as the base is a whole model that can be asked."""
     if base.architecture == "pixart-alpha":
         return "output of the network: not measured for PixArt"
@@ -166,7 +166,7 @@ def _network_error(source: Path, base: Weights, lorad: LoRaD, strength: float, l
     return f"output of the network: off by {of_output:.2%}, which is {of_change:.2%} of what the LoRaD changes"
 
 
-def _measure(source: Path, lorad: LoRaD, strength: float, lora: LoRA) -> tuple[float, float]:
+def _measure(source: hub.File, lorad: LoRaD, strength: float, lora: LoRA) -> tuple[float, float]:
     import torch
 
     from . import base as bases

@@ -80,7 +80,7 @@ def load(path: File, base: bases.Base, device: torch.device, dtype: torch.dtype)
         OSError, ValueError: it is missing, damaged, no ControlNet, or made for another network; one line.
     """
     wanted = hub.parse(path)
-    place = mini.control_path() if str(path) == "mini" else hub.local(path, hub.CONTROL, dtype == torch.float16)
+    place = mini.control_path() if str(path) == "mini" else Path(hub.local(path, hub.CONTROL, dtype == torch.float16))
     settings: dict[str, Any] | None = None
     if place.is_dir():
         settings, weights = _settings_of_folder(place), _weights_of_folder(place)

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -75,7 +76,7 @@ class Embedding:
         Raises:
             OSError: it cannot be read. ValueError: it is damaged, or no textual inversion. Both with one line.
         """
-        wanted, path = hub.parse(path), hub.local(path)
+        wanted, path = hub.parse(path), Path(hub.local(path))
         if path.suffix.lower() in checkpoint.PICKLE_ENDINGS:
             raise refusal(path, "embeddings are read as .safetensors only: convert this one first")
         header = checkpoint.read_header(path)

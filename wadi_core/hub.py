@@ -115,21 +115,20 @@ class Plan:
         return self.path
 
     def _have(self, files: list[str]) -> None:
-        if all(self.listing.has(name) for name in files):
-            return
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HTTPError
+        """Fetch those files that are not in the cache, whole."""
+        from huggingface_hub import errors, hf_hub_download
 
-        for name in files:  # a file of another size than the hub says is no whole one
-            if (self.listing.folder / name).is_file() and not self.listing.has(name):
-                drop(self.listing.folder / name)
-        patterns = [glob.escape(name) for name in files]
-        try:
-            snapshot_download(self.wanted.repo, revision=self.wanted.revision, allow_patterns=patterns)
-        except (HTTPError, OSError, ValueError, RuntimeError) as error:
-            raise _explained(error, self.wanted) from error
+        broken = getattr(errors, "XetDownloadError", RuntimeError)  # older versions raise the latter
         for name in files:
             path = self.listing.folder / name
+            if self.listing.has(name):
+                continue
+            if path.is_file():  # of another size than the hub says: no whole file
+                drop(path)
+            try:  # one after the other, in this thread: Ctrl-C ends it at once
+                hf_hub_download(self.wanted.repo, name, revision=self.wanted.revision)
+            except (errors.HTTPError, OSError, ValueError, RuntimeError, broken) as error:
+                raise _explained(error, self.wanted) from error
             if not self.listing.has(name):
                 drop(path)
                 size = f"{self.listing.sizes[name]:,} bytes"
@@ -159,11 +158,11 @@ def only_named(names: Iterable[object], fetches: bool = False) -> None:
             os.environ.setdefault(variable, "1")
 
 
-def local(name: File, kind: str = FILE, half: bool = False, check: Callable[[Path], object] | None = None) -> Path:
+def local(name: File, kind: str = FILE, half: bool = False, check: Callable[[Path], object] | None = None) -> File:
     """The local file or folder that a name stands for, fetched if it has to be.
 
     Args:
-        name: a path, which is returned as it is, or a name of the hub.
+        name: a path (or ``mini``), which is returned as it is, or a name of the hub.
         kind: what is needed: one of the constants of this module.
         half: whether weights in half precision will do.
         check: called with the folder before its weights are fetched; may raise.
@@ -173,7 +172,7 @@ def local(name: File, kind: str = FILE, half: bool = False, check: Callable[[Pat
         ValueError: the repository holds nothing of this kind, or several. Both with a message of one line.
     """
     wanted = parse(name)
-    return Path(name) if wanted is None else plan(wanted, kind, half).fetch(check)
+    return name if wanted is None else plan(wanted, kind, half).fetch(check)
 
 
 def plan(wanted: HubName, kind: str = FILE, half: bool = False) -> Plan:
@@ -351,13 +350,15 @@ def _explained(error: Exception, wanted: HubName) -> Exception:
         why = f"{hub} answers with status {status}{token}"
     elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
         why = f"the disk is full: make room in {constants.HF_HUB_CACHE}, or set HF_HOME to a folder on another disk"
+    elif isinstance(error, OSError) and error.errno and not isinstance(error, (ConnectionError, TimeoutError)):
+        why = f"it cannot be put into the cache: {error}; HF_HOME names another folder for it"
     elif "Consistency check failed" in str(error):
         why = "a file came with another size than the hub says; it is not used: try again"
-    elif isinstance(error, (errors.HTTPError, OSError, RuntimeError)):
+    elif not isinstance(error, ValueError):
         cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
         detail = f"{type(cause).__name__}: {cause}"
         why = f"{hub} cannot be reached, or the connection broke: run this again, whole files are kept ({detail})"
-    else:
+    else:  # as of a token that is none
         why = str(error)
     return OSError(one_line(f"{wanted}: {why}"))
 

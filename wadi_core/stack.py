@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from . import hub, settings
@@ -31,7 +32,7 @@ def load_adapters(lorad: Adapters, strength: float = 1.0) -> list[Stacked]:
         if isinstance(adapter, LoRaD):
             kept = settings.Adapter(adapter.metadata.title or "", its_strength)
         else:
-            wanted, path = hub.parse(adapter), hub.local(adapter)
+            wanted, path = hub.parse(adapter), Path(hub.local(adapter))
             adapter = LoRaD.load(path)
             kept = settings.Adapter(str(wanted) if wanted else path.name, its_strength, sha256_of_file(path))
         stack.append((adapter, kept))
