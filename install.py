@@ -2,10 +2,11 @@
 
 python install.py demo ["a prompt"]     one picture from the embedded model, saved under outputs/
 python install.py test [pytest args]    the whole test suite; the exit status is pytest's
+python install.py get NAME              a released one-step network for your Stable Diffusion; --comfyui or --webui PATH
 python install.py --webui FOLDER        adds this repository to an A1111 or Forge; --mini also writes wadi-mini there
 python install.py                       what ComfyUI-Manager and A1111 call: names what is missing, changes nothing
 
-The first two work in the active virtual environment or, without one, in `.venv` beside this file, which they make.
+The first three work in the active virtual environment or, without one, in `.venv` beside this file, which they make.
 """
 
 # Pythons from 3.6 on must be able to read this file, to be told what they lack: hence the quoted annotations.
@@ -24,7 +25,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
-USAGE = 'usage: python install.py [demo ["a prompt"] | test [pytest arguments ...] | --webui FOLDER [--mini] [--python P]]'
+USAGE = (
+    'usage: python install.py [demo ["a prompt"] | test [pytest arguments ...] | get NAME [--comfyui PATH | --webui PATH] '
+    "| --webui FOLDER [--mini] [--python P]]"
+)
 HOST_MODULES = ("torch", "safetensors", "numpy")  # requirements.txt by import name
 TORCH_MINIMUM = (2, 1)
 TORCH_TESTED = "2.13.0"
@@ -345,6 +349,12 @@ def test(arguments: "list[str]") -> int:
     return subprocess.call([str(python), "-m", "pytest"] + arguments, cwd=str(ROOT))
 
 
+def get(arguments: "list[str]") -> int:
+    """Fetches a released one-step network; the core's command line does it."""
+    python = prepared("generate")
+    return subprocess.call([str(python), "-m", "wadi_core", "get"] + arguments)
+
+
 def webui(arguments: "list[str]") -> int:
     """Adds this repository to an A1111 or Forge."""
     from a1111_extension.link import add_webui
@@ -356,7 +366,7 @@ def main(arguments: "list[str]") -> int:
     for stream in (getattr(sys, name, None) for name in ("stdout", "stderr")):
         if hasattr(stream, "reconfigure"):  # what the encoding of a terminal or file lacks is no reason to fail
             stream.reconfigure(errors="backslashreplace")
-    commands = {"demo": demo, "test": test, "--webui": webui}
+    commands = {"demo": demo, "test": test, "get": get, "--webui": webui}
     try:
         if not arguments:
             return check_host()

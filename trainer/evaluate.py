@@ -37,7 +37,7 @@ if not __package__:  # run as a script: the package's folder is this file's
 import torch
 from torch import Tensor
 
-from wadi_core import __version__, pictures
+from wadi_core import __version__, hub, pictures
 from wadi_core.cli_tools import DECIMAL, adapters, number
 from wadi_core.entries import whole
 from wadi_core.files import atomic_write, one_line
@@ -297,7 +297,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument_group("model or pictures").add_argument
-    add("--base", metavar="DIR|FILE", help="the model: a diffusers folder, a single-file checkpoint, or mini")
+    add("--base", metavar="DIR|FILE", help="the model: a diffusers folder, a single-file checkpoint, a hub id, or mini")
     add("--lorad", action="append", metavar="FILE[:STRENGTH]", help="adapter for it; may be repeated (default: mini's own)")
     add("--pictures", metavar="DIR", help="existing pictures, in the order of the prompts: 2.png before 10.png")
     add("--alpha-T-squared", type=DECIMAL, metavar="A", help=_ALPHA)
@@ -363,13 +363,13 @@ def _settle(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Non
 def main(words: Sequence[str] | None = None) -> int:
     """Run an evaluation; returns the exit status."""
     take_any_text()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     warnings.simplefilter("ignore")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
     words = sys.argv[1:] if words is None else list(words)
     parser = make_parser()
     options = parser.parse_args(words)
+    hub.only_named([options.base] if options.base else [])
     _settle(parser, options)
     try:
         found = evaluate(options)

@@ -12,11 +12,11 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import __version__, cli_control, cli_study, cli_tools, packages, settings
+from . import __version__, cli_control, cli_get, cli_study, cli_tools, hub, packages, settings
 from .cli_tools import DECIMAL, WHOLE
 from .files import one_line
 from .output import take_any_text
@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.debug:
         _silence()
     _show_messages()
+    hub.only_named(_names(options), getattr(options, "fetches", False))
     try:
         options.command(options)
         sys.stdout.flush()
@@ -75,7 +76,7 @@ def _parser() -> _Parser:
     add("-o", "--output", required=True, metavar="FILE", help="the picture, a .png; several are numbered: name-0001.png")
     add("--prompts", metavar="FILE|DIR", help=_PROMPTS_HELP)
     add("--prompt-field", metavar="NAME", help="key or column that holds the prompts (default: prompt, caption or text)")
-    add("--base", default="mini", metavar="DIR|FILE", help=f"{help_of('base')} (default: mini)")
+    add("--base", default="mini", metavar="DIR|FILE|ID", help=f"{help_of('base')}, or a hub id (default: mini)")
     add("--lorad", action="append", metavar="FILE[:STRENGTH]", help=_LORAD_HELP)
     add("--embedding", action="append", metavar="FILE", help=_EMBEDDING_HELP)
     add("--seed", type=WHOLE, default=0, metavar="N", help=f"{help_of('seed')} (default: 0)")
@@ -89,6 +90,7 @@ def _parser() -> _Parser:
     cli_control.add_options(generate)
 
     cli_control.add_commands(commands, common)
+    cli_get.add_commands(commands, common)
     cli_study.add_commands(commands, common)
     cli_tools.add_commands(commands, common)
     return parser
@@ -99,11 +101,12 @@ _PROMPTS_HELP = (
     "The trainer reads the same formats"
 )
 _LORAD_HELP = (
-    "an adapter and its strength (default: 1); may be repeated, angles add. "
+    "an adapter, a file or a hub id, and its strength (default: 1); may be repeated, angles add. "
     '"mini" is the adapter of the base mini and its default; "none" applies none'
 )
 _EMBEDDING_HELP = (
-    'a learned word for prompts (textual inversion, .safetensors); may be repeated. "mini" loads those of the base mini'
+    "a learned word for prompts (textual inversion, a .safetensors file or a hub id); may be repeated. "
+    '"mini" loads those of the base mini'
 )
 _BATCH_HELP = f"pictures per network call (default: {DEFAULT_BATCH}); a single prompt gives N pictures, each with its own seed"
 _ALPHA_HELP = "for a base that is a one-step network itself, with a merged LoRaD; released ones: 0.0047"
@@ -191,8 +194,16 @@ def _silence() -> None:
     warnings.simplefilter("ignore")
     for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
-    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_NO_ADVISORY_WARNINGS", "HF_HUB_OFFLINE"):
-        os.environ.setdefault(name, "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+def _names(options: argparse.Namespace) -> Iterator[str]:
+    """All that a command's options name which may be on the model hub."""
+    for option in ("base", "student", "file", "lorad", "control", "embedding"):
+        value = getattr(options, option, None)
+        for name in value if isinstance(value, list) else [value] if value else []:
+            yield cli_tools.split_strength(name)[0] if option == "lorad" else name
 
 
 def _show_messages() -> None:

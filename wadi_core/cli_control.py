@@ -20,7 +20,7 @@ _PREPROCESS = (
     "--control-image, with a ControlNet for the same kind of map."
 )
 _CONTROL = (
-    'a ControlNet for the base: a diffusers folder or a single file, or "mini" (canny) for the base mini; may be repeated'
+    'a ControlNet for the base: a diffusers folder, a file, a hub id, or "mini" (canny) for the base mini; may be repeated'
 )
 _IMAGE = "control image of the picture's size; one for each --control, in the same order"
 _SCALE = "strength of the ControlNet (default: 1); one for all, or one for each --control"

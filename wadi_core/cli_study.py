@@ -11,13 +11,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import hub
 from .cli_tools import DECIMAL, DTYPES, WHOLE, progress_bar
 from .files import known_name, one_line
 
 if TYPE_CHECKING:
     from .lorad.weights import Weights
 
-_NETWORK = "a folder in diffusers layout, a .safetensors file in any layout, or mini"
+_NETWORK = "a folder in diffusers layout, a .safetensors file in any layout, a hub id, or mini"
 _INSPECT = "Print what is in an adapter file: layers, ranks, parameters, metadata and the size of its angles."
 _EXTRACT = (
     "Find the LoRaD between a base and a one-step student, and report how much of their difference is a rotation. "
@@ -73,19 +74,19 @@ def _inspect(options: argparse.Namespace) -> None:
     from .lorad import LoRaD
     from .lorad.reports import adapter_facts, adapter_lines, base_facts, base_lines
 
-    path = Path(options.file)
+    path = Path(hub.local(options.file))
     adapter = LoRaD.load(path)
-    report = {"file": str(path), **adapter_facts(adapter), "bytes": path.stat().st_size}
+    report = {"file": options.file, **adapter_facts(adapter), "bytes": path.stat().st_size}
     if options.base:
         from .lorad.weights import Weights
 
-        base = Weights.open(options.base)
+        base = Weights.open(hub.local(options.base, hub.NETWORK))
         base.check_numbers()
         report["base"] = base_facts(adapter, base, options.base)
     if options.json:
         _write(report)
         return
-    _write([("file", str(path)), *adapter_lines(report), *(base_lines(report["base"]) if options.base else ())])
+    _write([("file", options.file), *adapter_lines(report), *(base_lines(report["base"]) if options.base else ())])
 
 
 # extract
@@ -105,7 +106,7 @@ def _extract(options: argparse.Namespace) -> None:
     check_output(options.output, [options.base, options.student, *base.files, *student.files])
     with progress_bar("layer") as progress:
         lorad, report = extract(base, student, options.rank, options.energy, progress)
-    dtype = getattr(torch, DTYPES[options.dtype]) if options.dtype else _fitting_dtype(base, student)
+    dtype = getattr(torch, DTYPES[options.dtype]) if options.dtype else fitting_dtype(base, student)
     lorad.save(options.output, dtype)
     if options.json:
         _write({"output": options.output, **asdict(report), "is_rotation": report.is_rotation, "wrapped": report.wrapped})
@@ -117,7 +118,7 @@ def _extract(options: argparse.Namespace) -> None:
     _write([("output", f"{options.output}, {os.path.getsize(options.output) / 1e6:.2f} MB")])
 
 
-def _fitting_dtype(base: Weights, student: Weights) -> Any:
+def fitting_dtype(base: Weights, student: Weights) -> Any:
     """Factors are as exact as the networks are: float16 only where these are coarse themselves."""
     import torch
 
@@ -178,7 +179,7 @@ def _percent(share: float | None) -> str:
 def _open_both(options: argparse.Namespace) -> tuple[Weights, Weights]:
     from .lorad.weights import Weights
 
-    base, student = Weights.open(options.base), Weights.open(options.student)
+    base, student = (Weights.open(hub.local(name, hub.NETWORK)) for name in (options.base, options.student))
     if {os.path.realpath(file) for file in base.files} & {os.path.realpath(file) for file in student.files}:
         raise ValueError(one_line(f"{options.student}: base and student are the same file"))
     return base, student

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import entries
+from . import entries, hub
 from .files import one_line
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # What a network is asked for when a LoRA is compared with the LoRaD that it stands for: anything, but always the same.
 PROMPTS = ("a red circle on a white table", "a portrait of an old man", "a city street at night", "")
 
-_BASE = "a folder in diffusers layout, a .safetensors file in any layout, or mini"
+_BASE = "a folder in diffusers layout, a .safetensors file in any layout, a hub id, or mini"
 _MERGE = (
     "Rotate the weights of a base by one or several LoRaDs. The result has the layout, types and metadata of the base, "
     "so programs without LoRaD support can load it."
@@ -78,7 +78,7 @@ WHOLE, DECIMAL = number(entries.whole), number(entries.decimal)
 
 
 def adapters(entries: list[str] | None) -> list[tuple[str | Path, float]] | None:
-    """``FILE[:STRENGTH]``, as often as given; None where nothing was said."""
+    """``FILE[:STRENGTH]``, as often as given; None where nothing was said. A name of the hub stays a text."""
     if entries is None:
         return None
     from . import mini
@@ -87,7 +87,7 @@ def adapters(entries: list[str] | None) -> list[tuple[str | Path, float]] | None
     for entry in entries:
         name, strength = split_strength(entry)
         if name != "none":
-            found.append((mini.lorad_path() if name == "mini" else Path(name), strength))
+            found.append((mini.lorad_path() if name == "mini" else name if hub.parse(name) else Path(name), strength))
     if len(found) < len(entries) and len(entries) > 1:
         raise ValueError('"--lorad none" does not go with other adapters')
     return found
@@ -145,8 +145,10 @@ def _merge(options: argparse.Namespace) -> None:
     stack = adapters(options.lorad) or []
     if not stack:
         raise ValueError('there is nothing to merge: "--lorad none" is no adapter')
+    base = hub.local(options.base, hub.BASE)
+    files = [(hub.local(name), strength) for name, strength in stack]
     with progress_bar("B", scale=True) as progress:
-        report = merge(options.base, stack, options.output, options.stochastic, progress)
+        report = merge(base, files, options.output, options.stochastic, progress)
     sys.stdout.write(f"{report.layout}: {report.layers} layers turned\n{report.output}\n")
 
 
@@ -161,7 +163,7 @@ def _convert(options: argparse.Namespace) -> None:
                 options.usage_error(f"--{name} goes with --to lora only")
         from .lorad.convert import convert_file
 
-        convert_file(options.file, options.output, options.to, dtype)
+        convert_file(hub.local(options.file), options.output, options.to, dtype)
         sys.stdout.write(f"{options.output}\n")
         return
     if options.base is None or options.rank is None:
@@ -171,18 +173,19 @@ def _convert(options: argparse.Namespace) -> None:
     from .lorad.reports import lora_lines
     from .lorad.weights import Weights, check_output
 
-    base = Weights.open(options.base)
-    check_output(options.output, [options.file, *base.files])
-    lorad, strength = LoRaD.load(options.file), 1.0 if options.strength is None else options.strength
+    source, file = hub.local(options.base, hub.BASE), hub.local(options.file)
+    base = Weights.open(source)
+    check_output(options.output, [file, *base.files])
+    lorad, strength = LoRaD.load(file), 1.0 if options.strength is None else options.strength
     with progress_bar("layer") as progress:
         lora = to_lora(base, [(lorad, strength)], options.rank, dtype, progress)
     lora.save(options.output)
-    for line in (*lora_lines(lora), _network_error(options.base, base, lorad, strength, lora)):
+    for line in (*lora_lines(lora), _network_error(source, base, lorad, strength, lora)):
         sys.stdout.write(f"{line}\n")
     sys.stdout.write(f"{options.output}\n")
 
 
-def _network_error(source: str, base: Weights, lorad: LoRaD, strength: float, lora: LoRA) -> str:
+def _network_error(source: hub.File, base: Weights, lorad: LoRaD, strength: float, lora: LoRA) -> str:
     """What the LoRA costs in the network's output, as far as the base is a whole model that can be asked."""
     if base.architecture == "pixart-alpha":
         return "output of the network: not measured for PixArt"
@@ -195,7 +198,7 @@ def _network_error(source: str, base: Weights, lorad: LoRaD, strength: float, lo
     return f"output of the network: off by {of_output:.2%}, which is {of_change:.2%} of what the LoRaD changes"
 
 
-def _measure(source: str, lorad: LoRaD, strength: float, lora: LoRA) -> tuple[float, float]:
+def _measure(source: hub.File, lorad: LoRaD, strength: float, lora: LoRA) -> tuple[float, float]:
     import torch
 
     from . import base as bases

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import base as bases
-from . import configs, mini, single_file
+from . import configs, hub, mini, single_file
 from .files import as_text, existing_file, known_name, one_line, refusal, sha256_of_file
 from .images import name_of, plain
 from .lorad.folders import weight_files
@@ -73,17 +73,18 @@ class ControlNet:
 
 
 def load(path: File, base: bases.Base, device: torch.device, dtype: torch.dtype) -> ControlNet:
-    """Load a ControlNet for a base. Nothing is downloaded.
+    """Load a ControlNet for a base. Nothing is downloaded but what a name of the hub asks for.
 
     Args:
         path: a folder in diffusers layout, a single file (``.safetensors``, or a pickle of plain tensors) in the LDM
-            or diffusers layout, or ``mini`` for the one that belongs to the base ``mini``.
+            or diffusers layout, a name of the hub, or ``mini`` for the one that belongs to the base ``mini``.
         base: whose U-Net it is to steer.
 
     Raises:
         OSError, ValueError: it is missing, damaged, no ControlNet, or made for another network; one line.
     """
-    place = mini.control_path() if str(path) == "mini" else Path(path)
+    wanted = hub.parse(path)
+    place = mini.control_path() if str(path) == "mini" else Path(hub.local(path, hub.CONTROL, dtype == torch.float16))
     settings: dict[str, Any] | None = None
     if place.is_dir():
         settings, files = _settings_of_folder(place), weight_files(place).files
@@ -98,7 +99,8 @@ def load(path: File, base: bases.Base, device: torch.device, dtype: torch.dtype)
         network.register_to_config(global_pool_conditions=True)
     tensors = {name: stored.values(full) for name, full in names.items()}
     network = bases.fill(network, _in_diffusers_names(place, tensors, network.config), place, device, dtype)
-    return ControlNet("mini" if str(path) == "mini" else known_name(place), network, sha256_of_file(files[0]))
+    name = str(wanted or path) if wanted or str(path) == "mini" else known_name(place)
+    return ControlNet(name, network, sha256_of_file(files[0]))
 
 
 def load_all(control: Controls, base: bases.Base, device: torch.device, dtype: torch.dtype) -> tuple[ControlNet, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import mini
+from . import hub, mini
 from .base import TOKENS
 from .files import known_name, one_line, refusal, sha256_of_file
 from .lorad import checkpoint
@@ -55,6 +55,7 @@ class Embedding:
         text_encoder: that base's :func:`text_encoder_sha256`, where known.
         extra: further metadata, as strings.
         sha256: of the file, where it comes from one.
+        origin: its name on the hub, where it comes from there.
     """
 
     token: str
@@ -64,18 +65,19 @@ class Embedding:
     text_encoder: str | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
     sha256: str = ""
+    origin: str = ""
 
     def __str__(self) -> str:
-        return self.name or self.token
+        return self.origin or self.name or self.token
 
     @classmethod
     def load(cls, path: File) -> Embedding:
-        """Read a file.
+        """Read a file, or one of the hub by its name there.
 
         Raises:
             OSError: it cannot be read. ValueError: it is damaged, or no textual inversion. Both with one line.
         """
-        path = Path(path)
+        wanted, path = hub.parse(path), Path(hub.local(path))
         if path.suffix.lower() in checkpoint.PICKLE_ENDINGS:
             raise refusal(path, "embeddings are read as .safetensors only: convert this one first")
         header = checkpoint.read_header(path)
@@ -102,7 +104,14 @@ class Embedding:
             raise refusal(path, f"no prompt can say the word of this embedding: {token[:80]!a}")
         own = {key: text for key, text in said.items() if not key.startswith("wadi.")}
         return cls(
-            token, vectors, stem, said.get("wadi.architecture"), said.get("wadi.text_encoder"), own, sha256_of_file(path)
+            token,
+            vectors,
+            stem,
+            said.get("wadi.architecture"),
+            said.get("wadi.text_encoder"),
+            own,
+            sha256_of_file(path),
+            str(wanted or ""),
         )
 
     def save(self, path: File) -> None:
@@ -131,10 +140,7 @@ def load_embeddings(embeddings: Embeddings) -> list[Embedding]:
         return []
     if isinstance(embeddings, Mapping):
         found = {token: one if isinstance(one, Embedding) else Embedding.load(one) for token, one in embeddings.items()}
-        return [
-            Embedding(token, one.vectors, one.name, one.architecture, one.text_encoder, one.extra, one.sha256)
-            for token, one in found.items()
-        ]
+        return [replace(one, token=token) for token, one in found.items()]
     if isinstance(embeddings, (Embedding, str, os.PathLike)):
         embeddings = [embeddings]
     found = []

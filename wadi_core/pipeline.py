@@ -22,7 +22,7 @@ from torch import Tensor
 
 from . import base as bases
 from . import control as controls
-from . import decoding, highres, mini, pictures, settings
+from . import decoding, highres, hub, mini, pictures, settings
 from .control import ControlImages, ControlNet, Controls, Steered, Steering
 from .devices import find_device, find_dtype
 from .embeddings import Embeddings, Vocabulary, load_embeddings
@@ -120,10 +120,11 @@ class OneStepPipeline:
         control: Controls = None,
         embeddings: Embeddings = None,
     ) -> OneStepPipeline:
-        """Load a base and fuse adapters into it. Nothing is downloaded.
+        """Load a base and fuse adapters into it. Nothing is downloaded but what a name of the hub asks for (:mod:`.hub`).
 
         Args:
-            base: ``mini``, a folder in diffusers layout, or a single-file SD1.5 or SD2.1-base checkpoint.
+            base: ``mini``, a folder in diffusers layout, a single-file SD1.5 or SD2.1-base checkpoint, or a name of the
+                model hub: ``org/name``, ``org/name@revision`` or ``org/name:file``. So with adapters and the others.
             lorad: as for :meth:`set_lorad`. By default what ``mini`` comes with, and nothing for another base.
             strength: of the adapters that name none of their own.
             device: by default a GPU if there is one.
@@ -143,7 +144,11 @@ class OneStepPipeline:
         if lorad is None and str(base) == "mini":
             lorad = mini.lorad_path()
         stack = load_adapters(lorad, strength)
-        pipe = cls(bases.load(base, device, dtype, config), device, dtype, alpha_T_squared, control)
+        place = hub.local(base, hub.BASE, dtype == torch.float16, bases.find)
+        loaded = bases.load(place, device, dtype, config)
+        if wanted := hub.parse(base):
+            loaded.name = str(wanted)
+        pipe = cls(loaded, device, dtype, alpha_T_squared, control)
         pipe._check(stack)
         pipe.set_embeddings(embeddings)
         pipe._fuse(stack, keep_base)

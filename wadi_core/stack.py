@@ -8,7 +8,7 @@ from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from . import entries, settings
+from . import entries, hub, settings
 from .files import known_name, sha256_of_file
 from .lorad.adapter import LoRaD
 
@@ -36,9 +36,9 @@ def load_adapters(lorad: Adapters, strength: float = 1.0) -> list[Stacked]:
         if isinstance(adapter, LoRaD):
             kept = settings.Adapter(adapter.metadata.title or "", its_strength)
         else:
-            path = Path(adapter)
+            wanted, path = hub.parse(adapter), Path(hub.local(adapter))
             adapter = LoRaD.load(path)
-            kept = settings.Adapter(known_name(path), its_strength, sha256_of_file(path))
+            kept = settings.Adapter(str(wanted) if wanted else known_name(path), its_strength, sha256_of_file(path))
         stack.append((adapter, kept))
     return stack
 

@@ -404,6 +404,16 @@ def test_test_passes_arguments_on_and_the_status_through(install: ModuleType, mo
     assert calls == [[sys.executable, "-m", "pytest", "-q", "tests/project/test_install.py", "-k", "nothing at all"]]
 
 
+def test_get_passes_everything_on_and_keeps_the_folder(install: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(install, "prepared", lambda extra: Path(f"/env/{extra}/python"))
+    monkeypatch.setattr(install.subprocess, "call", lambda command, **options: calls.append((command, options)) or 1)
+    assert install.main(["get", "sd15", "--comfyui", "../ComfyUI"]) == 1
+    words = [str(Path("/env/generate/python")), "-m", "wadi_core", "get", "sd15", "--comfyui", "../ComfyUI"]
+    assert calls == [(words, {})]  # in the user's own folder: a relative path means what it says
+    _parser().parse_args(words[3:])
+
+
 def test_demo_generates_one_picture_in_outputs_and_tells_what_is_next(
     bare: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,14 +19,22 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from wadi_core import base as bases
-from wadi_core import configs
+from wadi_core import configs, hub
 from wadi_core.lorad.layers import detect_architecture, fake_score_layers, linear_shapes, student_layers
 from wadi_core.lorad.linear import attach, rotated_layers
 from wadi_core.pipeline import find_device
 from wadi_core.thirdparty import DiffusersNetwork
 
 from ..engine.logs import step_seconds
-from ..models.base_models import LATENT_CHANNELS, T5_TOKENS, call_pixart, call_unet, is_pixart, shape_folder
+from ..models.base_models import (
+    LATENT_CHANNELS,
+    T5_TOKENS,
+    call_pixart,
+    call_unet,
+    is_pixart,
+    local_base,
+    shape_folder,
+)
 from ..models.condition import Condition
 from ..models.placement import set_attention
 from ..settings.distillation import TrainConfig
@@ -122,10 +130,9 @@ def empty_network(config: TrainConfig) -> tuple[DiffusersNetwork, Path]:
                 f"the name of its shape is enough: base_config=NAME, one of {', '.join(configs.SHAPES)}"
             )
         folder = shape
-    elif is_pixart(config.base):
-        folder = Path(config.base)
     else:
-        folder = bases.find(config.base, shape_folder(config.base_config)).settings
+        base = local_base(config.base, hub.SETTINGS)  # the shapes are enough: no weights are fetched
+        folder = Path(base) if is_pixart(base) else bases.find(base, shape_folder(config.base_config)).settings
     kinds: dict[str, Any] = {"transformer": PixArtTransformer2DModel, "unet": UNet2DConditionModel}
     part = "transformer" if is_pixart(folder) else "unet"
     with torch.device("meta"):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from wadi_core import base as bases
-from wadi_core import configs
+from wadi_core import configs, hub
 from wadi_core.files import one_line, refusal
 from wadi_core.lorad import declared
 from wadi_core.lorad.folders import STEM, TEXT_STEM, weight_files
@@ -275,7 +275,8 @@ def load(base: str, config: str, prediction_type: str) -> Model:
     """Read a base into main memory.
 
     Args:
-        base: ``mini``, a folder in diffusers layout, or a ``.safetensors`` checkpoint of a Stable Diffusion.
+        base: ``mini``, a folder in diffusers layout, a ``.safetensors`` checkpoint of a Stable Diffusion, or a name of
+            the model hub.
         config: for a checkpoint of unknown shape a folder with its settings, or the name of one that ships; else empty.
         prediction_type: what the user says that it returns.
 
@@ -284,6 +285,7 @@ def load(base: str, config: str, prediction_type: str) -> Model:
     """
     if not base:
         raise ValueError("base: name the model to distil, a diffusers folder or a .safetensors checkpoint: base=PATH")
+    base = local_base(base)
     if base != "mini" and is_pixart(base):
         check_prediction(base, declared.of_folder(Path(base)), prediction_type)
         return PixArt(Path(base))
@@ -300,6 +302,15 @@ def load(base: str, config: str, prediction_type: str) -> Model:
     if said is None and model.architecture == "sd21":  # the one of 512 pixels or the one of 768, in the same shapes
         check_prediction(base, answer_to_noise(model), prediction_type, "by its answer to noise")
     return model
+
+
+def local_base(base: str, kind: str = hub.BASE) -> str:
+    """A base as its path on the disk, fetched if it is named as on the model hub.
+
+    Raises:
+        OSError, ValueError: it cannot be fetched, or is of a kind that cannot be distilled; one line.
+    """
+    return str(hub.local(base, kind, check=lambda folder: is_pixart(folder) or bases.find(folder)))
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from wadi_core.pipeline import find_device, find_dtype, load_adapters, noise
 from wadi_core.schedule import OneStep, check_latents
 from wadi_core.thirdparty import DiffusersScheduler
 
-from .base_models import Model, PixArt, StableDiffusion, is_pixart, weights_key
+from .base_models import Model, PixArt, StableDiffusion, is_pixart, local_base, weights_key
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -163,6 +163,7 @@ def load_generator(
 
 def _load_base(base: str) -> tuple[Model, OneStep | None]:
     """A base on the CPU, and its one step where it is a one-step network itself."""
+    base = local_base(base)
     if base != "mini" and is_pixart(base):
         return PixArt(Path(base)), None
     loaded = bases.load(base, torch.device("cpu"), torch.float32)

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
+from wadi_core import hub
 from wadi_core.files import one_line
 from wadi_core.output import take_any_text
 from wadi_core.packages import missing
@@ -30,7 +31,6 @@ def main(about: str | None, schema: type[C], run: Callable[[C], object], estimat
         estimate: what a run will need, for ``--dry-run``.
     """
     take_any_text()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when diffusers is imported: nothing is ever fetched
     for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):  # advice to developers, in the middle of a bar
         os.environ.setdefault(name, "error")
     parser = settings.parser((about or "").partition("\n")[0])
@@ -45,6 +45,7 @@ def main(about: str | None, schema: type[C], run: Callable[[C], object], estimat
     logging.getLogger("wadi").setLevel(logging.INFO)
     try:
         config = settings.load(schema, arguments.config, arguments.overrides)
+        hub.only_named([getattr(config, "base", "mini")])  # nothing else is ever fetched
         if arguments.print_config:
             sys.stdout.write(settings.as_yaml(config, explain=True))
         elif estimate is not None and arguments.dry_run:

@@ -61,7 +61,7 @@ class TrainConfig:
     version: int = setting(VERSION, "version of these settings", low=VERSION, high=VERSION)
 
     # What is distilled, and into what.
-    base: FilePath = setting("mini", "multi-step model: a diffusers folder, a .safetensors checkpoint, or mini")
+    base: FilePath = setting("mini", "multi-step model: a diffusers folder, a .safetensors checkpoint, a hub id, or mini")
     base_config: FilePath = setting(
         "", "shape of an unknown checkpoint, or for an estimate: a diffusers folder, or sd15, sd21, wadi-mini, pixart"
     )
