@@ -15,7 +15,7 @@ from .. import entries
 from ..files import RefusedFile, one_line, refusal
 from ..schedule import OneStep
 from .checkpoint import PICKLE_ENDINGS, read_header, read_pickle, read_tensors, write_safetensors
-from .format import AUTHORS_ENDINGS, LORAD_ENDINGS, architecture_of, classify, layer_path, pairs_of_names
+from .format import AUTHORS_ENDINGS, LORAD_ENDINGS, architecture_of, architecture_of_paths, classify, layer_path, pairs_of_names
 from .layers import (
     Network,
     adapter_key,
@@ -362,11 +362,7 @@ def _from_authors(tensors: Mapping[str, Tensor]) -> LoRaD:
     if len(renamed) < len(tensors):
         raise ValueError("two tensors name the same layer")
     names = pairs_of_names(renamed, AUTHORS_ENDINGS)
-    if any(path.startswith("transformer_blocks.") for path in names):
-        architecture = "pixart-alpha"
-    else:
-        keyed = {adapter_key(path, "unet-custom"): pair for path, pair in names.items()}
-        architecture = architecture_of(keyed, {name: tuple(tensor.shape) for name, tensor in renamed.items()})
+    architecture = architecture_of_paths(names, {name: tuple(tensor.shape) for name, tensor in renamed.items()})
     factors = {adapter_key(path, architecture): (renamed[a].float(), renamed[b].float()) for path, (a, b) in names.items()}
     schedule = OneStep()
     return _finite(LoRaD(factors, Metadata(architecture, schedule.alpha_T_squared, schedule.timestep)))
