@@ -25,13 +25,19 @@ import torch
 from peft.config import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils import (
+    CONFIG_NAME,
+    SAFETENSORS_WEIGHTS_NAME,
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    set_peft_model_state_dict,
+)
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from . import configs, entries
 from .files import atomic_write, existing_file, refusal
 from .lorad import LoRaD, Metadata
+from .lorad.adapter import finite
 from .lorad.checkpoint import read_header, read_tensors, write_safetensors
 from .lorad.format import LORAD_ENDINGS, architecture_of_paths, pairs_of_names
 from .lorad.layers import Network, adapter_key
@@ -170,7 +176,7 @@ class LoRaDLayer(BaseTunerLayer):
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.scaling]
         if not names:
             return
-        weight = self.get_base_layer().weight
+        weight = self.weight
         original = weight.detach().to("cpu", copy=True) if self._original is None else self._original
         factors = self.factors([*self.merged_adapters, *names])
         if safe_merge and not rotate_(original.to(weight.device, copy=True), factors).isfinite().all():
@@ -187,7 +193,7 @@ class LoRaDLayer(BaseTunerLayer):
         if self._original is None:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        self.get_base_layer().weight.copy_(self._original)
+        self.weight.copy_(self._original)
         self._original = None
         self.merged_adapters.clear()
 
@@ -270,22 +276,54 @@ def to_peft(lorad: LoRaD | str | os.PathLike[str], folder: str | os.PathLike[str
         OSError: a file cannot be read or written.
         ValueError: the file is no LoRaD, or does not fit the network. Both with a message of one line.
     """
+    folder = Path(folder)
+    config, tensors = _in_peft_form(lorad, network, folder.name)
+    config.inference_mode = True
+    settings = {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    named = {_PEFT_PREFIX + name: tensor for name, tensor in tensors.items()}
+    write_safetensors(folder / SAFETENSORS_WEIGHTS_NAME, named, {"format": "pt"})
+    with atomic_write(folder / CONFIG_NAME) as file:
+        file.write(json.dumps(settings, indent=2, sort_keys=True).encode())
+
+
+def add_lorad(network: Any, lorad: LoRaD | str | os.PathLike[str], adapter_name: str = "default") -> None:
+    """Put a LoRaD on a network of diffusers as an adapter of peft, the only active one; its ``load_lora_adapter`` reads
+    LoRA alone.
+
+    Args:
+        network: a U-Net or PixArt of diffusers, with such adapters or without.
+        lorad: the adapter, its file, or a folder as :func:`from_peft` takes it.
+        adapter_name: for ``set_adapters``, ``delete_adapters`` and the like.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: it is no LoRaD, does not fit the network, or the name is taken; nothing has been changed then.
+    """
+    if not isinstance(lorad, LoRaD) and Path(lorad).is_dir():
+        lorad = from_peft(lorad)
+    config, tensors = _in_peft_form(lorad, network, adapter_name)
+    network.add_adapter(config, adapter_name)
+    set_peft_model_state_dict(network, tensors, adapter_name)
+
+
+def _in_peft_form(lorad: LoRaD | str | os.PathLike[str], network: Network, title: str) -> tuple[LoRaDConfig, dict[str, Tensor]]:
+    """The config and the tensors of a LoRaD for this network, under the paths of its layers."""
     lorad = lorad if isinstance(lorad, LoRaD) else LoRaD.load(lorad)
+    if isinstance(network, nn.Module) and any(isinstance(layer, BaseTunerLayer) for layer in network.modules()):
+        weights = network.state_dict()  # peft puts a layer of its own around each that has adapters already
+        network = {name.replace(".base_layer.", "."): tuple(tensor.shape) for name, tensor in weights.items()}
     match = lorad.matched(network)
     match.check()
     pairs = {match.paths[key]: pair for key, pair in lorad.factors.items()}
-    # Anchored: peft also takes a name for the ending of longer ones.
-    ranks = {f"^{path}": b.shape[0] for path, (_, b) in pairs.items() if b.shape[0] != lorad.rank}
-    folder = Path(folder)
-    strings = lorad.metadata.to_strings(lorad.rank, folder.name)
     config = LoRaDConfig(
-        r=lorad.rank, target_modules=list(pairs), rank_pattern=ranks, inference_mode=True, metadata=strings
-    ).to_dict()
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"{_PEFT_PREFIX}{path}{end}": pair[i] for path, pair in pairs.items() for end, i in LORAD_ENDINGS.items()}
-    write_safetensors(folder / SAFETENSORS_WEIGHTS_NAME, tensors, {"format": "pt"})
-    with atomic_write(folder / CONFIG_NAME) as file:
-        file.write(json.dumps({**config, "target_modules": sorted(pairs)}, indent=2, sort_keys=True).encode())
+        r=lorad.rank,
+        target_modules=list(pairs),
+        # Anchored: peft also takes a name for the ending of longer ones.
+        rank_pattern={f"^{path}": b.shape[0] for path, (_, b) in pairs.items() if b.shape[0] != lorad.rank},
+        metadata=lorad.metadata.to_strings(lorad.rank, title),
+    )
+    return config, {f"{path}{end}": pair[i] for path, pair in pairs.items() for end, i in LORAD_ENDINGS.items()}
 
 
 def from_peft(folder: str | os.PathLike[str], metadata: Metadata | None = None) -> LoRaD:
@@ -300,22 +338,34 @@ def from_peft(folder: str | os.PathLike[str], metadata: Metadata | None = None) 
         ValueError: it is damaged, of another method, or no adapter of a U-Net or PixArt. Both with one line.
     """
     path = Path(folder, SAFETENSORS_WEIGHTS_NAME)
-    in_diffusers_form = not path.exists() and Path(folder, _DIFFUSERS_FILE).exists()
-    path = existing_file(Path(folder, _DIFFUSERS_FILE) if in_diffusers_form else path)
+    by_diffusers = Path(folder, _DIFFUSERS_FILE)
+    path = existing_file(by_diffusers if by_diffusers.exists() and not path.exists() else path)
     header = read_header(path)
+    config = {} if path == by_diffusers else configs.read(path.with_name(CONFIG_NAME))
     try:
-        config = json.loads(header.metadata.get(_DIFFUSERS_CONFIG, "{}")) if in_diffusers_form else None
-        config = configs.read(path.with_name(CONFIG_NAME)) if config is None else config
+        if path == by_diffusers:
+            config = _object(header.metadata.get(_DIFFUSERS_CONFIG))
         if config.get("peft_type") != LoRaDType.LORAD:
             raise ValueError(f"this is no LoRaD but a peft adapter of the type {config.get('peft_type')!r}")
-        names = pairs_of_names(header.places, LORAD_ENDINGS)
+        strings = config.get("metadata") or {}
+        if not isinstance(strings, dict) or not all(isinstance(text, str) for text in strings.values()):
+            raise ValueError("the metadata in its config is no table of texts")
+        names = {k.removeprefix(_PEFT_PREFIX): pair for k, pair in pairs_of_names(header.places, LORAD_ENDINGS).items()}
+        metadata = metadata or Metadata.from_strings(strings, architecture_of_paths(names, header.shapes))
         tensors = read_tensors(header)
-        pairs = {key.removeprefix(_PEFT_PREFIX): (tensors[a], tensors[b]) for key, (a, b) in names.items()}
-        found = architecture_of_paths({key.removeprefix(_PEFT_PREFIX): pair for key, pair in names.items()}, header.shapes)
-        metadata = metadata or Metadata.from_strings(config.get("metadata") or {}, found)
-        return LoRaD({adapter_key(key, metadata.architecture): pair for key, pair in pairs.items()}, metadata)
+        factors = {adapter_key(path, metadata.architecture): (tensors[a], tensors[b]) for path, (a, b) in names.items()}
+        return finite(LoRaD(factors, metadata))
     except ValueError as error:
         raise refusal(path, str(error)) from error
+
+
+def _object(text: str | None) -> dict[str, Any]:
+    """The JSON object in a text; empty where there is neither."""
+    try:
+        value = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 PEFT_TYPE_TO_CONFIG_MAPPING[LoRaDType.LORAD] = LoRaDConfig  # pyright: ignore[reportArgumentType]

@@ -192,7 +192,7 @@ class LoRaD:
             expected = header.metadata.get("wadi.sha256")
             if expected is not None and content_sha256(tensors, header.metadata) != expected:
                 raise ValueError("the file is damaged: its content is not what its checksum says; download it again")
-            return _finite(cls({key: (tensors[a], tensors[b]) for key, (a, b) in names.items()}, metadata))
+            return finite(cls({key: (tensors[a], tensors[b]) for key, (a, b) in names.items()}, metadata))
         except RefusedFile:
             raise
         except ValueError as error:
@@ -209,7 +209,7 @@ class LoRaD:
             raise ValueError(f"an adapter is saved in float32, bfloat16 or float16, not {dtype}")
         path = Path(path)
         cast = {key: tuple(t.detach().to("cpu", dtype) for t in pair) for key, pair in self.factors.items()}
-        _finite(LoRaD(cast, self.metadata))
+        finite(LoRaD(cast, self.metadata))
         tensors = {key + ending: cast[key][place] for key in cast for ending, place in LORAD_ENDINGS.items()}
         strings = self.metadata.to_strings(self.rank, path.stem)
         strings |= sd_scripts_hashes(tensors, strings)
@@ -365,10 +365,10 @@ def _from_authors(tensors: Mapping[str, Tensor]) -> LoRaD:
     architecture = architecture_of_paths(names, {name: tuple(tensor.shape) for name, tensor in renamed.items()})
     factors = {adapter_key(path, architecture): (renamed[a].float(), renamed[b].float()) for path, (a, b) in names.items()}
     schedule = OneStep()
-    return _finite(LoRaD(factors, Metadata(architecture, schedule.alpha_T_squared, schedule.timestep)))
+    return finite(LoRaD(factors, Metadata(architecture, schedule.alpha_T_squared, schedule.timestep)))
 
 
-def _finite(lorad: LoRaD) -> LoRaD:
+def finite(lorad: LoRaD) -> LoRaD:
     """The adapter itself, if all of its angles are numbers that mean something.
 
     Raises:
