@@ -130,13 +130,13 @@ def test_calls_of_one_role_share_its_rotated_weights(
     for share in (False, True):
         run = make(share_rotation=share, micro_batch=1)
         turned = [0]
-        original = linear._turned
+        original = linear.turned
 
         def counted(*args: object, turned: list[int] = turned, original: Callable = original) -> torch.Tensor:
             turned[0] += 1
             return original(*args)
 
-        monkeypatch.setattr(linear, "_turned", counted)
+        monkeypatch.setattr(linear, "turned", counted)
         run.train_step()
         monkeypatch.undo()
         counts[share] = turned[0]

@@ -15,7 +15,7 @@ from .. import entries
 from ..files import RefusedFile, one_line, refusal
 from ..schedule import OneStep
 from .checkpoint import PICKLE_ENDINGS, read_header, read_pickle, read_tensors, write_safetensors
-from .format import AUTHORS_ENDINGS, LORAD_ENDINGS, architecture_of, classify, layer_path, pairs_of_names
+from .format import AUTHORS_ENDINGS, LORAD_ENDINGS, architecture_of, architecture_of_paths, classify, layer_path, pairs_of_names
 from .layers import (
     Network,
     adapter_key,
@@ -193,7 +193,7 @@ class LoRaD:
             expected = header.metadata.get("wadi.sha256")
             if expected is not None and content_sha256(tensors, header.metadata) != expected:
                 raise ValueError("the file is damaged: its content is not what its checksum says; download it again")
-            return _finite(cls({key: (tensors[a], tensors[b]) for key, (a, b) in names.items()}, metadata))
+            return finite(cls({key: (tensors[a], tensors[b]) for key, (a, b) in names.items()}, metadata))
         except RefusedFile:
             raise
         except ValueError as error:
@@ -210,7 +210,7 @@ class LoRaD:
             raise ValueError(f"an adapter is saved in float32, bfloat16 or float16, not {dtype}")
         path = Path(path)
         cast = {key: (a.detach().to("cpu", dtype), b.detach().to("cpu", dtype)) for key, (a, b) in self.factors.items()}
-        _finite(LoRaD(cast, self.metadata))
+        finite(LoRaD(cast, self.metadata))
         tensors = {key + ending: cast[key][place] for key in cast for ending, place in LORAD_ENDINGS.items()}
         strings = self.metadata.to_strings(self.rank, path.stem)
         strings |= sd_scripts_hashes(tensors, strings)
@@ -364,17 +364,13 @@ def _from_authors(tensors: Mapping[str, Tensor]) -> LoRaD:
     if len(renamed) < len(tensors):
         raise ValueError("two tensors name the same layer")
     names = pairs_of_names(renamed, AUTHORS_ENDINGS)
-    if any(path.startswith("transformer_blocks.") for path in names):
-        architecture = "pixart-alpha"
-    else:
-        keyed = {adapter_key(path, "unet-custom"): pair for path, pair in names.items()}
-        architecture = architecture_of(keyed, {name: tuple(tensor.shape) for name, tensor in renamed.items()})
+    architecture = architecture_of_paths(names, {name: tuple(tensor.shape) for name, tensor in renamed.items()})
     factors = {adapter_key(path, architecture): (renamed[a].float(), renamed[b].float()) for path, (a, b) in names.items()}
     schedule = OneStep()
-    return _finite(LoRaD(factors, Metadata(architecture, schedule.alpha_T_squared, schedule.timestep)))
+    return finite(LoRaD(factors, Metadata(architecture, schedule.alpha_T_squared, schedule.timestep)))
 
 
-def _finite(lorad: LoRaD) -> LoRaD:
+def finite(lorad: LoRaD) -> LoRaD:
     """The adapter itself, if all of its angles are numbers that mean something.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from .layers import unet_architecture
+from .layers import SUPPORTED, UNET_BLOCKS, adapter_key, unet_architecture
 
 # Ending of a tensor's name -> 0 for theta_a, 1 for theta_b.
 LORAD_ENDINGS = {".lorad_a": 0, ".lorad_b": 1}
@@ -64,6 +64,19 @@ def architecture_of(names: Mapping[str, tuple[str, str]], shapes: Mapping[str, t
         raise ValueError("a LoRaD has tensors of two dimensions only")
     layers = {key: (shapes[a][0], 2 * shapes[b][1]) for key, (a, b) in names.items()}
     return unet_architecture(layers) or "unet-custom"
+
+
+def architecture_of_paths(names: Mapping[str, tuple[str, str]], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The architecture that the layers of an adapter speak of, by path of a layer -> the names of its two tensors.
+
+    Raises:
+        ValueError: no layers of a network that LoRaD is made for; one line.
+    """
+    if any(path.startswith("transformer_blocks.") for path in names):
+        return "pixart-alpha"
+    if not any(path.startswith(UNET_BLOCKS) for path in names):
+        raise ValueError(f"{next(iter(names), 'nothing')[:80]!r} is no layer of a network that LoRaD knows: {SUPPORTED}")
+    return architecture_of({adapter_key(path, "unet-custom"): pair for path, pair in names.items()}, shapes)
 
 
 def layer_path(name: str) -> str:

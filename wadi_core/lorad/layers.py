@@ -23,7 +23,7 @@ Network: TypeAlias = "nn.Module | Mapping[str, Sequence[int]]"
 ARCHITECTURES = ("sd15", "sd21", "pixart-alpha", "wadi-mini", "unet-custom")
 SUPPORTED = "the U-Nets of Stable Diffusion 1 and 2, and PixArt-alpha"
 
-_UNET_BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")
+UNET_BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")
 _UNET_CONDITIONING = {"proj_in", "proj_out", "time_emb_proj"}  # what the fake score leaves as it is
 
 
@@ -38,8 +38,8 @@ class _Rule:
 
 # Convolutions are never turned. Source: Wang et al., "WaDi", 2026; the layer counts of its released networks.
 _UNET = _Rule(
-    student=lambda path: path.startswith(_UNET_BLOCKS),
-    fake_score=lambda path: path.startswith(_UNET_BLOCKS) and path.rpartition(".")[2] not in _UNET_CONDITIONING,
+    student=lambda path: path.startswith(UNET_BLOCKS),
+    fake_score=lambda path: path.startswith(UNET_BLOCKS) and path.rpartition(".")[2] not in _UNET_CONDITIONING,
     # The hosts' own LoRA key maps resolve this form for every layer, and A1111 splits a key at its first dot.
     key=lambda path: "lora_unet_" + path.replace(".", "_"),
 )
@@ -98,7 +98,7 @@ def detect_architecture(network: Network) -> str:
     if "adaln_single.linear" in shapes and "transformer_blocks.0.attn1.to_q" in shapes:
         return "pixart-alpha"
     architecture = unet_architecture({_UNET.key(path): shape for path, shape in shapes.items() if _UNET.student(path)})
-    if architecture is None or not all(any(path.startswith(block) for path in shapes) for block in _UNET_BLOCKS):
+    if architecture is None or not all(any(path.startswith(block) for path in shapes) for block in UNET_BLOCKS):
         raise ValueError(f"this is no network that LoRaD knows; supported are {SUPPORTED}")
     return architecture
 

@@ -8,6 +8,7 @@ teacher, student and fake score.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -18,11 +19,11 @@ from torch.autograd.function import once_differentiable
 from .. import entries
 from .rotation import Factors, rotate, rotate_, sum_angles, working_dtype
 
-# torch before 2.2 has no such question; its compiler takes the other way through _turned as well, only slower.
+# torch before 2.2 has no such question; its compiler takes the other way through turned as well, only slower.
 is_compiling: Callable[[], bool] = getattr(torch.compiler, "is_compiling", lambda: False)
 
 
-class _RotatedLinearFunction(torch.autograd.Function):
+class RotatedLinearFunction(torch.autograd.Function):
     """``y = x R^T + bias`` with R = W turned by ``theta_a @ theta_b``; gradients for x, bias, theta_a and theta_b.
 
     With G = dL/dR, dtheta[i,j] = G[i,2j+1] R[i,2j] - G[i,2j] R[i,2j+1]: neither cosines nor sines nor theta are
@@ -35,7 +36,7 @@ class _RotatedLinearFunction(torch.autograd.Function):
     ) -> Tensor:
         ctx.recompute = rotated is None
         if rotated is None:
-            rotated = _turned(weight, [(theta_a, theta_b, 1.0)], x.dtype)
+            rotated = turned(weight, [(theta_a, theta_b, 1.0)], x.dtype)
         ctx.save_for_backward(x, weight if ctx.recompute else rotated, theta_a, theta_b)
         return F.linear(x, rotated, bias)
 
@@ -44,7 +45,7 @@ class _RotatedLinearFunction(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, rotated, theta_a, theta_b = ctx.saved_tensors
         if ctx.recompute:
-            rotated = _turned(rotated, [(theta_a, theta_b, 1.0)], x.dtype)
+            rotated = turned(rotated, [(theta_a, theta_b, 1.0)], x.dtype)
         grad_x = grad_bias = grad_a = grad_b = None
         if ctx.needs_input_grad[0]:
             grad_x = grad @ rotated
@@ -62,16 +63,16 @@ class _RotatedLinearFunction(torch.autograd.Function):
 
 
 @torch.no_grad()
-def _turned(weight: Tensor, factors: Sequence[Factors], dtype: torch.dtype) -> Tensor:
+def turned(weight: Tensor, factors: Sequence[Factors], dtype: torch.dtype) -> Tensor:
     """A new tensor of type ``dtype``: the weight turned by the summed angles of adapters."""
     if is_compiling():  # the plain formula is what a compiler can make one kernel of
         return rotate(weight, sum_angles(factors, working_dtype(weight))).to(dtype)
     if weight.is_meta:  # shapes without numbers, as for an estimate of memory
         return torch.empty_like(weight, dtype=dtype)
-    turned = weight.to(working_dtype(weight), copy=True, memory_format=torch.contiguous_format)
+    wide = weight.to(working_dtype(weight), copy=True, memory_format=torch.contiguous_format)
     # On a CPU blocks of rows stay in the cache; on a GPU fewer, larger kernels are faster.
-    rotate_(turned, factors, None if weight.device.type == "cpu" else weight.shape[0])
-    return turned.to(weight.dtype).to(dtype)
+    rotate_(wide, factors, None if weight.device.type == "cpu" else weight.shape[0])
+    return wide.to(weight.dtype).to(dtype)
 
 
 class _Coded(Protocol):
@@ -87,8 +88,21 @@ class _Kept(dict[tuple[str, ...], tuple[tuple[Any, ...], Tensor]]):
         return _Kept()  # a copy of a layer has factors of its own
 
 
-class _FactorDict(nn.ParameterDict):
-    """Factors by the names of their adapters. They are no part of the network's state dict, which stays the base's."""
+class FactorDict(nn.ParameterDict):
+    """Factors by the names of their adapters. They move with the network, and lose no precision when it does."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> FactorDict:
+        """What ``.to()`` and its like call."""
+        before = {name: factor.data for name, factor in self.items()}
+        super()._apply(fn, *args, **kwargs)
+        for name, factor in self.items():
+            if factor.dtype.itemsize < before[name].dtype.itemsize:
+                factor.data = before[name].to(factor.device)
+        return self
+
+
+class _HiddenFactors(FactorDict):
+    """Factors that are no part of the network's state dict, which stays the base's."""
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         pass
@@ -106,6 +120,36 @@ def autocast_dtype(kind: str) -> torch.dtype | None:
     if kind == "cpu":  # torch before 2.4 asks for each kind of device by another name
         return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
     return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+
+
+def rotated_linear(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    factors: Sequence[Factors],
+    rotated: Callable[[torch.dtype], Tensor] | None = None,
+) -> Tensor:
+    """``F.linear`` with a weight that adapters turn, under autocast in its type; no gradient goes to the weight.
+
+    Args:
+        x: (..., in).
+        weight: (out, in); None where it is stored in some other form, and ``rotated`` is needed.
+        bias: (out,) or None.
+        factors: (theta_a, theta_b, strength) of one adapter or more.
+        rotated: gives the rotated weight in a type, and it is kept for backward; without it the weight is rotated here,
+            and once more in backward.
+    """
+    kind = x.device.type
+    dtype = autocast_dtype(kind)
+    if dtype is not None:
+        with torch.autocast(kind, enabled=False):
+            return rotated_linear(x.to(dtype), weight, bias if bias is None else bias.to(dtype), factors, rotated)
+    turned_weight = None if rotated is None else rotated(x.dtype)
+    if torch.is_grad_enabled():
+        return RotatedLinearFunction.apply(x, weight, turned_weight, bias, *_side_by_side(factors))
+    if turned_weight is None and weight is not None:
+        turned_weight = turned(weight, factors, x.dtype)
+    return F.linear(x, turned_weight, bias)
 
 
 class RotatedLinear(nn.Linear):
@@ -127,8 +171,8 @@ class RotatedLinear(nn.Linear):
         self.bias = linear.bias
         self.training = linear.training
         self._original = (linear,)  # in a tuple: not a submodule of its own
-        self.lorad_a = _FactorDict()
-        self.lorad_b = _FactorDict()
+        self.lorad_a = _HiddenFactors()
+        self.lorad_b = _HiddenFactors()
         self.strengths: dict[str, float] = {}
         self.active: tuple[str, ...] = ()
         self.recompute = False
@@ -161,12 +205,12 @@ class RotatedLinear(nn.Linear):
     def _rotated(self, factors: Sequence[Factors], dtype: torch.dtype) -> Tensor:
         """The rotated weight in ``dtype``; the kept one, if nothing has changed since."""
         if not self.share or is_compiling():
-            return _turned(self._base(), factors, dtype)
+            return turned(self._base(), factors, dtype)
         # A tensor counts the changes in place; whoever replaces one replaces its address.
         made_from = (dtype, *((id(t), t._version) for *pair, _ in factors for t in pair), *(f[2] for f in factors))
         kept = self._kept.get(self.active)
         if kept is None or kept[0] != made_from:
-            self._kept[self.active] = kept = made_from, _turned(self._base(), factors, dtype)
+            self._kept[self.active] = kept = made_from, turned(self._base(), factors, dtype)
         return kept[1]
 
     def _base(self) -> Tensor:
@@ -182,32 +226,15 @@ class RotatedLinear(nn.Linear):
         factors = self._factors()
         if not factors:
             return super().forward(input) if self.weight is not None else self.original(input)
-        kind = input.device.type
-        dtype = autocast_dtype(kind)
-        if dtype is None:
-            return self._turned_linear(input, self.bias, factors)
-        with torch.autocast(kind, enabled=False):
-            return self._turned_linear(input.to(dtype), self.bias if self.bias is None else self.bias.to(dtype), factors)
-
-    def _turned_linear(self, x: Tensor, bias: Tensor | None, factors: Sequence[Factors]) -> Tensor:
-        if not torch.is_grad_enabled():
-            return F.linear(x, self._rotated(factors, x.dtype), bias)
-        recompute = self.recompute and self.weight is not None
-        rotated = None if recompute else self._rotated(factors, x.dtype)
-        return _RotatedLinearFunction.apply(x, self.weight, rotated, bias, *_side_by_side(factors))
+        recompute = self.recompute and self.weight is not None and torch.is_grad_enabled()
+        return rotated_linear(input, self.weight, self.bias, factors, None if recompute else partial(self._rotated, factors))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> RotatedLinear:
-        """What ``.to()`` and its like call: the factors move with the network but never lose precision with it."""
+        """What ``.to()`` and its like call."""
         self.forget()
         if self.weight is None:
             self.original._apply(fn, *args, **kwargs)
-        tables = (self.lorad_a, self.lorad_b)
-        before = [{name: factor.data for name, factor in table.items()} for table in tables]
         super()._apply(fn, *args, **kwargs)
-        for table, kept in zip(tables, before, strict=True):
-            for name, factor in table.items():
-                if factor.dtype.itemsize < kept[name].dtype.itemsize:
-                    factor.data = kept[name].to(factor.device)
         return self
 
     @torch.no_grad()
