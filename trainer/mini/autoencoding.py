@@ -114,10 +114,8 @@ class Autoencoding:
         def checkpoint() -> None:
             state = {"step": self.step, "model": self.vae.state_dict(), "optimizers": self._optimizer.state_dict()}
             self._checkpoints.save(self.step, state | more_state())
-            self.vae.eval()
             with torch.no_grad():
                 rows, error = sheet()
-            self.vae.train()
             table.add(self.step, {"psnr_of_sheet": float(10 * torch.log10(4 / error))})
             table.plot(self.output / "losses.png", ["reconstruction"], title)
             pictures.save(contact_sheet(rows), self.output / f"sheet-{self.step:06d}.png")

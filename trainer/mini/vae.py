@@ -114,7 +114,9 @@ def run(config: VaeConfig) -> None:
         return found + config.kl_weight * divergence, values | {"kl": divergence.item()}
 
     def sheet() -> Sheet:
+        vae.eval()
         decoded = vae(shown).sample
+        vae.train()
         return [pictures.to_pictures(shown), pictures.to_pictures(decoded)], F.mse_loss(decoded, shown)
 
     def chance() -> dict[str, Any]:
