@@ -267,12 +267,11 @@ def _next(entry: Entry, output: Path, options: argparse.Namespace) -> list[str]:
     if options.comfyui:
         graph = f"Load Checkpoint ({about}), Load LoRaD ({output.name}), One-Step Sampler, VAE Decode"
         return ["Next: restart ComfyUI, and build or open a graph of the pack:", f"  {graph}"]
+    if _is_pixart(output):
+        return ["Next: of the programs that this pack is for, only ComfyUI draws PixArt: --comfyui PATH writes the LoRaD there"]
     if options.webui:
         say = f"  {EXAMPLE} <lorad:{output.stem}:1>"
         return [f"Next: choose a checkpoint ({about}), the sampler WaDi one-step, and type:", say]
-    if _is_pixart(output):
-        return ["Next: PixArt is drawn by ComfyUI alone: get it with --comfyui PATH, or merge it into a checkpoint:",
-                f"  {_wadi()} merge --help"]  # fmt: skip
     words = ["generate", EXAMPLE, "--base", entry.base[0], "--lorad", str(output), "-o", "lighthouse.png"]
     return ["Next:", f"  {_wadi()} {' '.join(_quoted(word) for word in words)}"]
 
