@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import __version__ as peft_version
 from peft.config import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
@@ -43,6 +44,9 @@ from .lorad.format import LORAD_ENDINGS, architecture_of_paths, pairs_of_names
 from .lorad.layers import Network, adapter_key
 from .lorad.linear import FactorDict, RotatedLinear, rotated_linear, turned
 from .lorad.rotation import Factors, rotate_, working_dtype
+
+if not hasattr(BaseTuner, "_get_adapter_state_dict"):  # without it peft saves those methods alone that it knows by name
+    raise ImportError(f"LoRaD as a method of peft needs peft 0.21 or newer, this is {peft_version}: pip install -U peft")
 
 _PEFT_PREFIX = "base_model.model."  # what peft puts before the names of a network's layers
 _DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"  # what diffusers' save_lora_adapter writes, its config inside
@@ -180,7 +184,8 @@ class LoRaDLayer(BaseTunerLayer):
         original = weight.detach().to("cpu", copy=True) if self._original is None else self._original
         factors = self.factors([*self.merged_adapters, *names])
         if safe_merge and not rotate_(original.to(weight.device, copy=True), factors).isfinite().all():
-            raise ValueError(f"the weight turned by {', '.join(names)} is not finite: the adapter is damaged")
+            # In peft's own words, which programs look for.
+            raise ValueError(f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken")
         if self._original is not None:
             weight.copy_(original)
         rotate_(weight, factors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model, set_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import load_peft_weights
 from peft_networks import drawn, layers, mlp, random_config, small_unet, tiny_llama, two_adapters
 from torch import Tensor, nn
@@ -51,6 +53,14 @@ assert list(PeftType) == members and mapping.PEFT_TYPE_TO_MIXED_MODEL_MAPPING ==
     assert result.returncode == 0, result.stderr
     assert PEFT_TYPE_TO_CONFIG_MAPPING[LoRaDType.LORAD] is PEFT_TYPE_TO_CONFIG_MAPPING["LORAD"]
     assert LoRaDType.LORAD.value == "LORAD"  # what transformers asks for
+
+
+def test_an_older_peft_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(BaseTuner, "_get_adapter_state_dict")
+    spec = importlib.util.spec_from_file_location("wadi_core.a_second_peft", ROOT / "wadi_core" / "peft.py")
+    assert spec is not None and spec.loader is not None
+    with pytest.raises(ImportError, match=r"needs peft 0\.21 or newer, this is [\d.]+: pip install -U peft$"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 # Conversion
@@ -209,7 +219,7 @@ def test_safe_merge_refuses_and_changes_nothing() -> None:
     layer = layers(model)[0]
     weight = layer.weight.detach().clone()
     layer.lorad_a["one"].data[0] = torch.nan
-    with pytest.raises(ValueError, match="the weight turned by one is not finite"):
+    with pytest.raises(ValueError, match="NaNs detected in the merged weights. The adapter one seems"):
         layer.merge(safe_merge=True)
     assert torch.equal(layer.weight, weight) and not layer.merged
     layer.merge()
