@@ -23,7 +23,7 @@ from trainer.engine.checkpoints import Checkpoints, read_checkpoint
 from trainer.engine.logs import SKIPPED, step_seconds
 from trainer.engine.processes import Processes
 
-STEPS = 20
+STEPS = 10
 
 
 def launch(words: list[str], count: int) -> None:
