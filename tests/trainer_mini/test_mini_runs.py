@@ -16,14 +16,29 @@ from wadi_core import configs, mini
 
 
 def vae_settings(output: Path, **changes: object) -> vae.VaeConfig:
-    return vae.VaeConfig(output=str(output), batch=2, crop=32, save_every=2, warmup=1, measured=8, **changes)
+    narrow = (96, 96, 96, 96)  # three channels a group, as the starting values need them
+    return vae.VaeConfig(output=str(output), channels=narrow, batch=2, crop=32, save_every=2, warmup=1, measured=8, **changes)
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_from_scenes_to_the_files_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of most objects the words learn what others look like: each is a call of the autoencoder at its full size."""
+    all_things, maps = scenes.things(), words._maps
+
+    def of_few(vae: torch.nn.Module, size: int) -> torch.Tensor:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(scenes, "things", lambda: all_things[:20])
+            found = maps(vae, size)
+        return found.repeat(len(all_things) // 20 + 1, 1, 1, 1)[: len(all_things)]
+
+    monkeypatch.setattr(words, "_maps", of_few)
+
+
+def test_from_scenes_to_the_files_of_the_package(few_looks: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vae.run(vae_settings(tmp_path / "vae", steps=4))
     assert {path.name for path in (tmp_path / "vae").iterdir()} >= {"sheet-000004.png", "losses.csv", "vae"}
 
@@ -47,7 +62,7 @@ def test_from_scenes_to_the_files_of_the_package(tmp_path: Path, monkeypatch: py
 
     settings = teacher.TeacherConfig(
         vae=str(tmp_path / "vae" / "vae"), latents=str(tmp_path / "latents"), tokenizer=str(configs.TOKENIZER),
-        output=str(tmp_path / "teacher"), steps=2, batch=4, save_every=1, sheet_every=2, text_layers=1,
+        output=str(tmp_path / "teacher"), channels=(96, 96, 96), steps=2, batch=4, save_every=1, sheet_every=2, text_layers=1,
         words_from=str(tmp_path / "words"), words_frozen=True, pointing=0.1,
     )  # fmt: skip
     asked: list[tuple[int, ...]] = []
