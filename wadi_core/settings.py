@@ -94,7 +94,8 @@ class Settings:
     """
 
     prompt: str = _field("", "what the picture shows")
-    seed: int = _field(0, "seed of the noise; picture i gets seed + i", minimum=0, maximum=2**64 - 1)
+    # None where the noise came from a generator or from latents that no seed stands for: no seed makes the picture again.
+    seed: int | None = _field(0, "seed of the noise; picture i gets seed + i", minimum=0, maximum=2**64 - 1, unknown=True)
     width: int | None = _field(None, "width in pixels, divisible by 8 (default: native)", minimum=64, maximum=8192, step=8)
     height: int | None = _field(None, "height in pixels, divisible by 8 (default: native)", minimum=64, maximum=8192, step=8)
     base: str = _field("mini", 'the base network: a diffusers folder, a single-file checkpoint, or "mini"')
@@ -183,7 +184,7 @@ def check(name: str, value: Any) -> None:
     """
     field = FIELDS[name]
     limits = field.metadata
-    if value is None and field.default is None:
+    if value is None and (field.default is None or "unknown" in limits):
         return
     default = field.default
     kind = _TYPES.get(name) or (type(default) if default is not None else str if "choices" in limits else int)
