@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import configs
-from .files import one_line
+from .files import new_folder
 from .lorad.checkpoint import write_safetensors
 from .lorad.folders import STEM
 from .lorad.metadata import schedule_strings
@@ -36,10 +34,6 @@ def write(folder: str | os.PathLike[str], base: Base, one_step: OneStep, is_one_
 
     from .scheduler import OneStepScheduler
 
-    folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileExistsError(one_line(f"{folder}: there is something of this name already: choose another one"))
-    temporary = folder.absolute().with_name(f".wadi-{secrets.token_hex(8)}.tmp")
     pipe = StableDiffusionPipeline(
         vae=base.vae,  # type: ignore[arg-type]
         text_encoder=base.text_encoder,  # type: ignore[arg-type]
@@ -50,8 +44,7 @@ def write(folder: str | os.PathLike[str], base: Base, one_step: OneStep, is_one_
         feature_extractor=None,  # type: ignore[arg-type]
         requires_safety_checker=False,
     )
-    try:
-        temporary.mkdir(parents=True)
+    with new_folder(folder) as temporary:
         pipe.save_config(temporary)
         for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
             getattr(pipe, part).save_pretrained(temporary / part)
@@ -59,13 +52,6 @@ def write(folder: str | os.PathLike[str], base: Base, one_step: OneStep, is_one_
         metadata = {"format": "pt", **(schedule_strings(one_step) if is_one_step else {})}
         write_safetensors(temporary / "unet" / f"{STEM}.safetensors", base.unet.state_dict(), metadata)
         _name_padding(temporary / "tokenizer" / "tokenizer_config.json", base)
-        if folder.exists():
-            folder.rmdir()
-        os.replace(temporary, folder)
-    except OSError as error:
-        raise OSError(one_line(f"{folder}: cannot be written: {error.strerror or error}")) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _name_padding(settings: Path, base: Base) -> None:
