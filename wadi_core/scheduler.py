@@ -35,7 +35,7 @@ from .schedule import PREDICTION_TYPES, OneStep
 
 logger = logging.getLogger("wadi")
 
-GUIDANCE = "guidance_scale"  # what pipelines call it; at 1 it is off in all of them
+ONCE = {"guidance_scale": 1.0, "num_inference_steps": 1}  # at 1 guidance is off in all pipelines
 
 
 class OneStepScheduler(SchedulerMixin, ConfigMixin):
@@ -170,23 +170,24 @@ def make_one_step(pipe: Any, one_step: OneStep | OneStepScheduler | None = None)
     if not isinstance(one_step, OneStepScheduler):
         one_step = OneStepScheduler.of(one_step or OneStep(), former.scheduler)
     pipe.scheduler = one_step
-    pipe.__class__ = _without_guidance(former.kind)
+    pipe.__class__ = _calling_once(former.kind)
     pipe.__dict__["_before_one_step"] = former
 
 
-def _without_guidance(kind: type) -> type:
-    """A pipeline's class whose calls have no guidance; it keeps its name, under which the pipeline is saved."""
+def _calling_once(kind: type) -> type:
+    """A pipeline's class that draws in one step without guidance; it keeps its name, under which the pipeline is saved."""
     call = inspect.getattr_static(kind, "__call__", None)
-    if call is None or GUIDANCE not in inspect.signature(call).parameters:
+    fixed = {name: value for name, value in ONCE.items() if call is not None and name in inspect.signature(call).parameters}
+    if call is None or not fixed:
         return kind
 
     @functools.wraps(call)
-    def unguided(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def once(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(call).bind(self, *args, **kwargs)
-        given.arguments[GUIDANCE] = 1.0
+        given.arguments.update(fixed)
         return call(*given.args, **given.kwargs)
 
-    return type(kind.__name__, (kind,), {"__call__": unguided, "__module__": kind.__module__})
+    return type(kind.__name__, (kind,), {"__call__": once, "__module__": kind.__module__})
 
 
 class _Former:
