@@ -26,7 +26,8 @@ from typing import Any, Literal
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from torch import Tensor, nn
 
 from .lorad.adapter import Fused, LoRaD, Match, fuse
@@ -121,8 +122,10 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True
-    ) -> SchedulerOutput | tuple[Tensor]:
+    ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
         """The clean latent x0, in the type of ``sample``; computed in float32 or better.
+
+        Twice: as what comes next, and as the prediction of x0, which PixArt's pipeline takes of a single step.
 
         Args:
             model_output: (n, c, h, w) what the network returned, or (n, 2c, h, w) with a learned sigma.
@@ -138,7 +141,7 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
         else:
             output = model_output[:, : x.shape[1]]
             x0 = (output if kind == "sample" else x.float() - output.float()).to(sample.dtype)
-        return SchedulerOutput(prev_sample=x0) if return_dict else (x0,)
+        return DDIMSchedulerOutput(prev_sample=x0, pred_original_sample=x0) if return_dict else (x0, x0)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha_T x0 + sigma_T eps, at the one timestep there is."""

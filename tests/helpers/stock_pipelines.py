@@ -27,11 +27,11 @@ def mini_parts() -> dict[str, Any]:
     }
 
 
-def stock(parts: dict[str, Any], kind: str = "StableDiffusionPipeline", **more: Any) -> Any:
-    """A pipeline of diffusers with a network of its own."""
+def stock(parts: dict[str, Any], kind: str = "StableDiffusionPipeline", copied: bool = True, **more: Any) -> Any:
+    """A pipeline of diffusers, with a network of its own where ``copied``; parts given as ``...`` are left out."""
     import diffusers
 
-    wanted = {**parts, "unet": copy.deepcopy(parts["unet"]), **more}
+    wanted = {**parts, "unet": copy.deepcopy(parts["unet"]) if copied else parts["unet"], **more}
     pipe = getattr(diffusers, kind)(**{name: part for name, part in wanted.items() if part is not ...})
     pipe.set_progress_bar_config(disable=True)
     return pipe
