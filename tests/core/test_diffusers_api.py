@@ -170,6 +170,14 @@ def test_moving_to_nowhere_moves_nothing(sd15: Kit, places: tuple, options: dict
     assert pipe.dtype == pipe.unet.dtype == torch.float32
 
 
+def test_the_bases_own_bits_come_back_in_another_format(sd15: Kit) -> None:
+    pipe = sd15.load().to(torch.bfloat16)
+    pipe.set_lorad(None)
+    assert equal(weights_of(pipe.unet), weights_of(sd15.load(lorad=[], dtype="bf16").unet))
+    pipe.set_lorad(sd15.lorad)
+    assert equal(weights_of(pipe.unet), weights_of(sd15.load(dtype="bf16").unet))
+
+
 def test_two_names_for_the_number_format(sd15: Kit) -> None:
     assert sd15.load(torch_dtype=torch.bfloat16).unet.dtype == torch.bfloat16
     with pytest.raises(ValueError, match="two names for the same"):
