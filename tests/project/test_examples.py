@@ -80,6 +80,18 @@ def test_ip_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert largest_difference(*drawn(tmp_path).values()) > 5
 
 
+def test_peft_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("peft_training", tmp_path, monkeypatch)
+    trained = np.asarray(Image.open(tmp_path / "outputs" / "square.png"), dtype=float)
+    before = np.asarray(OneStepPipeline.from_pretrained("mini", device="cpu")("a sks square", seed=7).images[0], dtype=float)
+    assert redness(trained) > redness(before) + 10
+
+
+def redness(picture: np.ndarray) -> float:
+    """How much brighter red is than blue, on average."""
+    return float((picture[..., 0] - picture[..., 2]).mean())
+
+
 def test_several_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = run("several_adapters", tmp_path, monkeypatch)
     made = drawn(tmp_path)
