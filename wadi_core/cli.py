@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import __version__, cli_control, cli_get, cli_study, cli_tools, hub, packages, settings
+from . import __version__, cli_control, cli_get, cli_publish, cli_study, cli_tools, hub, packages, settings
 from .cli_tools import DECIMAL, WHOLE
 from .files import one_line
 from .output import take_any_text
@@ -93,6 +93,7 @@ def _parser() -> _Parser:
     cli_get.add_commands(commands, common)
     cli_study.add_commands(commands, common)
     cli_tools.add_commands(commands, common)
+    cli_publish.add_commands(commands, common)
     return parser
 
 

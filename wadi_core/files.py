@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,6 +118,29 @@ def files_below(folder: str | os.PathLike[str], ending: str) -> list[Path]:
         folders.sort()
         found += [Path(here, name) for name in names if name.lower().endswith(ending)]
     return sorted(found)
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Fill a folder that appears under its name only when all of it is there.
+
+    Raises:
+        OSError: it cannot be written, or there is something in it already; one line.
+    """
+    folder = Path(path)
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FileExistsError(one_line(f"{path}: there is something of this name already: choose another one"))
+    temporary = Path(os.path.abspath(folder)).with_name(f".wadi-{secrets.token_hex(8)}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if folder.exists():
+            folder.rmdir()
+        os.replace(temporary, folder)
+    except OSError as error:
+        raise OSError(one_line(f"{path}: cannot be written: {error.strerror or error}")) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager

@@ -38,12 +38,22 @@ def to_pictures(images: Tensor) -> list[Image]:
     import torch
     from PIL import Image
 
+    levels = check_pixels(images).float().add(1).mul(127.5).round().clamp(0, 255)
+    array = levels.to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(picture) for picture in array]
+
+
+def check_pixels(images: Tensor) -> Tensor:
+    """The pixels themselves, if all of them are finite numbers.
+
+    Raises:
+        ValueError: NaN or Inf among them; one line.
+    """
     if not images.isfinite().all():
         kind = str(images.dtype).removeprefix("torch.")
         why = "its autoencoder is damaged, or its numbers are too large for float16: try bf16 or fp32"
         raise ValueError(f"the picture has NaN or Inf among its pixels (in {kind}): {why}")
-    array = images.float().add(1).mul(127.5).round().clamp(0, 255).to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(picture) for picture in array]
+    return images
 
 
 def to_tensor(pictures: Sequence[Image]) -> Tensor:

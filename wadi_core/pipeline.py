@@ -12,21 +12,22 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from . import base as bases
 from . import control as controls
-from . import decoding, highres, hub, mini, pictures, settings
-from .control import ControlImages, ControlNet, Controls, Steered, Steering
+from . import diffusers_api, diffusers_folder, highres, hub, mini, results, settings
+from .control import ControlImages, Controls, Steered, Steering
 from .devices import find_device, find_dtype
-from .embeddings import Embeddings, Vocabulary, load_embeddings
+from .diffusers_api import Generators, Prompts, listed
+from .embeddings import Embeddings
 from .lorad.adapter import Fused, check_together, fuse
+from .networks import Networks
+from .results import Pictures
 from .schedule import OneStep, check_latents
 from .settings import PictureSettings, Settings
 from .stack import Adapters, Stacked, load_adapters
@@ -39,50 +40,18 @@ logger = logging.getLogger("wadi")
 File: TypeAlias = "str | os.PathLike[str]"
 
 
-@dataclass
-class Pictures:
-    """What a call returns.
-
-    Attributes:
-        images: RGB pictures.
-        settings: of each picture, all that is needed to make it again.
-        latents: (n, 4, h/8, w/8) float32 on the CPU, x0 as the network made it, if they were asked for.
-        seconds: time spent in the network calls.
-        calls: how many there were.
-    """
-
-    images: list[Image] = field(default_factory=list)
-    settings: list[PictureSettings] = field(default_factory=list)
-    latents: Tensor | None = None
-    seconds: float = 0.0
-    calls: int = 0
-
-    def save(self, path: File) -> list[Path]:
-        """Write the pictures as PNG files with their settings inside; several get numbers (``name-0001.png``).
-
-        Raises:
-            OSError, ValueError: a file cannot be written, or is not to be a PNG; one line.
-        """
-        paths = pictures.numbered(path, len(self.images))
-        for one in paths:
-            pictures.check_writable(one)
-        for one, image, its_settings in zip(paths, self.images, self.settings, strict=True):
-            pictures.save(image, one, its_settings)
-        return paths
-
-
-class OneStepPipeline:
+class OneStepPipeline(Networks):
     """A base network with LoRaD adapters fused into it, called once for a batch of pictures.
 
         pipe = OneStepPipeline.from_pretrained("sd15-folder", lorad="one-step.safetensors")
         pipe("a red apple", seed=3).save("apple.png")
 
+    It also speaks diffusers: ``prompt=``, ``generator=``, ``output_type=``, ``.to(device, dtype)``, ``.unet`` and so on.
+
     Attributes:
-        base: the networks.
         one_step: the schedule in use.
+        is_one_step: whether the network was trained for it.
         adapters: what is fused into the U-Net, as it is written into a picture's settings.
-        control: the ControlNets, in the order in which control images are given.
-        vocabulary: what prompts may say.
     """
 
     def __init__(
@@ -93,17 +62,13 @@ class OneStepPipeline:
         alpha_T_squared: float | None = None,
         control: Controls = None,
     ) -> None:
-        self.base = base
-        self.device = device
-        self.dtype = dtype
-        self.control: tuple[ControlNet, ...] = ()
-        self.set_control(control)
-        self.vocabulary = Vocabulary(base)
+        super().__init__(base, device, dtype, control)
         self.adapters: tuple[settings.Adapter, ...] = ()
         self._own_one_step = base.one_step
         if alpha_T_squared is not None:
             self._own_one_step = OneStep(alpha_T_squared, prediction_type=base.prediction_type)
         self._fused = Fused()
+        self.is_one_step = self._own_one_step is not None
         self.one_step = self._own_one_step or OneStep(prediction_type=base.prediction_type)
 
     @classmethod
@@ -119,6 +84,7 @@ class OneStepPipeline:
         keep_base: bool = True,
         control: Controls = None,
         embeddings: Embeddings = None,
+        torch_dtype: torch.dtype | None = None,
     ) -> OneStepPipeline:
         """Load a base and fuse adapters into it. Nothing is downloaded but what a name of the hub asks for (:mod:`.hub`).
 
@@ -135,10 +101,14 @@ class OneStepPipeline:
             keep_base: keep the weights that are turned, so that :meth:`set_lorad` can be called again.
             control: as for :meth:`set_control`.
             embeddings: as for :meth:`set_embeddings`.
+            torch_dtype: diffusers' name for ``dtype``.
 
         Raises:
             OSError, ValueError: a file is missing, damaged or of another kind; one line.
         """
+        if dtype is not None and torch_dtype is not None:
+            raise ValueError("dtype and torch_dtype are two names for the same: give one of them")
+        dtype = torch_dtype if dtype is None else dtype
         device = find_device(device)
         dtype = find_dtype(dtype, device)
         if lorad is None and str(base) == "mini":
@@ -155,9 +125,11 @@ class OneStepPipeline:
         return pipe
 
     @property
-    def native_size(self) -> tuple[int, int]:
-        """Width and height in pixels that the network was trained at."""
-        return self.base.native_size
+    def scheduler(self) -> Any:
+        """The schedule in use, as stock pipelines of diffusers take it: a new object."""
+        from .scheduler import OneStepScheduler
+
+        return OneStepScheduler.of(self.one_step)
 
     def set_lorad(self, lorad: Adapters = None, strength: float = 1.0) -> None:
         """Replace the adapters; the base's own bits come back first. ``None`` leaves the bare base.
@@ -176,33 +148,6 @@ class OneStepPipeline:
         self._fused.restore()
         self.adapters = ()
         self._fuse(stack, keep_base=True)
-
-    def set_control(self, control: Controls = None) -> None:
-        """Replace the ControlNets; ``None`` is none.
-
-        Args:
-            control: one or several, each loaded or to be loaded from a folder in diffusers layout or a single file.
-                They are made for the multi-step base. ``mini`` is the one (canny) that comes with the base ``mini``.
-
-        Raises:
-            OSError, ValueError: one is missing, damaged or made for another network; one line, and the pipeline is as
-                it was.
-        """
-        self.control = controls.load_all(control, self.base, self.device, self.dtype)
-
-    def set_embeddings(self, embeddings: Embeddings = None) -> None:
-        """Replace the learned words that prompts may say; ``None`` is none.
-
-        Args:
-            embeddings: one or several textual inversions or their ``.safetensors`` files; or word -> file, where
-                they are to have other words than their own. Prompts may also say ``embedding:NAME`` with a file's name.
-                ``mini`` stands for those that come with the base ``mini``.
-
-        Raises:
-            OSError, ValueError: one is missing, damaged, made for another text encoder, or its word is taken; one line,
-                and the pipeline is as it was.
-        """
-        self.vocabulary.learn(load_embeddings(embeddings))
 
     def _check(self, stack: list[Stacked]) -> None:
         """Raises ValueError if these adapters cannot be used here; changes nothing."""
@@ -226,6 +171,7 @@ class OneStepPipeline:
         self._fused = fuse(self.base.unet, [(adapter, kept.strength) for adapter, kept in active], keep_base)
         self.adapters = tuple(kept for _, kept in active)
         found = check_together(adapter for adapter, _ in active) or self._own_one_step
+        self.is_one_step = found is not None
         self.one_step = found or OneStep(prediction_type=self.base.prediction_type)
         if found is None:
             logger.warning("no one-step weights are loaded: one call of a multi-step network gives a blurred picture")
@@ -233,17 +179,25 @@ class OneStepPipeline:
             said = f"{found.prediction_type}, not {self.base.prediction_type} as this base by its settings"
             logger.warning("the one-step weights are for a network that returns %s; they are followed", said)
 
-    def to(self, device: str | torch.device) -> OneStepPipeline:
-        """Move the networks to another device; returns itself."""
-        self.device = find_device(device)
-        steering = (one.network for one in self.control)
-        for network in (self.base.unet, self.base.vae, self.base.text_encoder, *steering):
-            network.to(self.device)
-        return self
+    def save_pretrained(self, folder: File) -> None:
+        """Write the networks as a folder in diffusers layout, which :meth:`from_pretrained` and stock pipelines load.
+
+        Its U-Net has the adapters rotated into its weights, and its scheduler is a ``OneStepScheduler``: give stock
+        pipelines ``guidance_scale=1.0``. ControlNets and learned words are not part of it.
+
+        Raises:
+            OSError: it cannot be written, or the folder is there and not empty; one line.
+        """
+        learned = self.vocabulary.learned
+        self.vocabulary.learn(())
+        try:
+            diffusers_folder.write(folder, self.base, self.one_step, self.is_one_step)
+        finally:
+            self.vocabulary.learn(learned)
 
     def __call__(
         self,
-        prompts: str | Sequence[str],
+        prompts: Prompts = None,
         seed: int = 0,
         seeds: Sequence[int] | None = None,
         width: int | None = None,
@@ -254,6 +208,15 @@ class OneStepPipeline:
         control_image: ControlImages = None,
         control_scale: float | Sequence[float] = 1.0,
         hires: bool | str = False,
+        *,
+        prompt: Prompts = None,
+        num_images_per_prompt: int = 1,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        negative_prompt: Prompts = None,
+        num_inference_steps: int = 1,
+        guidance_scale: float | None = None,
     ) -> Pictures:
         """Make pictures.
 
@@ -269,24 +232,52 @@ class OneStepPipeline:
                 For a single ControlNet it need not be in a list.
             control_scale: how strongly they steer, one for all ControlNets or one for each; 0 is not at all.
             hires: keep a picture that is larger than native in one piece; ``True``, or one of ``highres.METHODS``.
+            prompt: diffusers' name for ``prompts``.
+            num_images_per_prompt: how many pictures of each prompt, one after the other.
+            generator: instead of seeds: draws the noise as diffusers does, one for all pictures or one for each.
+            latents: (n, 4, h/8, w/8) instead of seeds: the noise itself.
+            output_type: ``pil``, ``np``, ``pt`` or ``latent``; see :func:`~.results.gathered`.
+            negative_prompt, num_inference_steps, guidance_scale: what a stock pipeline may be given in one step: none,
+                1, and 1 or 0.
 
         Raises:
             ValueError: no prompt, a size not divisible by 8, a seed out of range, control images that do not fit; one
                 line, before any work.
         """
-        wanted = self.plan(prompts, seed, seeds, width, height, control_image, control_scale, hires)
-        made, latents = Pictures(), []
-        for part in self.run(wanted, batch, control_image):
+        diffusers_api.check_guidance(negative_prompt, num_inference_steps, guidance_scale)
+        results.check_output_type(output_type)
+        asked = diffusers_api.prompts_of(prompts, prompt, num_images_per_prompt)
+        if latents is not None:
+            width, height = diffusers_api.size_of(latents, width, height, bases.FACTOR)
+        wanted = self.plan(asked, seed, seeds, width, height, control_image, control_scale, hires)
+        z = None
+        if generator is not None or latents is not None:
+            if seed or seeds is not None:
+                raise ValueError("seeds, a generator and latents are three sources of noise: give one of them")
+            z, wanted = self._noise(wanted, generator, latents)
+        made, clean = Pictures(), []
+        for part in self.run(wanted, batch, control_image, z, output_type):
             made.images += part.images
             made.settings += part.settings
             made.seconds += part.seconds
             made.calls += part.calls
-            latents.append(part.latents)
+            clean.append(part.latents)
             if progress:
                 progress(len(made.images), len(wanted))
+        made.images = results.gathered(made.images, output_type)
         if return_latents:
-            made.latents = torch.cat(latents)
+            made.latents = torch.cat(clean)
         return made
+
+    def _noise(
+        self, wanted: list[PictureSettings], generator: Generators, latents: Tensor | None
+    ) -> tuple[Tensor, list[PictureSettings]]:
+        """The noise that is not drawn from seeds, and the settings with what is true of it."""
+        width, height = wanted[0].width, wanted[0].height
+        shape = (len(wanted), 4, height // bases.FACTOR, width // bases.FACTOR)
+        z = diffusers_api.draw(generator, latents, shape, self.device, self.dtype)
+        drawn = None if latents is not None else generator
+        return z, diffusers_api.with_true_seeds(wanted, z, drawn, lambda seed: noise([seed], width, height))
 
     def plan(
         self,
@@ -300,8 +291,10 @@ class OneStepPipeline:
         hires: bool | str = False,
     ) -> list[PictureSettings]:
         """The settings of each picture of a call, checked; arguments as there."""
+        if seed is None:
+            raise ValueError("seed must be of type int, not NoneType")
         settings.check("seed", seed)
-        prompts = self._listed(prompts)
+        prompts = listed(prompts)
         if seeds is None:
             seeds = range(seed, seed + len(prompts))
         elif len(prompts) == 1:
@@ -333,42 +326,42 @@ class OneStepPipeline:
         pairs = zip(prompts, seeds, strict=True)
         return [dataclasses.replace(common, prompt=prompt, seed=one) for prompt, one in pairs]
 
-    @staticmethod
-    def _listed(prompts: str | Sequence[str]) -> list[str]:
-        """One or many prompts as a list; ValueError if there is none, or one that is no text."""
-        if isinstance(prompts, (bytes, bytearray, Mapping)) or not isinstance(prompts, Iterable):
-            raise ValueError(f"prompts must be a text or a list of texts, not {type(prompts).__name__}")
-        listed = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not listed:
-            raise ValueError("a picture needs a prompt")
-        for prompt in listed:
-            settings.check("prompt", prompt)
-        return listed
-
     def _factors(self, one: PictureSettings) -> tuple[float, float]:
         """How much larger than native a picture is, as far as that is to be seen to."""
         return highres.factors(one.width, one.height, self.native_size) if one.hires else (1.0, 1.0)
 
-    def run(self, wanted: Sequence[PictureSettings], batch: int = 4, control_image: ControlImages = None) -> Iterator[Pictures]:
+    def run(
+        self,
+        wanted: Sequence[PictureSettings],
+        batch: int = 4,
+        control_image: ControlImages = None,
+        z: Tensor | None = None,
+        output_type: str = "pil",
+    ) -> Iterator[Pictures]:
         """Make the pictures of a :meth:`plan`, all of one size, yielding those of each network call with their latents.
 
         Args:
             wanted: from :meth:`plan`.
             batch: how many pictures share a network call.
             control_image: the same that the plan was made with.
+            z: (n, 4, h/8, w/8) the noise, where it is not to be drawn from the seeds.
+            output_type: form of the pictures, a list of single ones.
 
         Raises:
-            ValueError: ``batch`` is less than 1.
+            ValueError: ``batch`` is less than 1, or a picture has no seed and no noise.
         """
         if batch < 1:
             raise ValueError(f"batch must be at least 1, not {batch}")
         images = controls.images_for(self.control, control_image, len(wanted))
         for start in range(0, len(wanted), batch):
             part = slice(start, start + batch)
-            yield self._one_call(wanted[part], [own if len(own) == 1 else own[part] for own in images])
+            steering = [own if len(own) == 1 else own[part] for own in images]
+            yield self._one_call(wanted[part], steering, None if z is None else z[part], output_type)
 
     @torch.no_grad()
-    def _one_call(self, wanted: Sequence[PictureSettings], images: list[list[Image]]) -> Pictures:
+    def _one_call(
+        self, wanted: Sequence[PictureSettings], images: list[list[Image]], z: Tensor | None, output_type: str
+    ) -> Pictures:
         one = wanted[0]
         maps = [torch.cat([controls.to_map(image, one.width, one.height) for image in own]) for own in images]
         parts = zip(self.control, maps, one.control, strict=True)
@@ -377,7 +370,8 @@ class OneStepPipeline:
         networks = [self.base.unet, *(steering.network for steering in unet.steerings)]
         text = self.encode([one.prompt for one in wanted])
         # The network's own number format, for the formula too: what it sees is what must be taken away again.
-        z = noise([its.seed for its in wanted], one.width, one.height).to(self.device, self.dtype)
+        z = noise([_seed_of(its) for its in wanted], one.width, one.height) if z is None else z
+        z = z.to(self.device, self.dtype)
         self._wait()
         start = time.perf_counter()
         with highres.attach(networks, self._factors(one), one.hires or highres.METHODS[0]):
@@ -385,22 +379,15 @@ class OneStepPipeline:
         self._wait()
         seconds = time.perf_counter() - start
         x0 = check_latents(self.one_step.x0(z.float(), prediction), self.dtype)
-        return Pictures(self.decode(x0), list(wanted), x0.cpu(), seconds, 1)
+        made = list(x0.to(self.dtype)) if output_type == "latent" else results.each(self._pixels(x0), output_type)
+        return Pictures(made, list(wanted), x0.cpu(), seconds, 1)
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> list[Image]:
-        """(n, 4, h/8, w/8) clean latents as n pictures, in pieces where the memory asks for it."""
-        return pictures.to_pictures(decoding.decode(self.base.vae, latents, self.device, self.dtype))
 
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """(n, 77, width of the text encoder): what the network is told. Longer prompts are cut with a warning."""
-        return self.base.text_encoder(self.vocabulary.ids(self._listed(prompts)).to(self.device))[0]
-
-    def _wait(self) -> None:
-        """Until the device has done what it was told: otherwise only the telling would be timed."""
-        if self.device.type != "cpu":
-            getattr(torch, self.device.type).synchronize()
+def _seed_of(one: Settings) -> int:
+    """Raises ValueError where no seed is known."""
+    if one.seed is None:
+        raise ValueError("the noise of this picture came from a generator or from latents, and no seed makes it again")
+    return one.seed
 
 
 def noise(seeds: Iterable[int], width: int, height: int) -> Tensor:

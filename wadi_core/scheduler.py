@@ -18,19 +18,25 @@ with k = 1 (WaDi, SwiftBrush, DMD2, Turbo, Hyper, Lightning) or k = sigma_T (SiD
 
 from __future__ import annotations
 
+import functools
+import inspect
+import logging
 import os
 from typing import Any, Literal, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from torch import Tensor, nn
 
 from .lorad.adapter import Fused, LoRaD, Match, fuse
 from .lorad.linear import rotated_layers
 from .schedule import PREDICTION_TYPES, OneStep
 
-STEPS = 1000  # timesteps of the training schedule
+logger = logging.getLogger("wadi")
+
+ONCE = {"guidance_scale": 1.0, "num_inference_steps": 1}  # at 1 guidance is off in all pipelines
 
 
 class OneStepScheduler(SchedulerMixin, ConfigMixin):
@@ -41,6 +47,8 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
         timestep: what the network is told, 0 to 999.
         prediction_type: what the network returns: ``epsilon``, ``v_prediction``, ``sample`` or ``flow``.
         input_scale: what multiplies the noise before the network sees it: ``one``, or ``sigma`` for sigma_T.
+        num_train_timesteps, beta_start, beta_end, beta_schedule: of the base's training. Nothing is computed with them
+            here; a scheduler of many steps that is made from this one's settings needs them.
 
     Raises:
         ValueError: a value outside its range.
@@ -56,6 +64,10 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
         timestep: int = 999,
         prediction_type: Literal["epsilon", "v_prediction", "sample", "flow"] = "epsilon",
         input_scale: Literal["one", "sigma"] = "one",
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        beta_schedule: str = "scaled_linear",
     ) -> None:
         if prediction_type not in (*PREDICTION_TYPES, "sample", "flow"):
             raise ValueError(f"prediction_type must be epsilon, v_prediction, sample or flow, not {prediction_type!r}")
@@ -66,12 +78,23 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
         self.init_noise_sigma = 1.0
         self.num_inference_steps = 1
         self.timesteps = torch.tensor([timestep])
+        self._seen = 0  # how many the network was asked for
 
     @classmethod
-    def of(cls, one_step: OneStep) -> OneStepScheduler:
-        """The scheduler of a LoRaD's schedule."""
-        returns = cast("Literal['epsilon', 'v_prediction']", one_step.prediction_type)  # which the schedule has checked
-        return cls(one_step.alpha_T_squared, one_step.timestep, returns)
+    def of(cls, one_step: OneStep, former: Any = None) -> OneStepScheduler:
+        """The scheduler of a LoRaD's schedule.
+
+        Args:
+            former: the base's own scheduler, of which the settings of its training are kept.
+        """
+        made = cls.from_config(
+            dict(former.config) if former is not None else {},
+            alpha_T_squared=one_step.alpha_T_squared,
+            timestep=one_step.timestep,
+            prediction_type=one_step.prediction_type,
+            input_scale="one",
+        )
+        return cast("OneStepScheduler", made)  # diffusers' annotation allows for unused settings beside it
 
     def set_timesteps(self, num_inference_steps: int = 1, device: str | torch.device | None = None) -> None:
         """There is one timestep; ``num_inference_steps`` is for the pipelines that give it."""
@@ -92,32 +115,41 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """k z: what the network sees of the noise z (n, c, h, w)."""
+        self._seen = sample.shape[0]
+        return self._scaled(sample)
+
+    def _scaled(self, sample: Tensor) -> Tensor:
         return sample if self._scale == 1.0 else sample * self._scale
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True
-    ) -> SchedulerOutput | tuple[Tensor]:
+    ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
         """The clean latent x0, in the type of ``sample``; computed in float32 or better.
+
+        Twice: as what comes next, and as the prediction of x0, which PixArt's pipeline takes of a single step.
 
         Args:
             model_output: (n, c, h, w) what the network returned, or (n, 2c, h, w) with a learned sigma.
             timestep: looked at by nobody: there is one.
             sample: (n, c, h, w) the noise z.
         """
-        x, kind = self.scale_model_input(sample), self.config["prediction_type"]
+        if self._seen > sample.shape[0]:
+            logger.warning("this pipeline uses guidance, which spoils one step and doubles its time: give guidance_scale=1.0")
+        self._seen = 0
+        x, kind = self._scaled(sample), self.config["prediction_type"]
         if kind in PREDICTION_TYPES:
             x0 = self.one_step.x0(x, model_output)
         else:
             output = model_output[:, : x.shape[1]]
             x0 = (output if kind == "sample" else x.float() - output.float()).to(sample.dtype)
-        return SchedulerOutput(prev_sample=x0) if return_dict else (x0,)
+        return DDIMSchedulerOutput(prev_sample=x0, pred_original_sample=x0) if return_dict else (x0, x0)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha_T x0 + sigma_T eps, at the one timestep there is."""
         return self.one_step.alpha_T * original_samples + self.one_step.sigma_T * noise
 
     def __len__(self) -> int:
-        return STEPS
+        return self.config["num_train_timesteps"]
 
 
 def network_of(pipe: Any) -> nn.Module:
@@ -138,14 +170,28 @@ def make_one_step(pipe: Any, one_step: OneStep | OneStepScheduler | None = None)
     Args:
         one_step: the schedule; by default WaDi's.
     """
-    scheduler = one_step if isinstance(one_step, OneStepScheduler) else OneStepScheduler.of(one_step or OneStep())
     former = _Former.of(pipe)
-    pipe.scheduler = scheduler
-    if hasattr(type(pipe), "do_classifier_free_guidance"):
-        # diffusers decides by this property; the class keeps its name, under which the pipeline is saved.
-        kind = former.kind
-        pipe.__class__ = type(kind.__name__, (kind,), {"do_classifier_free_guidance": False, "__module__": kind.__module__})
+    if not isinstance(one_step, OneStepScheduler):
+        one_step = OneStepScheduler.of(one_step or OneStep(), former.scheduler)
+    pipe.scheduler = one_step
+    pipe.__class__ = _calling_once(former.kind)
     pipe.__dict__["_before_one_step"] = former
+
+
+def _calling_once(kind: type) -> type:
+    """A pipeline's class that draws in one step without guidance; it keeps its name, under which the pipeline is saved."""
+    call = inspect.getattr_static(kind, "__call__", None)
+    fixed = {name: value for name, value in ONCE.items() if call is not None and name in inspect.signature(call).parameters}
+    if call is None or not fixed:
+        return kind
+
+    @functools.wraps(call)
+    def once(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(call).bind(self, *args, **kwargs)
+        given.arguments.update(fixed)
+        return call(*given.args, **given.kwargs)
+
+    return type(kind.__name__, (kind,), {"__call__": once, "__module__": kind.__module__})
 
 
 class _Former:

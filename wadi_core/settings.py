@@ -94,7 +94,8 @@ class Settings:
     """
 
     prompt: str = _field("", "what the picture shows")
-    seed: int = _field(0, "seed of the noise; picture i gets seed + i", minimum=0, maximum=2**64 - 1)
+    # None where the noise came from a generator or from latents that no seed stands for: no seed makes the picture again.
+    seed: int | None = _field(0, "seed of the noise; picture i gets seed + i", minimum=0, maximum=2**64 - 1, unknown=True)
     width: int | None = _field(None, "width in pixels, divisible by 8 (default: native)", minimum=64, maximum=8192, step=8)
     height: int | None = _field(None, "height in pixels, divisible by 8 (default: native)", minimum=64, maximum=8192, step=8)
     base: str = _field("mini", 'the base network: a diffusers folder, a single-file checkpoint, or "mini"')
@@ -225,7 +226,7 @@ def check(name: str, value: Any) -> None:
     """
     field = FIELDS[name]
     limits = field.metadata
-    if field.default is None and value is None:
+    if value is None and (field.default is None or "unknown" in limits):
         return
     default = field.default
     kind = _TYPES.get(name) or (type(default) if default is not None else str if "choices" in limits else int)
@@ -239,7 +240,7 @@ def check(name: str, value: Any) -> None:
     if "step" in limits and value % limits["step"]:
         below = value - value % limits["step"]
         raise ValueError(f"{name} must be divisible by {limits['step']}, not {value}: try {below} or {below + limits['step']}")
-    if name in PARTS and not all(isinstance(part, PARTS[name]) for part in value):
+    if name in PARTS and value is not None and not all(isinstance(part, PARTS[name]) for part in value):
         what = {"lorad": "adapters", "embeddings": "learned words", "control": "ControlNets"}[name]
         raise ValueError(f"{name} must hold {what}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from pipeline_kit import count_calls, equal, largest_difference, make_kit, weights_of
+from stock_pipelines import mini_parts, stock
 from torch import Tensor
 
 from wadi_core import LoRaD, OneStep, OneStepPipeline, mini
@@ -28,7 +28,6 @@ from wadi_core.scheduler import (
 
 pytestmark = pytest.mark.usefixtures("no_network")
 PROMPT, SEED = "a red apple", 7
-Stock = Any
 
 
 @pytest.fixture(scope="module")
@@ -37,31 +36,8 @@ def ours() -> OneStepPipeline:
 
 
 @pytest.fixture(scope="module")
-def parts(ours: OneStepPipeline) -> dict[str, Any]:
-    """wadi-mini's bare networks, as a pipeline of diffusers wants them."""
-    from diffusers import DDIMScheduler
-
-    bare = OneStepPipeline.from_pretrained("mini", lorad=[], device="cpu")
-    return {
-        "unet": bare.base.unet,
-        "vae": bare.base.vae,
-        "text_encoder": bare.base.text_encoder,
-        "tokenizer": bare.base.tokenizer,
-        "scheduler": DDIMScheduler(
-            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, clip_sample=False
-        ),
-        "safety_checker": None,
-        "feature_extractor": None,
-        "requires_safety_checker": False,
-    }
-
-
-def stock(parts: dict[str, Any], kind: str = "StableDiffusionPipeline", **more: Any) -> Stock:
-    import diffusers
-
-    pipe = getattr(diffusers, kind)(**{**parts, "unet": copy.deepcopy(parts["unet"]), **more})
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def parts() -> dict[str, Any]:
+    return mini_parts()
 
 
 def z(seed: int = SEED) -> Tensor:
@@ -132,6 +108,27 @@ def test_inpainting_keeps_what_is_outside_the_mask(parts: dict[str, Any], ours: 
     assert largest_difference(made.crop((0, 0, 48, 128)), picture.crop((0, 0, 48, 128))) > 60
 
 
+def test_guidance_that_is_on_all_the_same_is_told(parts: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    pipe = stock(parts, scheduler=OneStepScheduler())  # set by hand, without make_one_step
+    pipe(PROMPT, latents=z(), guidance_scale=1.0)
+    assert not caplog.records
+    pipe(PROMPT, latents=z())
+    assert [record.getMessage() for record in caplog.records] == [
+        "this pipeline uses guidance, which spoils one step and doubles its time: give guidance_scale=1.0"
+    ]
+
+
+def test_the_bases_own_schedule_is_kept_for_other_schedulers(parts: dict[str, Any]) -> None:
+    from diffusers import DDIMScheduler
+
+    own = DDIMScheduler(beta_schedule="linear", beta_start=0.0001, beta_end=0.02, set_alpha_to_one=False)
+    pipe = stock(parts, scheduler=own)
+    make_one_step(pipe, OneStep(0.02, 998))
+    assert (pipe.scheduler.config.alpha_T_squared, pipe.scheduler.config.timestep) == (0.02, 998)
+    again = DDIMScheduler.from_config(pipe.scheduler.config)
+    assert torch.equal(again.alphas_cumprod, own.alphas_cumprod) and not again.config.set_alpha_to_one
+
+
 def test_a_step_in_the_middle_is_refused(parts: dict[str, Any], ours: OneStepPipeline) -> None:
     pipe = stock(parts, "StableDiffusionImg2ImgPipeline")
     load_lorad(pipe, mini.lorad_path())
@@ -177,8 +174,7 @@ def test_saved_networks_hold_the_bases_tensors_alone(parts: dict[str, Any], tmp_
     load_lorad(pipe, mini.lorad_path())
     pipe.save_pretrained(tmp_path)
     assert equal(before, weights_of(UNet2DConditionModel.from_pretrained(tmp_path / "unet")))
-    again = StableDiffusionPipeline.from_pretrained(tmp_path)
-    assert isinstance(again.scheduler, OneStepScheduler) or again.scheduler.config["_class_name"] == "OneStepScheduler"
+    assert isinstance(StableDiffusionPipeline.from_pretrained(tmp_path).scheduler, OneStepScheduler)
     pipe.unet.load_state_dict(before)  # strictly: the live adapter is no part of it
 
 

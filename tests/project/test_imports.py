@@ -29,8 +29,9 @@ ADAPTER |= {f"lorad.{module}" for module in ("linear", "layers", "format", "meta
 TOP = {"base", "pipeline", "control", "cli", "cli_control", "cli_study", "cli_tools", "__main__", "settings", "pictures"}
 TOP |= {"scheduler", "decoding", "devices", "embeddings", "single_file", "preprocess", "prompt_files", "stack"}
 TOP |= {"catalog", "cli_get", "hub", "released"}
+TOP |= {"networks", "results", "diffusers_api", "diffusers_folder", "publishing", "cli_publish"}
 
-# Modules for users of another library, which import it as they load; nothing in the core imports them.
+# Modules for users of another library, which import it as they load; nothing in the core imports them before it must.
 LIBRARIES = {"wadi_core.scheduler": "diffusers", "wadi_core.peft": "peft"}
 
 # The trainer's rooms, and which of the others each may know. Its entry points, beside these, may know them all.
@@ -262,13 +263,13 @@ def test_third_party_modules_are_those_of_each_floor() -> None:
     assert not wrong
 
 
-def test_modules_for_users_of_other_libraries_are_imported_by_nobody() -> None:
+def test_modules_for_users_of_other_libraries_are_imported_inside_functions_only() -> None:
     wrong = [
         f"{where(path, found.line)} imports {found.name}"
         for room in sorted(ROOMS)
         for path in files_of(room)
         for found in imports(path)
-        if found.name in LIBRARIES
+        if found.name in LIBRARIES and found.at_top
     ]
     assert not wrong
 

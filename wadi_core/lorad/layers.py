@@ -23,6 +23,9 @@ Network: TypeAlias = "nn.Module | Mapping[str, Sequence[int]]"
 ARCHITECTURES = ("sd15", "sd21", "pixart-alpha", "wadi-mini", "unet-custom")
 SUPPORTED = "the U-Nets of Stable Diffusion 1 and 2, and PixArt-alpha"
 
+# AnimateDiff puts its own modules between the layers of a U-Net, which stays the network that adapters are made for.
+_MOTION = ".motion_modules."
+
 UNET_BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")
 _UNET_CONDITIONING = {"proj_in", "proj_out", "time_emb_proj"}  # what the fake score leaves as it is
 
@@ -70,10 +73,10 @@ _LDM_MARK = "model.diffusion_model."
 
 
 def linear_shapes(network: Network) -> dict[str, tuple[int, int]]:
-    """Path -> (out, in) of every linear layer, in the network's order."""
+    """Path -> (out, in) of every linear layer, in the network's order; motion modules on a live U-Net are left out."""
     if isinstance(network, nn.Module):
-        layers = network.named_modules()
-        return {path: (m.out_features, m.in_features) for path, m in layers if isinstance(m, nn.Linear)}
+        layers = ((path, m) for path, m in network.named_modules() if isinstance(m, nn.Linear))
+        return {path: (m.out_features, m.in_features) for path, m in layers if _MOTION not in path}
     ending = ".weight"
     return {
         name[: -len(ending)]: (shape[0], shape[1])

@@ -147,8 +147,8 @@ def rotated_linear(
     turned_weight = None if rotated is None else rotated(x.dtype)
     if torch.is_grad_enabled():
         return RotatedLinearFunction.apply(x, weight, turned_weight, bias, *_side_by_side(factors))
-    if turned_weight is None and weight is not None:
-        turned_weight = turned(weight, factors, x.dtype)
+    if turned_weight is None:
+        turned_weight = turned(cast("Tensor", weight), factors, x.dtype)  # given wherever ``rotated`` is not
     return F.linear(x, turned_weight, bias)
 
 

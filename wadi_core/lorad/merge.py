@@ -23,7 +23,7 @@ from ..schedule import OneStep
 from .adapter import LoRaD, check_together
 from .checkpoint import PICKLE_ENDINGS
 from .folders import STEM, WeightFiles
-from .metadata import Metadata
+from .metadata import Metadata, schedule_strings
 from .quantised import FLOAT8, cast, quantise
 from .rotation import Factors, rotate_, working_dtype
 from .weights import Entry, Weights, check_output, write_stream
@@ -125,12 +125,7 @@ def merged_metadata(base: Weights, adapters: Sequence[tuple[LoRaD, float]]) -> d
         said = [f"{adapter.metadata.title or 'untitled'} ({strength:g})" for adapter, strength in active]
         strings["wadi.merged"] = " + ".join([*([strings["wadi.merged"]] if "wadi.merged" in strings else []), *said])
     if one_step:
-        strings |= {
-            "wadi.alpha_T_squared": repr(one_step.alpha_T_squared),
-            "wadi.timestep": str(one_step.timestep),
-            "wadi.prediction_type": one_step.prediction_type,
-            "modelspec.usage_hint": "1 step, CFG 1",
-        }
+        strings |= schedule_strings(one_step)
     return strings
 
 

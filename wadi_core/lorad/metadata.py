@@ -164,6 +164,16 @@ class Metadata:
         )
 
 
+def schedule_strings(one_step: OneStep) -> dict[str, str]:
+    """The metadata by which a network's own file says that it is a one-step network."""
+    return {
+        "wadi.alpha_T_squared": repr(one_step.alpha_T_squared),
+        "wadi.timestep": str(one_step.timestep),
+        "wadi.prediction_type": one_step.prediction_type,
+        "modelspec.usage_hint": "1 step, CFG 1",
+    }
+
+
 def _number(strings: Mapping[str, str], key: str, kind: type[Number]) -> Number | None:
     text = strings.get(key)
     if text is None:

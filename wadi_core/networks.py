@@ -1,0 +1,124 @@
+"""The networks of a pipeline: the base's and those that steer it, where they are and in which number format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from . import base as bases
+from . import control as controls
+from . import decoding, diffusers_api, pictures
+from .control import ControlNet, Controls
+from .devices import find_device, find_dtype
+from .diffusers_api import Place, listed
+from .embeddings import Embeddings, Vocabulary, load_embeddings
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+N = TypeVar("N", bound="Networks")
+
+
+class Networks:
+    """A base's networks, ControlNets and vocabulary on one device.
+
+    Attributes:
+        base: the networks.
+        control: the ControlNets, in the order in which control images are given.
+        vocabulary: what prompts may say.
+    """
+
+    def __init__(self, base: bases.Base, device: torch.device, dtype: torch.dtype, control: Controls = None) -> None:
+        self.base = base
+        self.device = device
+        self.dtype = dtype
+        self.control: tuple[ControlNet, ...] = ()
+        self.set_control(control)
+        self.vocabulary = Vocabulary(base)
+
+    @property
+    def unet(self) -> Any:
+        return self.base.unet
+
+    @property
+    def vae(self) -> Any:
+        return self.base.vae
+
+    @property
+    def text_encoder(self) -> Any:
+        return self.base.text_encoder
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.base.tokenizer
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """Width and height in pixels that the network was trained at."""
+        return self.base.native_size
+
+    def set_control(self, control: Controls = None) -> None:
+        """Replace the ControlNets; ``None`` is none.
+
+        Args:
+            control: one or several, each loaded or to be loaded from a folder in diffusers layout or a single file.
+                They are made for the multi-step base. ``mini`` is the one (canny) that comes with the base ``mini``.
+
+        Raises:
+            OSError, ValueError: one is missing, damaged or made for another network; one line, and the pipeline is as
+                it was.
+        """
+        self.control = controls.load_all(control, self.base, self.device, self.dtype)
+
+    def set_embeddings(self, embeddings: Embeddings = None) -> None:
+        """Replace the learned words that prompts may say; ``None`` is none.
+
+        Args:
+            embeddings: one or several textual inversions or their ``.safetensors`` files; or word -> file, where
+                they are to have other words than their own. Prompts may also say ``embedding:NAME`` with a file's name.
+                ``mini`` stands for those that come with the base ``mini``.
+
+        Raises:
+            OSError, ValueError: one is missing, damaged, made for another text encoder, or its word is taken; one line,
+                and the pipeline is as it was.
+        """
+        self.vocabulary.learn(load_embeddings(embeddings))
+
+    def to(self: N, *places: Place, device: Place = None, dtype: Place = None) -> N:
+        """Move the networks to another device, give their numbers another format, or both; returns itself.
+
+        As in diffusers: ``to("cuda")``, ``to(torch.float16)``, ``to("cuda", torch.float16)``, ``to(dtype=torch.float16)``.
+        Weights that have been rounded to a smaller format stay rounded.
+
+        Raises:
+            ValueError: no such device or format; one line, and nothing has been moved.
+        """
+        place, kind = diffusers_api.device_and_dtype(places, device, dtype)
+        found = self.device if place is None else find_device(place)
+        self.dtype = self.dtype if kind is None else find_dtype(kind, found)
+        self.device = found
+        steering = (one.network for one in self.control)
+        for network in (self.base.unet, self.base.vae, self.base.text_encoder, *steering):
+            network.to(self.device, self.dtype)
+        return self
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Image]:
+        """(n, 4, h/8, w/8) clean latents as n pictures, in pieces where the memory asks for it."""
+        return pictures.to_pictures(self._pixels(latents))
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        return decoding.decode(self.base.vae, latents, self.device, self.dtype)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """(n, 77, width of the text encoder): what the network is told. Longer prompts are cut with a warning."""
+        return self.base.text_encoder(self.vocabulary.ids(listed(prompts)).to(self.device))[0]
+
+    def _wait(self) -> None:
+        """Until the device has done what it was told: otherwise only the telling would be timed."""
+        if self.device.type != "cpu":
+            getattr(torch, self.device.type).synchronize()
