@@ -18,7 +18,7 @@ from hub_server import Fault, Hub, Repository
 from PIL import Image
 from pixart import write_pixart
 
-from wadi_core import LoRaD, catalog, pictures
+from wadi_core import LoRaD, catalog, images, pictures
 from wadi_core.lorad.weights import Weights
 
 NAME = "wadi-sd15-one-step.safetensors"
@@ -73,7 +73,7 @@ def test_from_nothing_to_a_picture(server: Hub, repositories: dict[str, Reposito
     told = got.stdout
     assert "carries no licence" in told and "CreativeML Open RAIL-M" in told
     assert "0.00 grey levels of 255 on average, 0 at most" in told
-    pair = pictures.read(models(tmp_path) / "wadi-sd15-one-step-compared.png")
+    pair = images.read(models(tmp_path) / "wadi-sd15-one-step-compared.png")
     assert pair.size == (128, 64)
     assert pair.crop((0, 0, 64, 64)).tobytes() == pair.crop((64, 0, 128, 64)).tobytes()
     metadata = LoRaD.load(path).metadata

@@ -17,7 +17,7 @@ from control_networks import random_controlnet
 from hub_server import ROOT, Hub, Repository, folder_files
 from PIL import Image
 
-from wadi_core import LoRaD, OneStepPipeline, pictures
+from wadi_core import LoRaD, OneStepPipeline, images, pictures
 from wadi_core.lorad.checkpoint import write_safetensors
 from wadi_core.lorad.weights import Weights
 
@@ -65,7 +65,7 @@ def test_a_picture_of_names_alone(server: Hub, place: Path, tmp_path: Path) -> N
         control=place / "control",
         embeddings=place / "learned_embeds.safetensors",
     )(PROMPT, control_image=Image.open(place / "map.png"))
-    assert pictures.read(tmp_path / "a.png").tobytes() == drawn.images[0].tobytes()
+    assert images.read(tmp_path / "a.png").tobytes() == drawn.images[0].tobytes()
     settings = pictures.read_settings(tmp_path / "a.png")
     assert settings.base == "org/base"
     assert [(one.file, one.strength) for one in settings.lorad] == [

@@ -322,7 +322,7 @@ def test_the_check_line_says_what_fits_and_what_does_not(webui: WebUI, base: Bas
     prompt = f"a cat{tag(base, 'one-step', 0.5, 'lorad')} <lora:nowhere:1>" + tag(base, "lora")
     line = webui.post("/probe/check", {"values": ["None", 1.0, SAMPLER, side, side, prompt]})
     assert f"{name}: {len(base.lorad_layers)} of" in line and "angles times 0.5" in line
-    assert line.count("⚠") == 1 and "⚠ nowhere: there is no file of this name" in line
+    assert line.count("⚠") == 1 and "⚠ nowhere: there is no adapter file of this name" in line
     line = webui.post("/probe/check", {"values": [base.adapters["other-alpha"].stem, 1.0, SAMPLER, side, side, prompt]})
     assert "schedules differ" in line
 
