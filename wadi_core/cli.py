@@ -43,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.debug:
         _silence()
     _show_messages()
-    hub.only_named(_names(options), getattr(options, "fetches", False))
     try:
+        hub.only_named(_names(options), getattr(options, "fetches", False))
         options.command(options)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output had enough of it

@@ -137,7 +137,7 @@ def test_refused_bases(sd15: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     cases = [
         (tmp_path / "nothing", "no such file or folder"),
-        ("runwayml/stable-diffusion-v1-5", "nothing is downloaded"),
+        ("runwayml/stable-diffusion-v1-5", "HF_HUB_OFFLINE forbids to fetch it"),
         (tmp_path, "unet/config.json is missing"),
         (xl, "StableDiffusionXLPipeline"),
         (no_index, "not a JSON file"),
