@@ -164,7 +164,7 @@ def test_what_is_shown(tmp_path: Path) -> None:
 MANY = """
 import resource, sys, time
 sys.path.insert(0, sys.argv[1])
-from trainer.prompts import Prompts
+from trainer.data.prompts import Prompts
 
 def peak():
     kind = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
