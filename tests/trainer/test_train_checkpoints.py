@@ -329,7 +329,8 @@ def test_other_errors_of_a_lock_are_no_other_run(tmp_path: Path, monkeypatch: py
 
 def test_the_lock_of_a_killed_run_blocks_nobody(tmp_path: Path) -> None:
     words = (
-        "import sys, time; from trainer.engine.checkpoints import FolderLock; lock = FolderLock(sys.argv[1]); print('held', flush=True); "
+        "import sys, time; from trainer.engine.checkpoints import FolderLock; lock = FolderLock(sys.argv[1]); "
+        "print('held', flush=True); "
     )
     other = subprocess.Popen([sys.executable, "-c", words + "time.sleep(600)", str(tmp_path)], stdout=subprocess.PIPE)
     assert other.stdout is not None and other.stdout.readline() == b"held\n"
