@@ -33,8 +33,8 @@ class Example:
 
 @pytest.fixture(autouse=True)
 def home(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
-    monkeypatch.setenv("USERPROFILE", "/home/me")
+    monkeypatch.setenv("HOME", "/users/me")
+    monkeypatch.setenv("USERPROFILE", "/users/me")
 
 
 def from_words(word: str, tmp_path: Path) -> Any:
@@ -71,7 +71,7 @@ READ = {
     "text=日本語": "日本語",
     "text=C:\\models\\new": "C:\\models\\new",
     "path=/data/a b": "/data/a b",
-    "path=~/runs/x": "/home/me/runs/x",
+    "path=~/runs/x": "/users/me/runs/x",
     "path=~backup/x": "~backup/x",
     "path=a/~/b": "a/~/b",
     "path=2024-06-01": "2024-06-01",
@@ -98,7 +98,7 @@ READ = {
     "switch=0": False,
     "words=[]": (),
     "words=[001, no, 2024-06-01, 'a, b', <R>]": ("001", "no", "2024-06-01", "a, b", "<R>"),
-    "paths=[~/a.safetensors, b]": ("/home/me/a.safetensors", "b"),
+    "paths=[~/a.safetensors, b]": ("/users/me/a.safetensors", "b"),
     "sizes=[010, 1e2]": (10, 100),
     "perhaps=null": None,
     "perhaps=": None,
@@ -286,9 +286,9 @@ SCHEMAS = [TrainConfig, InvertConfig, PersonalizeConfig]
 
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_paths_of_all_runs_know_the_home_folder(schema: type) -> None:
-    assert settings.load(schema, None, ["base=~/a b", "output=~/c"]).base == "/home/me/a b"
+    assert settings.load(schema, None, ["base=~/a b", "output=~/c"]).base == "/users/me/a b"
     one = "start_from" if schema is TrainConfig else "pictures"
-    assert getattr(settings.load(schema, None, [f"{one}=~"]), one) == "/home/me"
+    assert getattr(settings.load(schema, None, [f"{one}=~"]), one) == "/users/me"
 
 
 @pytest.mark.parametrize(
