@@ -53,6 +53,14 @@ def same_logger() -> Iterator[None]:
     logger.handlers, logger.propagate, logger.level = kept
 
 
+@pytest.fixture(autouse=True)
+def same_search_path() -> Iterator[None]:
+    """What one test leaves in PYTHONPATH would decide which files the programs of the next ones import."""
+    before = os.environ.get("PYTHONPATH")
+    yield
+    assert os.environ.get("PYTHONPATH") == before, "a test changed PYTHONPATH and did not put it back"
+
+
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever opens a connection fails."""

@@ -22,7 +22,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,20 @@ def work(kind: str, words: Sequence[str], started: Any) -> None:
     os._exit(status)
 
 
+@contextmanager
+def _search_path(folder: str) -> Iterator[None]:
+    """Puts a folder before Python's search path for processes that begin here: their server has the environment alone."""
+    kept = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = folder if not kept else os.pathsep.join([folder, kept])
+    try:
+        yield
+    finally:
+        if kept is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = kept
+
+
 class Runs:
     """Runs of one kind in one folder.
 
@@ -93,8 +108,6 @@ class Runs:
 
     def __init__(self, place: Path, kind: str) -> None:
         self.place, self.kind = place / kind, kind
-        # The server of processes begins with nothing but the environment.
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         self.processes = multiprocessing.get_context("forkserver")
         self.processes.set_forkserver_preload(["benchmarks.robustness.interruptions"])
         base = training.prepare(place / "base", "small")
@@ -112,7 +125,8 @@ class Runs:
         started = self.processes.Event()
         words = [*self.words, f"output={self.place / name}"]
         process = self.processes.Process(target=interruptions.work, args=(self.kind, words, started))
-        process.start()
+        with _search_path(str(ROOT)):
+            process.start()
         started.wait()
         return process
 
