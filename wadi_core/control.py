@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import base as bases
 from . import configs, hub, mini, single_file
+from .building import fill
 from .files import as_text, existing_file, known_name, one_line, refusal, sha256_of_file
 from .images import name_of, plain
 from .lorad.folders import weight_files
@@ -98,7 +99,7 @@ def load(path: File, base: bases.Base, device: torch.device, dtype: torch.dtype)
         # This one kind says nothing of places in the picture, and its weights do not tell.
         network.register_to_config(global_pool_conditions=True)
     tensors = {name: stored.values(full) for name, full in names.items()}
-    network = bases.fill(network, _in_diffusers_names(place, tensors, network.config), place, device, dtype)
+    network = fill(network, _in_diffusers_names(place, tensors, network.config), place, device, dtype)
     name = str(wanted or path) if wanted or str(path) == "mini" else known_name(place)
     return ControlNet(name, network, sha256_of_file(files[0]))
 
