@@ -23,6 +23,7 @@ from .files import known_name, one_line, refusal
 from .lorad import checkpoint, declared, kinds
 from .lorad.folders import STEM, TEXT_STEM, weight_files
 from .lorad.layers import detect_architecture
+from .lorad.leftovers import wanted
 from .lorad.metadata import Metadata
 from .lorad.stored import Stored, open_files
 from .schedule import OneStep
@@ -259,7 +260,7 @@ def _open(part: str, source: Source) -> Stored:
 
 def _tensors(part: str, source: Source, stored: Stored, network: DiffusersNetwork) -> dict[str, Tensor]:
     """The tensors of a part in today's diffusers names, as plain numbers."""
-    names = single_file.wanted(stored.names)
+    names = wanted(stored.names)
     if source.single_file:
         names = [name for name in names if name.startswith(single_file.BEGINNINGS[part])]
         if not names:

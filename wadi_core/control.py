@@ -22,6 +22,7 @@ from .building import fill
 from .files import as_text, existing_file, known_name, one_line, refusal, sha256_of_file
 from .images import name_of, plain
 from .lorad.folders import weight_files
+from .lorad.leftovers import wanted
 from .lorad.stored import Stored, open_files
 from .settings import Control
 from .thirdparty import DiffusersNetwork
@@ -127,7 +128,7 @@ def _settings_of_folder(folder: Path) -> dict[str, Any]:
 def _own_names(stored: Stored) -> dict[str, str]:
     """The ControlNet's own name of each tensor -> its name in the file, where another network may be in it too."""
     own = [name for name in stored.names if name.startswith(LDM_PREFIX)] or stored.names
-    return {name.removeprefix(LDM_PREFIX): name for name in single_file.wanted(own)}
+    return {name.removeprefix(LDM_PREFIX): name for name in wanted(own)}
 
 
 def _check_form(path: Path, shapes: Shapes, base: bases.Base) -> None:
