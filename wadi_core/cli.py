@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _silence()
     _show_messages()
     try:
-        hub.only_named(_names(options), getattr(options, "fetches", False))
+        hub.only_named(cli_tools.named(options), getattr(options, "fetches", False))
         options.command(options)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output had enough of it
@@ -197,14 +197,6 @@ def _silence() -> None:
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-
-
-def _names(options: argparse.Namespace) -> Iterator[str]:
-    """All that a command's options name which may be on the model hub."""
-    for option in ("base", "student", "file", "lorad", "control", "embedding"):
-        value = getattr(options, option, None)
-        for name in value if isinstance(value, list) else [value] if value else []:
-            yield cli_tools.split_strength(name)[0] if option == "lorad" else name
 
 
 def _show_messages() -> None:

@@ -93,6 +93,18 @@ def adapters(entries: list[str] | None) -> list[tuple[str | Path, float]] | None
     return found
 
 
+def named(options: argparse.Namespace) -> Iterator[str]:
+    """All that a command's options name which may be on the model hub.
+
+    Raises:
+        ValueError: an adapter's strength is none; one line.
+    """
+    for option in ("base", "student", "file", "lorad", "control", "embedding"):
+        value = getattr(options, option, None)
+        for name in value if isinstance(value, list) else [value] if value else []:
+            yield split_strength(name)[0] if option == "lorad" else name
+
+
 def split_strength(entry: str) -> tuple[str, float]:
     """``FILE[:STRENGTH]`` in its two parts.
 
