@@ -22,6 +22,7 @@ from .files import one_line
 from .output import take_any_text
 from .prompt_files import read_prompts
 from .settings import help_of
+from .sheets import ContactSheet
 
 DEFAULT_BATCH = 4
 
@@ -161,7 +162,7 @@ def _generate(options: argparse.Namespace) -> None:
     wanted = pipe.plan(prompts, options.seed, width=options.width, height=options.height, **steering)
     if advice := cli_control.advice(pipe, wanted[0]):
         logging.getLogger("wadi").info(advice)
-    sheet = pictures.ContactSheet()
+    sheet = ContactSheet()
     seconds, calls, left = 0.0, 0, iter(paths)
     with tqdm(total=len(wanted), unit="picture", disable=len(wanted) == 1) as bar:
         for part in pipe.run(wanted, batch, steering["control_image"]):

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from wadi_core import pictures
+from wadi_core.sheets import contact_sheet
 
-from ..engine.logs import LossTable, contact_sheet
+from ..engine.logs import LossTable
 from ..engine.session import Session, run_session
 from ..models.adapters import LoRaDAdapter
 from ..settings.distillation import TrainConfig
