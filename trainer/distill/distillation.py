@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ from wadi_core.schedule import OneStep
 
 from ..data import random_draws
 from ..data.prompts import MINI, Prompts
-from ..engine.checkpoints import DamagedCheckpoint, check_like, check_same, damage_told, random_state, restore_random_state
 from ..engine.optim import (
     NonFiniteGuard,
     OptimizerStep,
@@ -36,8 +35,8 @@ from ..models.condition import Condition
 from ..models.diffusion import Noising, anchor_loss, teacher_pictures
 from ..models.placement import autocast_type, place, working_type
 from ..settings.distillation import TrainConfig
-from ..settings.fields import settings_before
 from .embedding_cache import EmbeddingCache
+from .resuming import Resumable
 from .roles import FAKE, STUDENT, TEACHER, Roles, first_factors, layers_of_roles
 from .vsd import fake_loss, generate, student_loss
 
@@ -45,24 +44,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 logger = logging.getLogger("wadi")
-
-# Settings with which a run cannot go on if they change.
-FIXED = ("adapter", "fake_adapter", "student_rank", "fake_rank", "optimizer", "seed", "resolution", "prediction_type")
-# Settings that change nothing of what is learned.
-HARMLESS = (
-    "version",
-    "output",
-    "name",
-    "license",
-    "steps",
-    "device",
-    "save_every",
-    "keep_last",
-    "keep_every",
-    "resume",
-    "start_from",
-)
-HARMLESS += ("max_skipped", "log_every", "sheet_every", "tensorboard", "embedding_cache", "offload", "base_config")
 
 
 def read_prompts(config: TrainConfig) -> Prompts:
@@ -87,7 +68,7 @@ class Sample:
     condition: Condition
 
 
-class Distillation:
+class Distillation(Resumable):
     """A run: the network in its three roles, two optimizers, and everything a checkpoint must hold.
 
     Args:
@@ -361,62 +342,6 @@ class Distillation:
                 made += self.model.decode(x0)
         self.roles.forget(STUDENT)
         return made
-
-    def state(self) -> dict[str, Any]:
-        """All that the run needs to go on bit for bit. With several processes all of them have to ask for it."""
-        return {
-            "step": self.step,
-            "settings": dataclasses.asdict(self.config),
-            "base_sha256": self.model.base_sha256,
-            "student": self.roles.state(STUDENT),
-            "fake": self.roles.state(FAKE),
-            "average": self.average,
-            "updaters": {role: updater.state() for role, updater in self.updaters.items()},
-            "skipped": self.guard.state(),
-            "random": self.processes.gather(random_state()),
-            "prompts": self.prompts.state(),
-        }
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            DamagedCheckpoint: something in it is missing, or of another type or shape than here.
-            ValueError: it belongs to a run of another shape. Both with one line.
-        """
-        if missing := sorted({"base_sha256", "settings", "prompts", *self.updaters} - set(state)):
-            raise DamagedCheckpoint(f"this checkpoint is not of a distillation: it has no {missing[0]}")
-        with damage_told():
-            before = settings_before(self.config, state["settings"])
-        if state["base_sha256"] != self.model.base_sha256:
-            raise ValueError(f"{self.output} holds a run on another base; choose another output folder")
-        now = dataclasses.asdict(self.config)
-        check_same(before, now, FIXED, self.output)
-        with damage_told():
-            digest = state["prompts"]["digest"]
-        self.prompts.check(digest)
-        with damage_told():
-            self._take_over(state)
-        changed = [f"{name} {before[name]} -> {now[name]}" for name in now if now[name] != before[name]]
-        if changed := [text for text in changed if text.partition(" ")[0] not in HARMLESS]:
-            logger.warning("the run goes on with other settings than before: %s", ", ".join(changed))
-
-    def _take_over(self, state: Mapping[str, Any]) -> None:
-        """Everything of a checkpoint that is of this run."""
-        for role in (STUDENT, FAKE):
-            check_like(state[role], self.roles.adapters[role].parameters, role)
-            self.roles.load_state(role, state[role])
-        if self.config.ema:
-            average = state["average"] or state[STUDENT]
-            check_like(average, self.average, "average")
-            self.average = {name: value.to(self.average[name], copy=True) for name, value in average.items()}
-        for role, updater in self.updaters.items():
-            updater.load_state(state["updaters"][role])
-        self.guard.load_state(state["skipped"])
-        self.prompts.load_state(state["prompts"])
-        self.step = state["step"]
-        if self.processes.rank < len(state["random"]):
-            restore_random_state(state["random"][self.processes.rank])
 
     def student(self) -> Adapter:
         """The student's adapter."""
