@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import catalog, hub
+from . import catalog, hosts, hub
 from .catalog import Entry
+from .cli_tools import progress_bar
 from .files import one_line
 
 if TYPE_CHECKING:
@@ -25,8 +27,8 @@ EXAMPLE = "a lighthouse at dusk"
 
 _GET = (
     "Fetch a base and the one-step network that was released for it, extract the LoRaD that lies between them, compare one "
-    "picture of both, and write the LoRaD where a program looks for it. Started again after an interruption, it goes on "
-    "with the files that are there already."
+    "picture of both, and write the LoRaD where a program looks for it, with a checkpoint of the base if that program has "
+    "none. Started again after an interruption, it goes on with the files that are there already."
 )
 _OUTPUT = "the LoRaD, a .safetensors file (default: in the folder that --list names)"
 
@@ -43,6 +45,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     place.add_argument("-o", "--output", metavar="O", help=_OUTPUT)
     add("--list", action="store_true", help="show names, sizes and places, then leave")
     add("--yes", action="store_true", help="do not ask about a network without a licence")
+    add("--no-base", action="store_true", help="write no checkpoint of the base for a program that has none")
     add("--keep", action="store_true", help="keep the released network in the hub's cache")
     add("--device", metavar="D", help="for the comparison: cpu, cuda and so on (default: a GPU if there is one)")
 
@@ -64,8 +67,9 @@ def _get(options: argparse.Namespace) -> None:
         _confirm(entry, options.yes)
         output.parent.mkdir(parents=True, exist_ok=True)
         _make(entry, output, marker, options)
+    checkpoint = _have_checkpoint(entry, output, options)
     _tidy(marker, options.keep)
-    for line in _next(entry, output, options):
+    for line in _next(entry, output, checkpoint, options):
         sys.stdout.write(f"{line}\n")
 
 
@@ -129,7 +133,6 @@ def _extracted(
     base: Weights, network: Weights, entry: Entry, base_plan: hub.Plan | None, network_plan: hub.Plan | None
 ) -> LoRaD:
     """The LoRaD, which says where it comes from; what was found is told."""
-    from .cli_tools import progress_bar
     from .lorad import LoRaD
     from .lorad.extract import extract
     from .lorad.reports import extraction_lines, lines_as_text
@@ -226,6 +229,53 @@ def _tidy(marker: Path, keep: bool) -> None:
 # Places, and what to do next
 
 
+def _places(options: argparse.Namespace) -> hosts.Places | None:
+    """Where the program that was named looks; None where none was named."""
+    if options.comfyui:
+        return hosts.comfyui(options.comfyui)
+    return hosts.webui(options.webui) if options.webui else None
+
+
+def _have_checkpoint(entry: Entry, output: Path, options: argparse.Namespace) -> Path | None:
+    """A checkpoint that the LoRaD is for, where the program looks for one; written if it has none, as far as that goes."""
+    from . import base as bases
+    from . import checkpoint_writer
+    from .lorad.checkpoint import read_header
+
+    places, architecture = _places(options), read_header(output).metadata.get("wadi.architecture", "")
+    if places is None or architecture == "pixart-alpha":
+        return None
+    if there := hosts.checkpoint_of(places, architecture, entry.prediction_type):
+        _say(f"{places.name} has a checkpoint for it: {there}")
+        return there
+    folder, kind = places.checkpoints[0], entry.about or entry.name
+    lacks = f"{places.name} has no .safetensors checkpoint of it ({kind}) in {', '.join(map(str, places.checkpoints))}"
+    if options.no_base:
+        _say(lacks)
+        return None
+    source, plan = _base_plan(entry)
+    base = plan.fetch(bases.find) if plan else Path(source)
+    if not base.is_dir() or not checkpoint_writer.can_be_one_file(base):
+        _say(f"{lacks}: put one there; {source} cannot be written as one file by this program")
+        return None
+    target = folder / f"{_stem(plan, base)}.safetensors"
+    if target.exists():
+        _say(f"{lacks}; nothing is written, as there is another file named {target}")
+        return None
+    entries = checkpoint_writer.entries_of(base)
+    size = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape, _ in entries)
+    _say(f"{lacks}: writing {target}, {size / 1e9:.2f} GB (float16)")
+    folder.mkdir(parents=True, exist_ok=True)
+    with progress_bar("B", scale=True) as progress:
+        checkpoint_writer.write(entries, target, kind, progress)
+    return target
+
+
+def _stem(plan: hub.Plan | None, base: Path) -> str:
+    """What the checkpoint of a base is called."""
+    return plan.wanted.repo.rpartition("/")[2] if plan else base.resolve().name
+
+
 def _output(options: argparse.Namespace, entry: Entry) -> Path:
     """The file to write.
 
@@ -242,28 +292,18 @@ def _output(options: argparse.Namespace, entry: Entry) -> Path:
 
 def _folder(options: argparse.Namespace) -> Path:
     """Where the program of the user's choice looks for LoRaDs."""
-    if options.comfyui:
-        return _program(options.comfyui, "ComfyUI", "main.py", "ComfyUI") / "models" / "lorad"
-    if options.webui:
-        return _program(options.webui, "A1111 or Forge", "webui.py", "webui") / "models" / "LoRaD"
+    places = _places(options)
+    if places is not None:
+        return places.lorads
     folder = catalog.models_folder()
     if folder is None:
         raise ValueError("no folder for models can be found, as there is no home: set WADI_MODELS, or name a file with -o")
     return folder
 
 
-def _program(path: str, name: str, sign: str, inside: str) -> Path:
-    """The folder of a program, also of one that is packed with its own Python in the folder above."""
-    folder = Path(path).expanduser()
-    for place in (folder, folder / inside):
-        if (place / sign).is_file() and (place / "models").is_dir():
-            return place
-    raise FileNotFoundError(one_line(f"{folder} is no folder of {name}: there is no {sign} or no folder models in it"))
-
-
-def _next(entry: Entry, output: Path, options: argparse.Namespace) -> list[str]:
+def _next(entry: Entry, output: Path, checkpoint: Path | None, options: argparse.Namespace) -> list[str]:
     """The next thing to type or to do."""
-    about = entry.about or entry.name
+    about = checkpoint.name if checkpoint else entry.about or entry.name
     if options.comfyui:
         graph = f"Load Checkpoint ({about}), Load LoRaD ({output.name}), One-Step Sampler, VAE Decode"
         return ["Next: restart ComfyUI, and build or open a graph of the pack:", f"  {graph}"]

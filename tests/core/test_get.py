@@ -156,6 +156,15 @@ def test_for_comfyui_and_the_network_of_a_user_stays(server: Hub, repositories: 
     assert Path(network).is_file()  # the user had fetched it before
     assert "Load LoRaD (wadi-sd15-one-step.safetensors)" in got.stdout
 
+    # ComfyUI had no checkpoint: the base is written as one, and found the second time, when nobody is asked.
+    checkpoint = comfyui / "models" / "checkpoints" / "stable-diffusion-v1-5.safetensors"
+    assert f"writing {checkpoint}, 0.0" in got.stdout and "Load Checkpoint (stable-diffusion-v1-5.safetensors)" in got.stdout
+    assert Weights.open(checkpoint).layout.name == "ldm"
+    asked = len(server.requests)
+    again = server.wadi(tmp_path, "get", "sd15", "--comfyui", "portable")
+    assert again.returncode == 0 and f"ComfyUI has a checkpoint for it: {checkpoint}" in again.stdout
+    assert len(server.requests) == asked
+
 
 def test_the_next_repository_is_tried_and_keep_keeps(repositories: dict[str, Repository], tmp_path: Path) -> None:
     webui = tmp_path / "webui"
@@ -164,13 +173,15 @@ def test_the_next_repository_is_tried_and_keep_keeps(repositories: dict[str, Rep
     renamed = {"Manojb/stable-diffusion-2-1-base": repositories[BASE]}
     network = {hub_networks.NETWORK_21: repositories[AUTHORS].files[NETWORK]}
     with hub_server.running({**renamed, AUTHORS: Repository(network)}) as server:
-        got = server.wadi(tmp_path, "get", "sd21", "--webui", webui, "--yes", "--keep")
+        got = server.wadi(tmp_path, "get", "sd21", "--webui", webui, "--yes", "--keep", "--no-base")
         assert got.returncode == 0, got.stderr
         assert "trying the next repository" in got.stdout
         assert "<lorad:wadi-sd21-one-step:1>" in got.stdout
         path = webui / "models" / "LoRaD" / "wadi-sd21-one-step.safetensors"
         assert LoRaD.load(path).metadata.extra["wadi.base"].startswith("Manojb/stable-diffusion-2-1-base@")
         assert len(left_of_network(tmp_path)) == 2
+        assert "the web UI has no .safetensors checkpoint of it (Stable Diffusion 2.1-base, 512 px) in " in got.stdout
+        assert not (webui / "models" / "Stable-diffusion").exists()
 
 
 def test_of_pixart_the_outputs_are_compared(tmp_path: Path) -> None:

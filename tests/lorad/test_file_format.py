@@ -35,10 +35,16 @@ def with_value(value: float) -> Tensors:
     return spoiled
 
 
+def of_peft(prefix: str) -> Tensors:
+    return {f"{prefix}mid_block.attentions.0.proj.lorad_{which}": torch.zeros(2, 2) for which in "ab"}
+
+
 FILES: dict[str, tuple[Callable[[], Tensors], dict[str, str], str]] = {
     "NaN": (lambda: with_value(float("nan")), {}, "holds NaN, Inf"),
     "Inf": (lambda: with_value(float("inf")), {}, "holds NaN, Inf"),
     "absurd angle": (lambda: with_value(1e30), {}, "absurdly large"),
+    "peft's form": (lambda: of_peft("base_model.model."), {}, r"in peft's form: .*peft\.from_peft\(FOLDER\)\.save\(FILE\)"),
+    "diffusers' form of peft's": (lambda: of_peft("unet."), {}, "in peft's form"),
     "only a": (lambda: without("lorad_b"), {}, "only one of its two tensors"),
     "only b": (lambda: without("lorad_a"), {}, "only one of its two tensors"),
     "alpha": (lambda: {**tensors(), f"{KEY}.alpha": torch.ones(1)}, {}, "no part of a LoRaD"),

@@ -311,9 +311,17 @@ def test_outputs_that_are_inputs_or_cannot_be_are_refused(base, lorad, state, tm
     folder.mkdir()
     write_safetensors(folder / "diffusion_pytorch_model.safetensors", state)
     refused(OSError, "already", tmp_path, folder, stack, folder)
-    refused(OSError, "cannot be written", tmp_path, folder, stack, tmp_path / "no" / "merged")
+    refused(OSError, "cannot be written", tmp_path, folder, stack, tmp_path / "lorad.safetensors" / "merged")
     inside = folder / "diffusion_pytorch_model.safetensors"
     refused(ValueError, "would overwrite an input", tmp_path, folder, stack, inside)
+
+
+def test_an_empty_folder_is_filled(lorad, state, tmp_path):
+    for name in ("unet", "merged"):
+        (tmp_path / name).mkdir()
+    write_safetensors(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", state)
+    merge(tmp_path / "unet", [(lorad, 1.0)], tmp_path / "merged")
+    assert os.listdir(tmp_path / "merged") == ["diffusion_pytorch_model.safetensors"]
 
 
 @pytest.mark.parametrize("output", ["o.safetensors", "folder"])

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wadi_core import base as bases
-from wadi_core import mini
+from wadi_core import hub, mini
 from wadi_core.lorad import LoRaD
 from wadi_core.lorad.linear import attach, rotated_layers, set_active
 from wadi_core.schedule import OneStep
@@ -375,7 +375,7 @@ class FinetuningRun:
         """
         if not self.config.lorad:
             return None, {}
-        path = mini.lorad_path() if self.config.lorad == "mini" else Path(self.config.lorad)
+        path = mini.lorad_path() if self.config.lorad == "mini" else Path(hub.local(self.config.lorad))
         lorad = LoRaD.load(path)
         match = lorad.matched(self.network)
         match.check()

@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from wadi_core import hub
 from wadi_core.lorad import LoRaD, Metadata
 from wadi_core.lorad.layers import adapter_key
 from wadi_core.lorad.linear import RotatedLinear, attach
@@ -23,8 +24,8 @@ Factors = Mapping[str, tuple[Tensor, Tensor]]
 
 
 def factors_of_file(path: str, network: nn.Module, layers: Sequence[str], rank: int) -> Factors:
-    """The factors of a LoRaD file for exactly these layers, in their order."""
-    lorad = LoRaD.load(path)
+    """The factors of a LoRaD, a file or a name of the model hub, for exactly these layers, in their order."""
+    lorad = LoRaD.load(hub.local(path))
     match = lorad.matched(network)
     try:
         match.check()

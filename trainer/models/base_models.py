@@ -257,14 +257,14 @@ def is_pixart(base: str | os.PathLike[str]) -> bool:
 
 
 def shape_folder(config: str) -> Path | None:
-    """The folder that ``base_config`` names, by its path or as one that ships; None for an empty name.
+    """The folder that ``base_config`` names, by its path, as one that ships or on the model hub; None for an empty name.
 
     Raises:
-        OSError: there is none; one line.
+        OSError, ValueError: there is none; one line.
     """
     if not config:
         return None
-    folder = configs.folder(config) if config in configs.SHAPES else Path(config)
+    folder = configs.folder(config) if config in configs.SHAPES else Path(hub.local(config, hub.SETTINGS))
     if not any((folder / part / "config.json").is_file() for part in ("unet", "transformer")):
         known = ", ".join(configs.SHAPES)
         raise FileNotFoundError(one_line(f"base_config: {config} is no folder with unet/config.json, and none of {known}"))

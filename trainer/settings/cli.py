@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from wadi_core import hub
@@ -19,6 +19,13 @@ from . import fields as settings
 
 DIVERGED = 3  # exit status
 C = TypeVar("C")
+
+
+def _named(config: object) -> Iterator[str]:
+    """All that the settings name which may be on the model hub."""
+    for setting in ("base", "base_config", "start_from", "lorad", "embeddings"):
+        value = getattr(config, setting, "")
+        yield from value if isinstance(value, tuple) else [value]
 
 
 def show_messages() -> None:
@@ -50,7 +57,7 @@ def main(about: str | None, schema: type[C], run: Callable[[C], object], estimat
     show_messages()
     try:
         config = settings.load(schema, arguments.config, arguments.overrides)
-        hub.only_named([getattr(config, "base", "mini")])  # nothing else is ever fetched
+        hub.only_named(_named(config))  # nothing else is ever fetched
         if arguments.print_config:
             sys.stdout.write(settings.as_yaml(config, explain=True))
         elif estimate is not None and arguments.dry_run:

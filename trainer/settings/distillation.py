@@ -63,7 +63,7 @@ class TrainConfig:
     # What is distilled, and into what.
     base: FilePath = setting("mini", "multi-step model: a diffusers folder, a .safetensors checkpoint, a hub id, or mini")
     base_config: FilePath = setting(
-        "", "shape of an unknown checkpoint, or for an estimate: a diffusers folder, or sd15, sd21, wadi-mini, pixart"
+        "", "shape of an unknown checkpoint, or for an estimate: a diffusers folder, a hub id, sd15, sd21, wadi-mini or pixart"
     )
     prediction_type: str = setting("epsilon", "what the base predicts", choices=("epsilon", "v_prediction"))
     resolution: int = setting(0, "side of the pictures, a multiple of 8; 0: the base's own", "pixels", 0, 4096)
@@ -90,7 +90,7 @@ class TrainConfig:
     fake_adapter: str = setting("lorad", "kind of fake score", choices=ADAPTERS)
     student_rank: int = setting(64, "rank of the student's adapter", low=1, high=LARGEST_RANK)
     fake_rank: int = setting(16, "rank of the fake score's adapter", low=1, high=LARGEST_RANK)
-    start_from: FilePath = setting("", "LoRaD file of the same rank that the student starts from; empty: the base")
+    start_from: FilePath = setting("", "LoRaD file or hub id of the same rank that the student starts from; empty: the base")
 
     # The recipe.
     student_lr: float = setting(1e-3, "learning rate of the student", low=0)

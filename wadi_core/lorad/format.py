@@ -23,6 +23,11 @@ def classify(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     Raises:
         ValueError: it is no LoRaD; the message says what it is, where that is known.
     """
+    if any(name.endswith(tuple(LORAD_ENDINGS)) and _is_of_peft(name) for name in shapes):
+        raise ValueError(
+            "this is a LoRaD in peft's form: turn the folder that it lies in into a LoRaD file with "
+            "wadi_core.peft.from_peft(FOLDER).save(FILE)"
+        )
     for endings in (LORAD_ENDINGS, AUTHORS_ENDINGS):
         if any(name.endswith(tuple(endings)) for name in shapes):
             return endings
@@ -36,6 +41,11 @@ def classify(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
             "'python -m wadi_core extract --base BASE --student THIS_FILE -o OUT'"
         )
     raise ValueError("there is no LoRaD in this file: no tensor is named *.lorad_a or *.lorad_b")
+
+
+def _is_of_peft(name: str) -> bool:
+    """Whether peft or diffusers' save_lora_adapter wrote a tensor: with the module's path, and not as a key of a LoRaD."""
+    return not name.startswith("transformer.") and name.count(".") > 1
 
 
 def pairs_of_names(names: Iterable[str], endings: Mapping[str, int]) -> dict[str, tuple[str, str]]:

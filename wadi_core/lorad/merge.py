@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .. import entries
-from ..files import one_line
+from ..files import new_folder, one_line
 from ..schedule import OneStep
 from . import kinds
 from .adapter import LoRaD, check_together
@@ -28,7 +27,7 @@ from .layers import SUPPORTED
 from .metadata import Metadata, schedule_strings
 from .quantised import FLOAT8, cast, quantise
 from .rotation import Factors, rotate_, working_dtype
-from .weights import Entry, Weights, check_output, write_stream
+from .weights import Entry, Weights, check_output, check_space, write_stream
 
 Stack = Sequence[tuple[LoRaD | str | os.PathLike[str], float]]
 Progress = Callable[[int, int], None]  # bytes written, bytes in all
@@ -220,17 +219,14 @@ def _write_folder(
     base: Weights, output: Path, entries: list[Entry], metadata: dict[str, str], progress: Progress | None
 ) -> None:
     """A folder like the base's, its network's weights replaced; it appears under its name when all of it is there."""
-    if output.exists():
-        raise FileExistsError(one_line(f"{output}: there is something of this name already: choose another one"))
     folder, found = base.folder, base.found
     if folder is None or found is None:
         raise ValueError(one_line(f"{output}: a folder is written only where the base is one"))
     network = found.files[0].parent
     others = [path for path in sorted(folder.rglob("*")) if path.is_file() and _belongs(path, folder, found)]
     total = sum(math.prod(shape) * dtype.itemsize for _, dtype, shape, _ in entries)
-    check_output(output, [folder], total + sum(path.stat().st_size for path in others))
-    temporary = output.resolve().with_name(f".wadi-{secrets.token_hex(8)}.tmp")
-    try:
+    check_space(output, total + sum(path.stat().st_size for path in others))
+    with new_folder(output) as temporary:
         for path in others:
             target = temporary / path.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -247,11 +243,6 @@ def _write_folder(
 
             write_stream(place / (file.name if file else f"{STEM}.safetensors"), part, metadata, progress=so_far)
             written += sum(math.prod(shape) * dtype.itemsize for _, dtype, shape, _ in part)
-        os.replace(temporary, output)
-    except OSError as error:
-        raise OSError(one_line(f"{output}: cannot be written: {error.strerror or error}")) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _belongs(path: Path, folder: Path, found: WeightFiles) -> bool:

@@ -159,7 +159,19 @@ def check_output(path: str | os.PathLike[str], inputs: Iterable[str | os.PathLik
         if target == Path(os.path.realpath(other)) or (target.exists() and Path(other).exists() and target.samefile(other)):
             raise refusal(path, "the output would overwrite an input: choose another name")
     check_writable(path)
-    free = shutil.disk_usage(target.parent).free
+    check_space(path, size)
+
+
+def check_space(path: str | os.PathLike[str], size: int) -> None:
+    """Do nothing if the disk has room for a file or folder, whose parents need not exist yet.
+
+    Raises:
+        OSError: it has not; one line.
+    """
+    place = Path(os.path.realpath(path)).parent
+    while not place.is_dir() and place != place.parent:
+        place = place.parent
+    free = shutil.disk_usage(place).free
     if size > free:
         needed, left = f"{size / 1e9:.2f} GB", f"{free / 1e9:.2f} GB"
         raise OSError(one_line(f"{path}: cannot be written: it needs {needed} and the disk has {left} left"))

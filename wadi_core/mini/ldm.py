@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -57,20 +57,28 @@ def checkpoint(weights: Mapping[str, State], settings: Mapping[str, Settings]) -
     Raises:
         ValueError: a name that no network of this kind has; one line.
     """
-    levels = len(settings["vae"]["block_out_channels"])
-    rename: dict[str, Callable[[str], str]] = {
-        "unet": lambda layer: unet_layer(layer, settings["unet"]),
-        "vae": lambda layer: vae_layer(layer, levels),
-        "text_encoder": lambda layer: layer,
-    }
     tensors = {}
-    for part, prefix in PREFIXES.items():
+    for part in PREFIXES:
         for name, tensor in weights[part].items():
-            layer, _, kind = name.rpartition(".")
-            if part == "vae" and ".attentions." in layer and tensor.ndim == 2:
-                tensor = tensor[:, :, None, None]  # its attention is made of 1x1 convolutions there
-            tensors[f"{prefix}{rename[part](layer)}.{kind}"] = tensor
+            ldm_name, shape = place(part, name, tuple(tensor.shape), settings)
+            tensors[ldm_name] = tensor.reshape(shape)
     return tensors
+
+
+def place(part: str, name: str, shape: tuple[int, ...], settings: Mapping[str, Settings]) -> tuple[str, tuple[int, ...]]:
+    """Name and shape of a part's tensor in a checkpoint, by those that diffusers has for it.
+
+    Raises:
+        ValueError: a name that no network of this kind has; one line.
+    """
+    layer, _, kind = name.rpartition(".")
+    if part == "vae" and ".attentions." in layer and len(shape) == 2:
+        shape = (*shape, 1, 1)  # its attention is made of 1x1 convolutions there
+    if part == "unet":
+        layer = unet_layer(layer, settings["unet"])
+    elif part == "vae":
+        layer = vae_layer(layer, len(settings["vae"]["block_out_channels"]))
+    return f"{PREFIXES[part]}{layer}.{kind}", shape
 
 
 def unet_layer(layer: str, settings: Settings) -> str:
