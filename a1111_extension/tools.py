@@ -86,7 +86,7 @@ def merge(name: str, strength: float, output_name: str) -> Iterator[str]:
         if settings.is_file():  # without it the program would take the checkpoint for one of another shape
             shutil.copyfile(settings, output.with_suffix(".yaml"))
         sd_models.list_models()
-        return f"{output.name}: {report.layers} layers turned; refresh the list of checkpoints to choose it"
+        return f"{output.name}: {report.layers} layers rotated; refresh the list of checkpoints to choose it"
 
     return watched(work, "bytes")
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from wadi_core import __version__
 from wadi_core.files import atomic_write, one_line
+from wadi_core.output import take_any_text
 
 BARE = "bare"  # a network without what was learned
 
@@ -114,18 +115,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--debug", action="store_true", help="show where an error comes from")
 
 
-def read_options(parser: argparse.ArgumentParser, words: Sequence[str] | None) -> argparse.Namespace:
-    """The options of :func:`add_options` and ``--count``, from these words or the command line's; leaves if they are bad."""
-    words = sys.argv[1:] if words is None else list(words)
-    options = parser.parse_args(words)
-    options.words = words
+def make_parser(about: str | None) -> argparse.ArgumentParser:
+    """The parser of a benchmark that its module's docstring describes."""
+    return argparse.ArgumentParser(description=(about or "").splitlines()[0], allow_abbrev=False)
+
+
+def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Leave if the options of :func:`add_options` and ``--count`` make no sense."""
     if options.count < 2 or options.batch < 1 or options.steps < 2 or options.grain < 0:
         parser.error("at least 2 pictures, 2 steps, batches of 1 and grain of 0 are needed")
     student = any(source.startswith("student") for source in getattr(options, "only", ["student"]))
     if student and options.model != "mini" and not options.lorad:
         parser.error("--model needs --lorad, unless --only leaves out the student")
-    logging.getLogger("wadi").setLevel(logging.ERROR)  # a bare teacher in one call is not meant, and not drawn
-    return options
 
 
 def how(options: argparse.Namespace) -> dict[str, Any]:
@@ -141,12 +142,30 @@ def how(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def ended(script: str, debug: bool, act: Callable[[], str]) -> int:
-    """Run a benchmark that returns its tables; the exit status, and of an error one line."""
+def run(
+    script: str,
+    parser: argparse.ArgumentParser,
+    words: Sequence[str] | None,
+    act: Callable[[argparse.Namespace], str],
+    check: Callable[[argparse.ArgumentParser, argparse.Namespace], None] = check_options,
+) -> int:
+    """Run a benchmark; returns the exit status, and tells an error in one line.
+
+    Args:
+        words: of the command line; by default the process's own. They are kept as ``words`` beside the options.
+        act: measures, and returns its tables.
+        check: leaves by the parser if the options make no sense.
+    """
+    take_any_text()
+    words = sys.argv[1:] if words is None else list(words)
+    options = parser.parse_args(words)
+    options.words = words
+    check(parser, options)
+    logging.getLogger("wadi").setLevel(logging.ERROR)  # a bare teacher in one call is not meant, and not drawn
     try:
-        text = act()
+        text = act(options)
     except (OSError, ValueError) as error:
-        if debug:
+        if options.debug:
             raise
         sys.stderr.write(f"{script}: error: {one_line(error)}\n")
         return 1

@@ -165,7 +165,7 @@ def _merge(options: argparse.Namespace) -> None:
         base.prediction_type = _answer_of(source)
     with progress_bar("B", scale=True) as progress:
         report = merge(base, files, options.output, options.stochastic, progress)
-    sys.stdout.write(f"{report.layout}: {report.layers} layers turned\n{report.output}\n")
+    sys.stdout.write(f"{report.layout}: {report.layers} layers rotated\n{report.output}\n")
 
 
 def _answer_of(source: hub.File) -> str | None:

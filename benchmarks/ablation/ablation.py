@@ -30,12 +30,12 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
-import torch
 
 from benchmarks.ablation import ablation_page
 from benchmarks.quality import distances
 from benchmarks.quality.degraded_scenes import Rough
 from benchmarks.quality.mini_quality import DIVERSITY, GROUPS
+from benchmarks.quality.openings import bare_pipeline
 from benchmarks.quality.sets import Generated, Real, feature_set
 from trainer.distill.estimate import empty_network, trained_parameters
 from trainer.engine.optim import Diverged
@@ -45,7 +45,6 @@ from trainer.settings import fields as settings
 from trainer.settings.cli import DIVERGED
 from trainer.settings.distillation import TrainConfig
 from wadi_core import LoRaD, OneStepPipeline
-from wadi_core import base as bases
 from wadi_core.files import atomic_write, one_line
 from wadi_core.lorad.checkpoint import read_header, read_tensors
 from wadi_core.lorad.layers import student_layers
@@ -151,8 +150,7 @@ class Scales:
         self.floor = self.gauge.distances(other, real)["fd"]
 
     def _pipeline(self) -> OneStepPipeline:
-        device = torch.device("cpu")
-        return OneStepPipeline(bases.load(self.base, device, torch.float32), device, torch.float32)
+        return bare_pipeline(self.base, "cpu")
 
     def distance(self, student: Path, count: int) -> dict[str, float]:
         """How far ``count`` pictures of one student's file are from as many real ones: enough to choose a rate by."""

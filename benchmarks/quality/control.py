@@ -26,17 +26,14 @@ from torch import Tensor
 
 from benchmarks import report
 from benchmarks.quality import distances
+from benchmarks.quality.openings import bare_pipeline, opened_with_distances
 from benchmarks.quality.sets import Generated, Real, Source, digest, grain_seeds, images_of, measured
 from benchmarks.quality.streams import Stream
-from trainer.evaluation.efficientnet import load_lite
-from trainer.evaluation.features import LiteFeatures
 from trainer.mini import scenes
-from trainer.mini.controlnet import told_in_part
+from trainer.mini.controlnet import partial_caption
 from trainer.mini.edges import agreement, control_maps, edges
-from wadi_core import OneStepPipeline, mini
-from wadi_core import base as bases
+from wadi_core import mini
 from wadi_core.control import ControlNet, Steered, Steering, load
-from wadi_core.output import take_any_text
 from wadi_core.pictures import to_pictures
 from wadi_core.sheets import contact_sheet
 
@@ -66,7 +63,7 @@ class InPart(Stream):
 
     def captions(self, rows: range) -> list[str]:
         plans = ((index, self.scene(index)) for index in rows)
-        return [told_in_part(plan, index // 2) if index % 2 else plan.caption for index, plan in plans]
+        return [partial_caption(plan, index // 2) if index % 2 else plan.caption for index, plan in plans]
 
     def maps(self, rows: range) -> Tensor:
         """(n, 128, 128) bool: the edges of the scenes."""
@@ -108,9 +105,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         OSError, ValueError: a file is missing or does not fit; one line.
     """
-    work, count = Path(options.work), options.count
-    eye = LiteFeatures(load_lite().to(options.device), options.grain)
-    gauge = distances.Ruler.learn(work, eye, options.study)
+    work, count, eye, gauge = opened_with_distances(options)
 
     def looked_at(source: Source, stream: Stream) -> np.ndarray:
         """Features, and how well the edges agree with those of the stream's scenes at each tolerance."""
@@ -153,9 +148,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def _sources(options: argparse.Namespace) -> Iterator[tuple[str, Generated]]:
     """What is measured, one after the other: all share one pipeline, whose LoRaD is changed between them."""
-    device = torch.device(options.device)
-    pipe = OneStepPipeline(bases.load(options.model, device, torch.float32), device, torch.float32)
-    controlnet = load(options.controlnet, pipe.base, device, torch.float32)
+    pipe = bare_pipeline(options.model, options.device)
+    controlnet = load(options.controlnet, pipe.base, pipe.device, torch.float32)
     one = {"pipe": pipe, "batch": options.batch, "bfloat16": not options.float32}
     many = {"steps": options.steps, "guidance": options.guidance, "sampler": options.sampler}
     lorad = options.lorad or mini.lorad_path()
@@ -187,7 +181,7 @@ def _write_sheet(path: Path, columns: dict[str, list[Any]]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = report.make_parser(__doc__)
     add = parser.add_argument
     add("--count", type=int, default=5000, help="pictures of each set (default: 5000)")
     add("--controlnet", default="mini", metavar="DIR", help="the ControlNet (default: the one in the package)")
@@ -197,21 +191,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
-    take_any_text()
-    parser = _parser()
-    options = report.read_options(parser, words)
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    report.check_options(parser, options)
     if options.model != "mini" and options.controlnet == "mini":
         parser.error("--model needs --controlnet")
 
-    def act() -> str:
-        found = measure(options)
-        report.write_json(Path(options.output) / "mini-control.json", found)
-        rows = {"real": found["real against real"], **found["sets"]}
-        return report.table("control", rows) + report.table("gains", found["gains"])
 
-    return report.ended("control", options.debug, act)
+def _act(options: argparse.Namespace) -> str:
+    found = measure(options)
+    report.write_json(Path(options.output) / "mini-control.json", found)
+    rows = {"real": found["real against real"], **found["sets"]}
+    return report.table("control", rows) + report.table("gains", found["gains"])
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    return report.run("control", _parser(), words, _act, _check)
 
 
 if __name__ == "__main__":

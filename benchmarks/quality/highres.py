@@ -13,7 +13,6 @@ was stopped goes on where it was.
 from __future__ import annotations
 
 import argparse
-import logging
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -30,15 +29,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import report
-from benchmarks.quality import distances
+from benchmarks.quality.openings import bare_pipeline, opened_with_distances
 from benchmarks.quality.sets import Generated, Real, Source, grain_seeds, images_of, measured
 from benchmarks.quality.streams import Stream
-from trainer.evaluation.efficientnet import load_lite
-from trainer.evaluation.features import GRAIN, LiteFeatures
+from trainer.evaluation.features import GRAIN
 from trainer.mini import scenes
 from wadi_core import OneStepPipeline, highres, mini
 from wadi_core import base as bases
-from wadi_core.output import take_any_text
 from wadi_core.pictures import to_pictures, to_tensor
 from wadi_core.sheets import contact_sheet
 
@@ -148,9 +145,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         OSError, ValueError: a file is missing or does not fit; one line.
     """
-    work, count = Path(options.work), options.count
-    eye = LiteFeatures(load_lite().to(options.device), options.grain)
-    gauge = distances.Ruler.learn(work, eye, options.study)
+    work, count, eye, gauge = opened_with_distances(options)
 
     def looked_at(source: Source, stream: Tall) -> tuple[np.ndarray, np.ndarray]:
         """Features of the pictures scaled down, and of a crop of each."""
@@ -226,8 +221,7 @@ def over_direct(sets: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def _pipeline(options: argparse.Namespace) -> OneStepPipeline:
-    device = torch.device(options.device)
-    pipe = OneStepPipeline(bases.load(options.model, device, torch.float32), device, torch.float32)
+    pipe = bare_pipeline(options.model, options.device)
     pipe.set_lorad(options.lorad or mini.lorad_path())
     return pipe
 
@@ -260,7 +254,7 @@ def _write_sheet(options: argparse.Namespace, pipe: OneStepPipeline, width: int,
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = report.make_parser(__doc__)
     add = parser.add_argument
     add("--count", type=int, default=1000, help="pictures of each set (default: 1000)")
     add("--study", type=int, default=6000, help="pictures of one object, and of two, to learn from (default: 6000 each)")
@@ -290,32 +284,29 @@ def _check_size(parser: argparse.ArgumentParser, size: str) -> None:
         parser.error(f"sizes are {SCALE * scenes.SIZE}xH, with H divisible by {step} and no less, not {size}")
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
-    take_any_text()
-    parser = _parser()
-    words = sys.argv[1:] if words is None else list(words)
-    options = parser.parse_args(words)
-    options.words = words
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.count < 2 or options.batch < 1 or options.grain < 0:
         parser.error("at least 2 pictures, batches of 1 and grain of 0 are needed")
     for size in options.sizes:
         _check_size(parser, size)
     if options.model != "mini" and not options.lorad:
         parser.error("--model needs --lorad")
-    logging.getLogger("wadi").setLevel(logging.ERROR)
 
-    def act() -> str:
-        found = measure(options)
-        report.write_json(Path(options.output) / "mini-highres.json", found)
-        tables = [
-            report.table(size, {"real": one["real against real"], **{key: own["mean"] for key, own in one["sets"].items()}})
-            + report.table("over direct", one["over_direct"])
-            for size, one in found["sizes"].items()
-        ]
-        return "\n".join(tables)
 
-    return report.ended("highres", options.debug, act)
+def _act(options: argparse.Namespace) -> str:
+    found = measure(options)
+    report.write_json(Path(options.output) / "mini-highres.json", found)
+    tables = [
+        report.table(size, {"real": one["real against real"], **{key: own["mean"] for key, own in one["sets"].items()}})
+        + report.table("over direct", one["over_direct"])
+        for size, one in found["sizes"].items()
+    ]
+    return "\n".join(tables)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    return report.run("highres", _parser(), words, _act, _check)
 
 
 if __name__ == "__main__":

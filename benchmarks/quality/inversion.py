@@ -34,14 +34,12 @@ from benchmarks import report
 from benchmarks.quality import distances
 from benchmarks.quality.degraded_scenes import Rough
 from benchmarks.quality.localisation import STARTS, WINDOW, located
+from benchmarks.quality.openings import opened
 from benchmarks.quality.sets import Generated, Real, Source, grain_seeds, images_of, measured
 from benchmarks.quality.streams import Stream, write_examples
-from trainer.evaluation.efficientnet import load_lite
-from trainer.evaluation.features import LiteFeatures
 from trainer.mini import scenes
 from wadi_core import OneStepPipeline, mini
 from wadi_core.embeddings import Embedding
-from wadi_core.output import take_any_text
 from wadi_core.pictures import to_pictures
 from wadi_core.sheets import contact_sheet
 
@@ -127,11 +125,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         OSError, ValueError: a file is missing or does not fit; one line.
     """
-    work, count, axis = Path(options.work), options.count, AXES[options.relation]
+    (work, count, eye), axis = opened(options), AXES[options.relation]
     word = Embedding.load(options.embedding or mini.embedding_paths()[0])
-    eye = LiteFeatures(load_lite().to(options.device), options.grain)
-    device = torch.device(options.device)
-    pipe = OneStepPipeline.from_pretrained(options.model, device=device, dtype="fp32", lorad=[], embeddings=word)
+    pipe = OneStepPipeline.from_pretrained(options.model, device=options.device, dtype="fp32", lorad=[], embeddings=word)
     kinds = Real(), Rough(pipe, bfloat16=not options.float32)
     single = distances.prototypes(work, eye, options.study, distances.SINGLE, *kinds)
 
@@ -191,7 +187,7 @@ def figures(found: np.ndarray, axis: int = 0) -> dict[str, float]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = report.make_parser(__doc__)
     add = parser.add_argument
     add("--examples", metavar="DIR", help="write the pictures to learn from into this folder, and leave")
     add("--relation", choices=AXES, default="left-of", help="of the first object to the second (default: left-of)")
@@ -204,23 +200,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _act(options: argparse.Namespace) -> str:
+    if options.examples:
+        word, axis = options.word or f"<{options.relation}>", AXES[options.relation]
+        stream = replace(EXAMPLES, relation=word, axis=axis)
+        write_examples(stream, EXAMPLE_PAIRS * EXAMPLES_EACH, Path(options.examples))
+        return f"{options.examples}: {EXAMPLE_PAIRS * EXAMPLES_EACH} pictures\n"
+    found = measure(options)
+    report.write_json(Path(options.output) / "mini-inversion.json", found)
+    return report.table("inversion", found["sets"]) + report.table("gains", found["gains"])
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
-    take_any_text()
-    parser = _parser()
-    options = report.read_options(parser, words)
-
-    def act() -> str:
-        if options.examples:
-            word, axis = options.word or f"<{options.relation}>", AXES[options.relation]
-            stream = replace(EXAMPLES, relation=word, axis=axis)
-            write_examples(stream, EXAMPLE_PAIRS * EXAMPLES_EACH, Path(options.examples))
-            return f"{options.examples}: {EXAMPLE_PAIRS * EXAMPLES_EACH} pictures\n"
-        found = measure(options)
-        report.write_json(Path(options.output) / "mini-inversion.json", found)
-        return report.table("inversion", found["sets"]) + report.table("gains", found["gains"])
-
-    return report.ended("inversion", options.debug, act)
+    return report.run("inversion", _parser(), words, _act)
 
 
 if __name__ == "__main__":

@@ -27,15 +27,14 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks import report
+from benchmarks.quality.openings import bare_pipeline
 from trainer.mini.teacher import SHEET_CAPTIONS
 from wadi_core import LoRaD, OneStepPipeline, mini
-from wadi_core import base as bases
 from wadi_core.lorad.analysis import analyze
 from wadi_core.lorad.chart import plot
 from wadi_core.lorad.convert import LoRA, eps_error, to_lora
 from wadi_core.lorad.merge import merged_tensors
 from wadi_core.lorad.weights import Weights
-from wadi_core.output import take_any_text
 from wadi_core.pictures import to_pictures
 from wadi_core.pipeline import noise
 from wadi_core.sheets import contact_sheet
@@ -54,8 +53,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     base, lorad = Weights.open(options.model), LoRaD.load(options.lorad or mini.lorad_path())
-    device = torch.device(options.device)
-    pipe = OneStepPipeline(bases.load(options.model, device, torch.float32), device, torch.float32)
+    pipe = bare_pipeline(options.model, options.device)
     tensors = {name: base.tensor(name) for name in base.names}
     change = analyze(base, Weights.of(tensors | dict(merged_tensors(base, [(lorad, 1.0)]))))
     plot(change, output / "mini-change.png", "What distillation changed in wadi-mini")
@@ -127,7 +125,7 @@ def _of_diffusers(pipe: OneStepPipeline, lora: LoRA) -> list[Image.Image]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = report.make_parser(__doc__)
     add = parser.add_argument
     add("--model", default="mini", metavar="DIR", help="teacher in diffusers layout (default: the one in the package)")
     add("--lorad", metavar="FILE", help="the student's adapter (default: the one in the package)")
@@ -138,25 +136,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
-    take_any_text()
-    parser = _parser()
-    words = sys.argv[1:] if words is None else list(words)
-    options = parser.parse_args(words)
-    options.words = words
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.model != "mini" and not options.lorad:
         parser.error("--model needs --lorad")
 
-    def act() -> str:
-        found = measure(options)
-        report.write_json(Path(options.output) / "mini-adapter.json", found)
-        said = [
-            f"{name}: {found[name]['mean']:.3g} (deviation {found[name]['std']:.2g})" for name in found if name.endswith("%")
-        ]
-        return report.table("LoRA of rank", found["lora"]) + "\n".join(said) + "\n"
 
-    return report.ended("mini_adapter", options.debug, act)
+def _act(options: argparse.Namespace) -> str:
+    found = measure(options)
+    report.write_json(Path(options.output) / "mini-adapter.json", found)
+    said = [f"{name}: {found[name]['mean']:.3g} (deviation {found[name]['std']:.2g})" for name in found if name.endswith("%")]
+    return report.table("LoRA of rank", found["lora"]) + "\n".join(said) + "\n"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    return report.run("mini_adapter", _parser(), words, _act, _check)
 
 
 if __name__ == "__main__":

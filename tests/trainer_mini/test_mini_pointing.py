@@ -94,7 +94,7 @@ def test_a_place_of_several_latents_looks_at_the_cells_of_all(unet: torch.nn.Mod
     assert math.isclose(honest.item(), entropy.item(), rel_tol=1e-3)
 
 
-def test_the_lesson_reaches_what_looks_and_pictures_stay_the_same(unet: torch.nn.Module) -> None:
+def test_the_loss_reaches_what_looks_and_pictures_stay_the_same(unet: torch.nn.Module) -> None:
     x, text = torch.randn(2, 4, 16, 16), torch.randn(2, 77, 128)
     before = unet(x, 500, text).sample
     pointing = Pointing(unet)

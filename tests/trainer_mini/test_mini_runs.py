@@ -51,13 +51,13 @@ def test_from_scenes_to_the_files_of_the_package(few_looks: None, tmp_path: Path
     assert captions == [scenes.scene(seed).caption for seed in range(64)]
     assert 0.5 < encoded.float().std() < 2  # scaled to about 1
 
-    lessons = words.WordsConfig(
+    pretraining = words.WordsConfig(
         vae=str(tmp_path / "vae" / "vae"), tokenizer=str(configs.TOKENIZER), output=str(tmp_path / "words"),
         steps=20, batch=16, text_layers=1,
     )  # fmt: skip
-    words.run(lessons)
+    words.run(pretraining)
     assert (tmp_path / "words" / "losses.csv").read_text().startswith("step,names,looks,places,right")
-    words.run(dataclasses.replace(lessons, output=str(tmp_path / "no more words"), start_from=lessons.output, steps=0))
+    words.run(dataclasses.replace(pretraining, output=str(tmp_path / "no more words"), start_from=pretraining.output, steps=0))
     assert same(*(load_file(tmp_path / run / "text_encoder" / "model.safetensors") for run in ("words", "no more words")))
 
     settings = teacher.TeacherConfig(
@@ -86,23 +86,23 @@ def test_from_scenes_to_the_files_of_the_package(few_looks: None, tmp_path: Path
         teacher.run(dataclasses.replace(on, text_layers=2))
 
     # A decoder that learns on leaves the encoder, and so the teacher's latents, as they are.
-    lesson = decoder.DecoderConfig(
+    second = decoder.DecoderConfig(
         vae=str(tmp_path / "vae" / "vae"), teacher=str(tmp_path / "teacher"), latents=str(tmp_path / "latents"),
         tokenizer=str(configs.TOKENIZER), output=str(tmp_path / "decoder"), steps=2, batch=2, crop=32, save_every=1,
     )  # fmt: skip
     monkeypatch.setattr(decoder, "SHOWN", 2)
-    decoder.run(lesson)
+    decoder.run(second)
     before, after = (load_file(tmp_path / run / "vae" / "diffusion_pytorch_model.safetensors") for run in ("vae", "decoder"))
     changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"decoder", "post_quant_conv"}
     # Going on from the first step's checkpoint ends in the same weights.
     (tmp_path / "decoder" / "step-00000002.pt").unlink()
     (tmp_path / "decoder" / "vae").rename(tmp_path / "straight")
-    decoder.run(lesson)
+    decoder.run(second)
     assert same(after, load_file(tmp_path / "decoder" / "vae" / "diffusion_pytorch_model.safetensors"))
     monkeypatch.setattr(decoder, "read_shards", lambda folder: (encoded, ["a red apple", *captions[1:]]))
     with pytest.raises(ValueError, match="these latents are of other scenes"):
-        decoder.run(lesson)
+        decoder.run(second)
 
     target = tmp_path / "package"
     monkeypatch.setattr("sys.argv", ["export", "--vae", str(tmp_path / "vae/vae"), "--teacher", str(tmp_path / "teacher")]

@@ -1,4 +1,4 @@
-"""Teaching wadi-mini's autoencoder: what the training of the whole and that of the decoder alone have in common."""
+"""Training wadi-mini's autoencoder: what the training of the whole and that of the decoder alone have in common."""
 
 from __future__ import annotations
 

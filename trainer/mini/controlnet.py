@@ -73,7 +73,7 @@ def make_controlnet(unet: DiffusersNetwork) -> DiffusersNetwork:
     return controlnet
 
 
-def told_in_part(plan: scenes.Scene, which: int) -> str:
+def partial_caption(plan: scenes.Scene, which: int) -> str:
     """A caption that names one object of two; of one object, its own caption."""
     return plan.placed[which % 2].thing.phrase if len(plan.placed) > 1 else plan.caption
 
@@ -127,7 +127,7 @@ def make_maps(index: int, path: Path) -> None:
         for done in range(SHARD):
             seed = index * SHARD + done
             plan = scenes.scene(seed)
-            captions.append(told_in_part(plan, random.Random(seed).randrange(2)))
+            captions.append(partial_caption(plan, random.Random(seed).randrange(2)))
             maps.append(pack(edges([scenes.draw(plan)])))
             tell_now_and_then(progress, done + 1)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -186,7 +186,7 @@ class Sheet:
     def make(cls) -> Sheet:
         plans = [scenes.scene(SHEET_FIRST + row, pair=row % 2 == 1) for row in range(SHEET_SCENES)]
         originals = [scenes.draw(plan) for plan in plans]
-        captions = [told_in_part(plan, row // 2) for row, plan in enumerate(plans)]
+        captions = [partial_caption(plan, row // 2) for row, plan in enumerate(plans)]
         return cls(originals, edges(originals), captions)
 
     @torch.no_grad()

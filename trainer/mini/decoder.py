@@ -1,4 +1,4 @@
-"""Teach the decoder of wadi-mini what a generator's latents look like, after the teacher has been trained.
+"""Train the decoder of wadi-mini on a generator's latents, after the teacher has been trained.
 
     python -m trainer.mini.decoder --config trainer/configs/mini-decoder.yaml
 
@@ -38,7 +38,7 @@ SHOWN = 12  # scenes of the sheet
 
 @dataclass
 class DecoderConfig:
-    """Settings of the decoder's second lesson."""
+    """Settings of the decoder's second training."""
 
     output: FilePath = "runs/mini-decoder"
     seed: int = 0

@@ -1,4 +1,4 @@
-"""Teaching a network to tell the noise in wadi-mini's latents: what the teacher and its ControlNet have in common.
+"""Training a network to predict the noise in wadi-mini's latents: what the teacher and its ControlNet have in common.
 
 One step from t = 999 multiplies an error of eps by sigma/alpha = 14.6, so the networks must be accurate there before
 anything is distilled from them. Therefore a good part of the timesteps is drawn from the noisy end, and the error is
@@ -28,7 +28,7 @@ from ..settings.fields import FilePath
 from .init import CentredSteps
 from .sampling import make_scheduler
 
-Told = TypeVar("Told")  # what a network is told of a batch: captions, maps
+Cond = TypeVar("Cond")  # the conditioning of a batch: captions, maps
 FIGURES = ("eps_loss", "eps_loss_999", "weighted")
 
 
@@ -112,40 +112,40 @@ class Denoising:
 
     def run(
         self,
-        draw: Callable[[], tuple[Tensor, Told]],
-        predict: Callable[[Tensor, Tensor, Told], Tensor],
+        draw: Callable[[], tuple[Tensor, Cond]],
+        predict: Callable[[Tensor, Tensor, Cond], Tensor],
         sheet: Callable[[], tuple[Image.Image, dict[str, float]]],
         title: str,
-        lesson: Callable[[Told], Tensor] | None = None,
+        auxiliary: Callable[[Cond], Tensor] | None = None,
     ) -> None:
         """Train to the last step, or until SIGTERM or Ctrl-C; a checkpoint is there in any case.
 
         Args:
-            draw: clean latents (n, 4, h, w) of a step, and what the network is told of them.
+            draw: clean latents (n, 4, h, w) of a step, and their conditioning.
             predict: eps from x_t, t and that.
             sheet: pictures of the average, and figures on them.
             title: of the plot of losses.
-            lesson: another loss, asked for after each prediction with what the network was told; it is added.
+            auxiliary: another loss, asked for after each prediction with the conditioning; it is added.
         """
         config = self.config
         table = LossTable(self.output / "losses.csv", self.step)
         alpha_bar = make_scheduler().alphas_cumprod
         weights = (1 / alpha_bar).clamp(max=config.weight_cap)
-        sums: dict[str, list[float]] = {name: [] for name in (*FIGURES, *(["lesson"] if lesson else []))}
+        sums: dict[str, list[float]] = {name: [] for name in (*FIGURES, *(["auxiliary"] if auxiliary else []))}
         with stop_signals() as stop, Progress(config.steps, self.step) as progress:
             while self.step < config.steps and not stop:
-                x0, told = draw()
+                x0, cond = draw()
                 t = draw_timesteps(config.batch, config)
                 eps = torch.randn_like(x0)
                 a = alpha_bar[t].view(-1, 1, 1, 1)
                 with torch.autocast("cpu", torch.bfloat16):
-                    predicted = predict(a.sqrt() * x0 + (1 - a).sqrt() * eps, t, told)
+                    predicted = predict(a.sqrt() * x0 + (1 - a).sqrt() * eps, t, cond)
                 errors = (predicted.float() - eps).square().mean(dim=(1, 2, 3))
                 loss = (weights[t] * errors).mean()
                 sums["weighted"].append(loss.item())
-                if lesson:
-                    besides = lesson(told)
-                    sums["lesson"].append(besides.item())
+                if auxiliary:
+                    besides = auxiliary(cond)
+                    sums["auxiliary"].append(besides.item())
                     loss = loss + besides
                 loss.backward()
                 self._update()

@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--vae", required=True, help="the autoencoder's folder")
     parser.add_argument("--output", required=True, type=Path, help="folder of the shards")
-    parser.add_argument("--shards", type=int, default=4, help="how many there shall be")
+    parser.add_argument("--shards", type=int, default=4, help="number of shards (default: 4)")
     arguments = parser.parse_args()
     show_messages()
     vae: DiffusersNetwork = AutoencoderKL.from_pretrained(arguments.vae)

@@ -1,4 +1,4 @@
-"""Teach the U-Net of wadi-mini where to look: each place of a picture has one cell of an object that belongs there.
+"""Train the attention of wadi-mini's U-Net to look at the right place: a cell of the object that belongs there.
 
 The text encoder tells what is in the 7x7 cells of an object, each at a position of its own (:mod:`.words`). What is
 left for the U-Net is to find out which cell belongs where, and through eps alone it learns this slowly, as nothing
@@ -67,19 +67,19 @@ class Pointing:
 
         return heard
 
-    def loss(self, wanted: Tensor, told: Tensor) -> Tensor:
+    def loss(self, wanted: Tensor, captioned: Tensor) -> Tensor:
         """Cross-entropy of what was heard since the last call, in nats for each place and head.
 
         Where a place of a level is several latents, it has a share of the cell of each.
 
         Args:
             wanted: (n, 2, 16, 16) from :func:`places_to_look`.
-            told: (n,) bool, False where the caption was empty: nothing is asked there.
+            captioned: (n,) bool, False where the caption was empty: nothing is asked there.
         """
-        wanted = wanted[told].long()
+        wanted = wanted[captioned].long()
         losses = []
         for shares in self._heard:  # (n * heads, places, positions)
-            shares = shares.unflatten(0, (-1, HEADS))[told].float().clamp(min=1e-6)
+            shares = shares.unflatten(0, (-1, HEADS))[captioned].float().clamp(min=1e-6)
             side = PLACES // math.isqrt(shares.shape[2])  # latents along a place
             cells = wanted.unflatten(3, (-1, side)).unflatten(2, (-1, side)).transpose(3, 4)
             cells = cells.flatten(4).flatten(2, 3)  # (n, heads, places, latents)

@@ -53,14 +53,14 @@ class TeacherConfig(DenoisingConfig):
     text_width: int = 128
     text_layers: int = 5
     start_from: FilePath | None = None  # a trained teacher's folder (unet/ and text_encoder/ in diffusers layout)
-    words_from: FilePath | None = None  # a folder with a text_encoder/ that has had its first lessons: taken instead
+    words_from: FilePath | None = None  # a folder with a pretrained text_encoder/, which is taken instead
     words_frozen: bool = False  # the text encoder stays as it is
     pointing: float = 0.0  # weight of the loss of where the finest attention looks; 0 for none
 
 
 @dataclass(frozen=True)
-class Told:
-    """What the teacher is told of a batch: captions, and for its attention where to look and whether it can know."""
+class Conditioning:
+    """The conditioning of a batch: captions, and for its attention where to look and whether it can know."""
 
     ids: Tensor
     look: Tensor
@@ -186,21 +186,21 @@ def run(config: TeacherConfig) -> None:
     pointing = Pointing(teacher.unet) if config.pointing else None
     looks = all_places_to_look(captions) if config.pointing else torch.zeros(len(latents), 1, 1, 1)
 
-    def draw() -> tuple[Tensor, Told]:
+    def draw() -> tuple[Tensor, Conditioning]:
         chosen = torch.randint(0, len(latents), (config.batch,))
         x0, look = latents[chosen].float(), looks[chosen]
         if config.mirror:
             flipped = (torch.rand(config.batch) < 0.5).view(-1, 1, 1, 1)
             x0, look = torch.where(flipped, x0.flip(3), x0), torch.where(flipped, look.flip(3), look)
         silent = torch.rand(config.batch) < config.uncond_prob
-        return x0, Told(torch.where(silent[:, None], null, ids[chosen]), look, ~silent)
+        return x0, Conditioning(torch.where(silent[:, None], null, ids[chosen]), look, ~silent)
 
     training.run(
         draw,
-        lambda x, t, told: teacher(x, t, told.ids),
+        lambda x, t, cond: teacher(x, t, cond.ids),
         lambda: (sheet(training.average, vae, tokenizer, 3.0), {}),
         "wadi-mini teacher",
-        (lambda told: config.pointing * pointing.loss(told.look, told.spoken)) if pointing else None,
+        (lambda cond: config.pointing * pointing.loss(cond.look, cond.spoken)) if pointing else None,
     )
     training.average.unet.save_pretrained(training.output / "unet")
     training.average.text_encoder.save_pretrained(training.output / "text_encoder")

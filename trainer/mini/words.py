@@ -1,4 +1,4 @@
-"""Teach the text encoder of wadi-mini what captions say, before the teacher learns to draw it.
+"""Pretrain the text encoder of wadi-mini on captions, before the teacher is trained.
 
     python -m trainer.mini.words --config trainer/configs/mini-words.yaml
 
@@ -41,7 +41,7 @@ NUMBERS = 5  # of a latent: its four channels, and how much of it the object fil
 
 @dataclass
 class WordsConfig:
-    """Settings of the text encoder's first lessons."""
+    """Settings of the text encoder's pretraining."""
 
     output: FilePath = "runs/mini-words"
     seed: int = 0
@@ -49,7 +49,7 @@ class WordsConfig:
     tokenizer: FilePath = "wadi_core/mini/tokenizer"
     text_width: int = 128
     text_layers: int = 5
-    start_from: FilePath | None = None  # a folder with a text_encoder/ that has had lessons before, of the same shape
+    start_from: FilePath | None = None  # a folder with a pretrained text_encoder/ of the same shape
     steps: int = 1000
     batch: int = 128
     lr: float = 3e-3  # of Muon
@@ -92,8 +92,8 @@ def looks(vae: DiffusersNetwork) -> Tensor:
 
     The last row is no object: zeros.
     """
-    told = torch.cat([_cells(_maps(vae, size), size) for size in (scenes.SMALL, scenes.BIG)], dim=2)
-    return torch.cat([told, torch.zeros(1, *told.shape[1:])])
+    described = torch.cat([_cells(_maps(vae, size), size) for size in (scenes.SMALL, scenes.BIG)], dim=2)
+    return torch.cat([described, torch.zeros(1, *described.shape[1:])])
 
 
 def facts(plans: Sequence[scenes.Scene]) -> Tensor:
@@ -129,7 +129,7 @@ class Reader(nn.Module):
         self.register_buffer("places", torch.cartesian_prod(steps, steps))
 
     def forward(self, hidden: Tensor, ends: Tensor, wanted: Tensor) -> dict[str, Tensor]:
-        """Losses of names, looks and places, and the share of captions whose objects are all told.
+        """Losses of names, looks and places, and the share of captions whose objects are all recognised.
 
         Args:
             hidden: (n, 77, width).
@@ -138,8 +138,8 @@ class Reader(nn.Module):
         """
         cells = hidden[:, -(scenes.CELLS**2) :]
         spoken = torch.cat([hidden[torch.arange(len(hidden)), ends], cells[:, -1]])
-        told = [head(spoken).float() for head in self.facts]
-        losses = (F.cross_entropy(row, wanted[:, index].repeat(2)) for index, row in enumerate(told))
+        described = [head(spoken).float() for head in self.facts]
+        losses = (F.cross_entropy(row, wanted[:, index].repeat(2)) for index, row in enumerate(described))
         names = sum(losses, start=torch.zeros(()))
         first, second = (self.look[wanted[:, index]] for index in range(2))
         errors = (self.looks[0](cells).float() - first).square()
@@ -147,7 +147,7 @@ class Reader(nn.Module):
         seen = errors[..., :NUMBERS].mean() + F.mse_loss(self.looks[1](cells).float(), second[..., :NUMBERS])
         seen = seen + (errors[..., NUMBERS:].mean((1, 2)) * alone).mean()
         places = F.mse_loss(self.place(cells).float(), self.places.expand(len(cells), -1, -1))
-        right = (told[0].argmax(1) == wanted[:, 0].repeat(2)) & (told[1].argmax(1) == wanted[:, 1].repeat(2))
+        right = (described[0].argmax(1) == wanted[:, 0].repeat(2)) & (described[1].argmax(1) == wanted[:, 1].repeat(2))
         return {"names": names, "looks": seen, "places": places, "right": right.float().mean()}
 
 

@@ -47,7 +47,7 @@ class Merged:
 
     Attributes:
         output: the file, or the folder.
-        layers: how many layers were turned.
+        layers: how many layers were rotated.
         layout: architecture and layout, in words.
     """
 
