@@ -64,6 +64,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 MEASURED = ("seconds", "processor_seconds", "peak_bytes")
 REPORTED = ("student_rank", "fake_rank", "batch", "resolution", "precision", "base_weights", "gradient_checkpointing")
+REPORTED += ("rotation_precision", "compile_rotation")
 TARGETS = (
     Target("peak memory against naive", ("trainer", "peak_bytes"), ("naive", "peak_bytes"), 0.45),
     Target("step time against naive", ("trainer", "seconds"), ("naive", "seconds"), 0.7),
@@ -120,6 +121,8 @@ def make_config(way: str, options: argparse.Namespace, folder: Path) -> TrainCon
         "precision": options.precision,
         "base_weights": options.base_weights,
         "gradient_checkpointing": options.gradient_checkpointing,
+        "rotation_precision": options.rotation_precision,
+        "compile_rotation": options.compile_rotation,
         "steps": 1000,
         "warmup": 0,
         "tensorboard": False,
@@ -253,6 +256,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--precision", choices=("fp32", "bf16", "fp16"), default="bf16")
     add("--base-weights", choices=("fp32", "bf16", "fp16"), default="bf16", help="how frozen weights are stored")
     add("--gradient-checkpointing", action="store_true")
+    add("--rotation-precision", choices=("fp32", "bf16"), default="bf16", help="as in the presets (default: bf16)")
+    add("--compile-rotation", action=argparse.BooleanOptionalAction, default=True, help="as in the presets (default)")
     add("--device", default="cpu")
     add("--steps", type=int, default=3, help="that are timed in a process, after one that is not (default: 3)")
     add("--repeats", type=int, default=3, help="processes for each way (default: 3)")

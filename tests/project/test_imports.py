@@ -23,7 +23,7 @@ ROOMS = {"wadi_core", "trainer", "comfy_nodes", "a1111_extension"}
 
 # The core's floors, lowest first; a module may import from its own floor and those below. What is named nowhere here
 # is an operation on networks and stands between ADAPTER and TOP: no diffusers.
-FOUNDATION = {"lorad.rotation"}
+FOUNDATION = {"lorad.rotation", "lorad.kernels"}
 ADAPTER = {"", "files", "entries", "schedule", "lorad"}
 ADAPTER |= {f"lorad.{module}" for module in ("linear", "layers", "format", "metadata", "adapter", "checkpoint", "kinds")}
 TOP = {"base", "pipeline", "control", "cli", "cli_control", "cli_study", "cli_tools", "__main__", "settings", "pictures"}

@@ -77,7 +77,7 @@ class Processes:
         if self.count == 1:
             return part
         devices = None if self.device.type == "cpu" else [self.device]
-        return nn.parallel.DistributedDataParallel(part, device_ids=devices)
+        return nn.parallel.DistributedDataParallel(part, device_ids=devices, gradient_as_bucket_view=True)
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """The mean over the processes of scalars that each of them has under the same names."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from wadi_core.lorad import kernels
 from wadi_core.thirdparty import DiffusersNetwork
 
 from ..settings.distillation import TrainConfig
@@ -15,6 +17,8 @@ from .quantise import QuantisedLinear, quantise_linears
 
 if TYPE_CHECKING:
     from ..settings.finetuning import FinetuningConfig
+
+logger = logging.getLogger("wadi")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 PLAIN_TOKENS = 1024  # up to so many latent pixels plain attention trains faster on a CPU than the fused kernel
@@ -63,10 +67,20 @@ def place(
         if isinstance(module, nn.Dropout):  # train mode is for gradient checkpointing, not for noise
             module.p = 0.0
     set_attention(network, config.attention, device, latent_pixels)
+    choose_rotation(config, device)
     if config.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     if config.compile:
         network.compile()
+
+
+def choose_rotation(config: TrainConfig | FinetuningConfig, device: torch.device) -> None:
+    """Let the process compute rotations as the settings say; where they cannot be compiled, this is told once."""
+    products = torch.bfloat16 if config.rotation_precision == "bf16" else None
+    # A network that is compiled as a whole has the rotation's loops in it already.
+    why_not = kernels.choose(config.compile_rotation and not config.compile, products, device)
+    if why_not:
+        logger.warning("compile_rotation: the rotation is not compiled, which only costs time: %s", why_not)
 
 
 def round_once(network: nn.Module, dtype: torch.dtype, turned: set[str]) -> None:

@@ -136,6 +136,12 @@ class TrainConfig:
     )
     gradient_checkpointing: bool = setting(False, "recompute activations in backward instead of storing them")
     recompute_rotation: bool = setting(False, "recompute rotated weights in backward instead of storing them")
+    rotation_precision: str = setting(
+        "fp32",
+        "bf16: multiply the factors and their gradients in bf16, an error of 0.3 % of the angles; cosines stay float32",
+        choices=("fp32", "bf16"),
+    )
+    compile_rotation: bool = setting(False, "compile the rotation of weights with torch.compile; needs a C++ compiler or a GPU")
     share_rotation: bool = setting(True, "keep a role's rotated weights for its further calls in the same step")
     attention: str = setting(
         "auto", "attention code; auto: plain for small latents on a CPU, else sdpa", choices=("auto", "sdpa", "plain", "sliced")

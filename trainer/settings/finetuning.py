@@ -72,6 +72,8 @@ class FinetuningConfig:
     optimizer: str = same("optimizer")
     gradient_checkpointing: bool = same("gradient_checkpointing")
     recompute_rotation: bool = same("recompute_rotation")
+    rotation_precision: str = same("rotation_precision")
+    compile_rotation: bool = same("compile_rotation")
     attention: str = same("attention")
     channels_last: bool = same("channels_last")
     compile: bool = same("compile")

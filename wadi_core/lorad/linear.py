@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .. import entries
+from . import kernels
 from .rotation import Factors, rotate, rotate_, sum_angles, working_dtype
 
 # torch before 2.2 has no such question; its compiler takes the other way through turned as well, only slower.
@@ -26,8 +27,8 @@ is_compiling: Callable[[], bool] = getattr(torch.compiler, "is_compiling", lambd
 class RotatedLinearFunction(torch.autograd.Function):
     """``y = x R^T + bias`` with R = W turned by ``theta_a @ theta_b``; gradients for x, bias, theta_a and theta_b.
 
-    With G = dL/dR, dtheta[i,j] = G[i,2j+1] R[i,2j] - G[i,2j] R[i,2j+1]: neither cosines nor sines nor theta are
-    kept for backward. R is kept or, where it is not given, made from W here and once more in backward.
+    Neither cosines nor sines nor theta are kept for backward. R is kept or, where it is not given, made from W here
+    and once more in backward.
     """
 
     @staticmethod
@@ -54,11 +55,7 @@ class RotatedLinearFunction(torch.autograd.Function):
         if ctx.needs_input_grad[4] or ctx.needs_input_grad[5]:
             grad_rotated = grad.reshape(-1, grad.shape[-1]).T @ x.reshape(-1, x.shape[-1])
             with torch.autocast(grad.device.type, enabled=False):  # whoever calls backward inside it rounds no angle
-                g_even, g_odd = grad_rotated.to(theta_a.dtype).unflatten(1, (-1, 2)).unbind(-1)
-                r_even, r_odd = rotated.to(theta_a.dtype).unflatten(1, (-1, 2)).unbind(-1)
-                grad_theta = g_odd * r_even - g_even * r_odd
-                grad_a = grad_theta @ theta_b.T
-                grad_b = theta_a.T @ grad_theta
+                grad_a, grad_b = kernels.factor_gradients(grad_rotated, rotated, theta_a, theta_b)
         return grad_x, None, None, grad_bias, grad_a, grad_b
 
 
@@ -69,9 +66,12 @@ def turned(weight: Tensor, factors: Sequence[Factors], dtype: torch.dtype) -> Te
         return rotate(weight, sum_angles(factors, working_dtype(weight))).to(dtype)
     if weight.is_meta:  # shapes without numbers, as for an estimate of memory
         return torch.empty_like(weight, dtype=dtype)
+    by_words = kernels.turned_words(weight, factors, dtype)
+    if by_words is not None:
+        return by_words
     wide = weight.to(working_dtype(weight), copy=True, memory_format=torch.contiguous_format)
     # On a CPU blocks of rows stay in the cache; on a GPU fewer, larger kernels are faster.
-    rotate_(wide, factors, None if weight.device.type == "cpu" else weight.shape[0])
+    rotate_(wide, factors, None if weight.device.type == "cpu" else weight.shape[0], kernels.chosen.products)
     return wide.to(weight.dtype).to(dtype)
 
 

@@ -30,16 +30,24 @@ def working_dtype(weight: Tensor) -> torch.dtype:
     return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
-def angles(theta_a: Tensor, theta_b: Tensor, strength: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Angles in radians, (out, in/2): ``strength * theta_a @ theta_b``, never in less than float32.
+def angles(
+    theta_a: Tensor,
+    theta_b: Tensor,
+    strength: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+    products: torch.dtype | None = None,
+) -> Tensor:
+    """Angles in radians, (out, in/2): ``strength * theta_a @ theta_b``, in float32 unless ``products`` says otherwise.
 
     Args:
         theta_a: (out, r).
         theta_b: (r, in/2).
         strength: scales the angle, not the change of the weight.
+        dtype: of the angles.
+        products: the type in which the factors are multiplied; None: that of the angles.
     """
     with torch.autocast(theta_a.device.type, enabled=False):
-        theta = theta_a.to(dtype) @ theta_b.to(dtype)
+        theta = (theta_a.to(products or dtype) @ theta_b.to(products or dtype)).to(dtype)
     return theta if strength == 1.0 else theta * strength
 
 
@@ -52,7 +60,9 @@ def rotate(weight: Tensor, theta: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def rotate_(weight: Tensor, factors: Sequence[Factors], block_rows: int | None = None) -> Tensor:
+def rotate_(
+    weight: Tensor, factors: Sequence[Factors], block_rows: int | None = None, products: torch.dtype | None = None
+) -> Tensor:
     """Turn a weight in place by the summed angles of several adapters.
 
     Works on blocks of rows, so that theta is never larger than a block.
@@ -61,6 +71,7 @@ def rotate_(weight: Tensor, factors: Sequence[Factors], block_rows: int | None =
         weight: (out, in), any floating type, also a view of a larger tensor.
         factors: (theta_a, theta_b, strength) of each adapter.
         block_rows: rows a block; chosen from the cache's size if not given.
+        products: as for :func:`angles`.
 
     Returns:
         ``weight`` itself.
@@ -72,7 +83,7 @@ def rotate_(weight: Tensor, factors: Sequence[Factors], block_rows: int | None =
     rows = block_rows or max(1, BLOCK_ELEMENTS // weight.shape[1])
     for start in range(0, weight.shape[0], rows):
         block = weight[start : start + rows]
-        theta = sum_angles([(a[start : start + rows], b, s) for a, b, s in on_device], dtype)
+        theta = sum_angles([(a[start : start + rows], b, s) for a, b, s in on_device], dtype, products)
         _turn_(block, theta)
     return weight
 
@@ -91,13 +102,13 @@ def _turn_(block: Tensor, theta: Tensor) -> None:
         block.copy_(turning)
 
 
-def sum_angles(factors: Sequence[Factors], dtype: torch.dtype = torch.float32) -> Tensor:
+def sum_angles(factors: Sequence[Factors], dtype: torch.dtype = torch.float32, products: torch.dtype | None = None) -> Tensor:
     """The angles of several adapters on one layer, added: (out, in/2). Their order makes no difference."""
-    theta = angles(*factors[0], dtype=dtype)
+    theta = angles(*factors[0], dtype=dtype, products=products)
     # Two float32 numbers have one sum; that of more depends on their order, unless it is taken in float64.
     wide = torch.float64 if len(factors) > 2 and theta.device.type != "mps" else dtype
     for more in factors[1:]:
-        theta = theta.to(wide) + angles(*more, dtype=dtype)
+        theta = theta.to(wide) + angles(*more, dtype=dtype, products=products)
     return theta.to(dtype)
 
 
