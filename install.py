@@ -33,6 +33,7 @@ HOST_MODULES = ("torch", "safetensors", "numpy")  # requirements.txt by import n
 TORCH_MINIMUM = (2, 1)
 TORCH_TESTED = "2.13.0"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+TEST_PROCESSES = 4  # each takes up to 3 GB of memory
 ROOM_NEEDED = 2_000_000_000  # bytes: the CPU build of torch and the rest, unpacked, with some air
 
 # Signs in pip's output, looked for in this order.
@@ -344,9 +345,15 @@ def file_name(prompt: str) -> str:
 
 
 def test(arguments: "list[str]") -> int:
-    """Runs the test suite and returns pytest's exit status."""
+    """Runs the test suite and returns pytest's exit status; the whole of it in several processes, a file in one."""
     python = prepared("test")
+    arguments = arguments or ["-n", str(min(cores(), TEST_PROCESSES)), "--dist", "loadfile"]
     return subprocess.call([str(python), "-m", "pytest"] + arguments, cwd=str(ROOT))
+
+
+def cores() -> int:
+    """How many this process may use: a container has fewer than its machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def get(arguments: "list[str]") -> int:

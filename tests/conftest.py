@@ -32,9 +32,11 @@ if TYPE_CHECKING:
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 if "OMP_NUM_THREADS" not in os.environ:
-    # In a container torch counts the host's cores. More than a handful of threads only slows small networks down.
-    torch.set_num_threads(min(CORES, 8))
-    os.environ["OMP_NUM_THREADS"] = str(min(CORES, 8))
+    # In a container torch counts the host's cores. More than a handful of threads only slows small networks down, and
+    # the processes of pytest-xdist share the cores.
+    THREADS = max(1, min(CORES, 8) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+    torch.set_num_threads(THREADS)
+    os.environ["OMP_NUM_THREADS"] = str(THREADS)
 
 # The same examples on every machine, and no time limit on one: what fails here fails everywhere.
 hypothesis.settings.register_profile("wadi", derandomize=True, deadline=None, database=None, print_blob=True)
