@@ -58,10 +58,16 @@ def assert_same(one: tuple, other: tuple) -> None:
             torch.testing.assert_close(moment["exp_avg"], moments[1][index]["exp_avg"], rtol=1e-4, atol=1e-10)
 
 
-def test_two_processes_are_as_good_as_one(base: Path, prompts: Path, tmp_path: Path) -> None:
-    alone = run(base, prompts, tmp_path / "one", 1)
-    pair = run(base, prompts, tmp_path / "two", 2, micro_batch=1)  # and accumulate
-    assert len(pair[0]) == STEPS
+RECIPE = {"loss": "sid", "normalize": True, "fake_updates": 2, "adversary": "features", "adversary_steps": 3}
+RECIPE |= {"f_weight": "hellinger", "anchor_steps": 2, "start": "625", "steps": 4}
+
+
+@pytest.mark.parametrize("changes", [{}, RECIPE], ids=["paper", "sid and an adversary"])
+def test_two_processes_are_as_good_as_one(base: Path, prompts: Path, tmp_path: Path, changes: dict) -> None:
+    changes = {"steps": STEPS, **changes}
+    alone = run(base, prompts, tmp_path / "one", 1, **changes)
+    pair = run(base, prompts, tmp_path / "two", 2, micro_batch=1, **changes)  # and accumulate
+    assert len(pair[0]) == changes["steps"]
     assert_same(alone, pair)
     assert len(pair[1]["random"]) == 2 and len(alone[1]["random"]) == 1
     assert len(list((tmp_path / "two").glob("*.safetensors"))) == 1

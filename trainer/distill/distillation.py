@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,6 @@ from ..engine.optim import (
     decay_left,
     make_optimizer,
     scheduled_lr,
-    warmed_up,
 )
 from ..engine.processes import Processes
 from ..engine.signals import StepAbandoned, go_on
@@ -37,9 +37,11 @@ from ..models.diffusion import Noising, anchor_loss, teacher_pictures
 from ..models.placement import autocast_type, place, working_type
 from ..settings.distillation import TrainConfig
 from ..settings.fields import settings_before
+from .adversary import ADVERSARY, Adversary, real_pictures
 from .embedding_cache import EmbeddingCache
+from .losses import f_weight
 from .roles import FAKE, STUDENT, TEACHER, Roles, first_factors, layers_of_roles
-from .vsd import fake_loss, generate, student_loss
+from .vsd import Recipe, fake_loss, generate, student_loss
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -63,6 +65,8 @@ HARMLESS = (
     "start_from",
 )
 HARMLESS += ("max_skipped", "log_every", "sheet_every", "tensorboard", "embedding_cache", "offload", "base_config")
+
+FAKE_LR_RULES = {"same": lambda updates: 1.0, "sqrt": math.sqrt, "split": float}  # what fake_lr is divided by
 
 
 def read_prompts(config: TrainConfig) -> Prompts:
@@ -127,12 +131,16 @@ class Distillation:
             )
         }
         self.average = self.roles.state(STUDENT) if config.ema else {}
-        self.one_step = OneStep(config.alpha_T_squared, config.timestep, config.prediction_type)
+        own = float(f"{float(self.model.alphas_cumprod[config.timestep]):.6g}")
+        alpha_T_squared = config.alpha_T_squared or own
+        self.one_step = OneStep(alpha_T_squared, config.timestep, config.prediction_type, config.input_scale)
+        self.recipe = Recipe(config.teacher_guidance, config.fake_guidance, config.normalize, config.loss, config.sid_alpha)
         exact = torch.float32 if self.device.type == "mps" else torch.float64  # Apple's GPUs know no float64
         self.noising = Noising(self.model.alphas_cumprod.to(self.device, exact), config.prediction_type)
         self.guard = NonFiniteGuard(config.max_skipped)
         self.cache = self._open_cache()
         self.null = self.encode([""])
+        self.adversary = self._make_adversary()
         self.step = 0
 
     def _helper_type(self) -> torch.dtype:
@@ -171,6 +179,19 @@ class Distillation:
         if not config.embedding_cache:
             return None
         return EmbeddingCache(config.embedding_cache, self.model.encoder_key)
+
+    def _make_adversary(self) -> Adversary | None:
+        config = self.config
+        if config.adversary == "none":
+            return None
+        found = Adversary(self.roles, self.processes.wrap, self.device, self.dtype, config.seed)
+        self.roles.parts[ADVERSARY] = found.part
+        parameters = list(found.head.parameters())
+        optimizer = make_optimizer("adamw", parameters, config.adversary_lr, 0.0, config.weight_decay)
+        self.updaters[ADVERSARY] = OptimizerStep(parameters, optimizer, config.max_grad_norm)
+        if config.adversary == "real":
+            self.real_pictures = real_pictures(config.adversary_pictures, self.model, self.size)
+        return found
 
     # What a step needs
 
@@ -211,11 +232,13 @@ class Distillation:
     def _rate(self, role: str) -> float:
         """A role's learning rate in this step."""
         config = self.config
-        if role == FAKE:
-            return warmed_up(config.fake_lr, self.step, config.warmup)
-        return scheduled_lr(
-            config.student_lr, self.step, config.steps, config.warmup, config.decay_steps, config.fake_head_start
-        )
+        if role == ADVERSARY:
+            return config.adversary_lr
+        fake = role == FAKE
+        rate = config.fake_lr / FAKE_LR_RULES[config.fake_lr_rule](config.fake_updates) if fake else config.student_lr
+        shape = config.fake_lr_schedule if fake else config.lr_schedule
+        start = 0 if fake else config.fake_head_start
+        return scheduled_lr(rate, self.step, config.steps, config.warmup, config.decay_steps, start, shape, config.lr_end)
 
     def _update(self, role: str, log: list[dict[str, Tensor]]) -> dict[str, float]:
         """Take the step of a role, unless a number is NaN or Inf; returns what to log, averaged over all samples."""
@@ -250,10 +273,10 @@ class Distillation:
                 with torch.set_grad_enabled(learning):
                     x0 = generate(self.roles, drawn.z, condition, self.one_step)
                 if learning:
+                    weight, more = self._judged(x0, condition, drawn)
                     loss, log = student_loss(
-                        self.roles, self.noising, x0, condition, self.null, drawn.t, drawn.eps,
-                        config.teacher_guidance, config.fake_guidance, config.normalize,
-                    )  # fmt: skip
+                        self.roles, self.noising, x0, condition, self.null, drawn.t, drawn.eps, self.recipe, weight, more
+                    )
                     if config.anchor_weight:
                         log["anchor_loss"] = anchor = self._anchor(call, drawn.z, x0, condition)
                         held = config.anchor_end + (1 - config.anchor_end) * left
@@ -269,13 +292,44 @@ class Distillation:
         chosen = slice(-numbers.start % config.anchor_every, None, config.anchor_every)
         if not len(z[chosen]):
             return x0.new_zeros(())
-        cond, scale = condition[chosen], config.teacher_guidance
+        drawn = self._teachers(z[chosen], condition[chosen])
+        return anchor_loss(x0[chosen], drawn, config.anchor_cells).sum() * config.anchor_every / len(z)
+
+    def _teachers(self, z: Tensor, condition: Condition) -> Tensor:
+        """What the teacher draws of noise z in several guided steps."""
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
-            return self.roles.guided(TEACHER, x, t, cond, self.null, scale)
+            return self.roles.guided(TEACHER, x, t, condition, self.null, self.config.teacher_guidance)
 
-        drawn = teacher_pictures(guided, self.noising, z[chosen], config.anchor_steps)
-        return anchor_loss(x0[chosen], drawn, config.anchor_cells).sum() * config.anchor_every / len(z)
+        return teacher_pictures(guided, self.noising, z, self.config.anchor_steps)
+
+    def _judged(self, x0: Tensor, condition: Condition, drawn: random_draws.Draw) -> tuple[Tensor | None, Tensor | None]:
+        """What an adversary adds to the loss of pictures: weights of their gradients, and a gradient of its own."""
+        if self.adversary is None or not self.adversarial:
+            return None, None
+        logits, grad = self.adversary.judge(self.noising, x0, condition, drawn.t, drawn.eps)
+        return f_weight(self.config.f_weight, logits), self.config.adversary_weight * grad
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether this step is one of the last, which have an adversary."""
+        return self.adversary is not None and self.step >= self.config.steps - self.config.adversary_steps
+
+    def update_adversary(self, adversary: Adversary, samples: list[Sample]) -> dict[str, float]:
+        """One update of the adversary's head on pictures of the student and as many others."""
+        config, logs = self.config, []
+        for sample in samples:
+            drawn = self._draw(random_draws.ADVERSARY, sample.numbers, config.timestep_low, config.timestep_high)
+            if config.adversary == "real":
+                latents, captions = self.real_pictures.at(config.seed, sample.numbers)
+                others = latents.to(self.device, self.dtype), self.encode(captions)
+            else:
+                others = self._teachers(drawn.z, sample.condition), sample.condition
+            with self._accumulating(ADVERSARY, sample is samples[-1]):
+                loss, right = adversary.loss(self.noising, (sample.x0, sample.condition), others, drawn.t, drawn.eps)
+                self._backward(ADVERSARY, loss / len(samples))
+            logs.append({"adversary_loss": loss.detach(), "adversary_right": right})
+        return self._update(ADVERSARY, logs)
 
     @torch.no_grad()
     def more_samples(self, numbers: range) -> list[Sample]:
@@ -316,6 +370,8 @@ class Distillation:
                 self.roles.forget(role)
             raise
         log |= self.update_fake(samples)
+        if self.adversary is not None and self.adversarial:
+            log |= self.update_adversary(self.adversary, samples)
         for update in range(1, self.config.fake_updates):
             samples = self.more_samples(range(start + update * batch, start + (update + 1) * batch))
             log |= self.update_fake(samples)
@@ -375,7 +431,7 @@ class Distillation:
             "skipped": self.guard.state(),
             "random": self.processes.gather(random_state()),
             "prompts": self.prompts.state(),
-        }
+        } | ({} if self.adversary is None else {ADVERSARY: self.adversary.state()})
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint.
@@ -384,7 +440,7 @@ class Distillation:
             DamagedCheckpoint: something in it is missing, or of another type or shape than here.
             ValueError: it belongs to a run of another shape. Both with one line.
         """
-        if missing := sorted({"base_sha256", "settings", "prompts", *self.updaters} - set(state)):
+        if missing := sorted({"base_sha256", "settings", "prompts", STUDENT, FAKE} - set(state)):
             raise DamagedCheckpoint(f"this checkpoint is not of a distillation: it has no {missing[0]}")
         with damage_told():
             before = settings_before(self.config, state["settings"])
@@ -410,8 +466,12 @@ class Distillation:
             average = state["average"] or state[STUDENT]
             check_like(average, self.average, "average")
             self.average = {name: value.to(self.average[name], copy=True) for name, value in average.items()}
+        if self.adversary is not None and ADVERSARY in state:  # else it begins here
+            check_like(state[ADVERSARY], self.adversary.state(), ADVERSARY)
+            self.adversary.head.load_state_dict(state[ADVERSARY])
         for role, updater in self.updaters.items():
-            updater.load_state(state["updaters"][role])
+            if role != ADVERSARY or ADVERSARY in state:
+                updater.load_state(state["updaters"][role])
         self.guard.load_state(state["skipped"])
         self.prompts.load_state(state["prompts"])
         self.step = state["step"]

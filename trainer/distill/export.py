@@ -24,9 +24,10 @@ def describe(run: Distillation, picture: Image | None = None) -> Metadata:
     width, height = run.size
     return Metadata(
         architecture=run.model.architecture,
-        alpha_T_squared=config.alpha_T_squared,
-        timestep=config.timestep,
-        prediction_type=config.prediction_type,
+        alpha_T_squared=run.one_step.alpha_T_squared,
+        timestep=run.one_step.timestep,
+        prediction_type=run.one_step.prediction_type,
+        input_scale=run.one_step.input_scale,
         base_sha256=run.model.base_sha256,
         title=config.name,
         resolution=f"{width}x{height}",
