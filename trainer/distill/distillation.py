@@ -52,19 +52,12 @@ logger = logging.getLogger("wadi")
 FIXED = ("adapter", "fake_adapter", "student_rank", "fake_rank", "optimizer", "seed", "resolution", "prediction_type")
 # Settings that change nothing of what is learned.
 HARMLESS = (
-    "version",
-    "output",
-    "name",
-    "license",
-    "steps",
-    "device",
-    "save_every",
-    "keep_last",
-    "keep_every",
-    "resume",
-    "start_from",
+    *("version", "output", "name", "license", "steps", "device", "resume", "start_from", "base_config"),
+    *("save_every", "keep_last", "keep_every", "save_lorad", "max_skipped", "embedding_cache", "offload"),
+    *("log_every", "sheet_every", "sheet_prompts", "sheet_teacher_steps", "tensorboard", "wandb", "wandb_project", "webhook"),
+    *("evaluate_every", "evaluate_count", "evaluate_prompts", "reference", "extractor", "inception", "clip", "best_by"),
+    *("patience", "push_to_hub"),
 )
-HARMLESS += ("max_skipped", "log_every", "sheet_every", "tensorboard", "embedding_cache", "offload", "base_config")
 
 FAKE_LR_RULES = {"same": lambda updates: 1.0, "sqrt": math.sqrt, "split": float}  # what fake_lr is divided by
 
@@ -292,16 +285,16 @@ class Distillation:
         chosen = slice(-numbers.start % config.anchor_every, None, config.anchor_every)
         if not len(z[chosen]):
             return x0.new_zeros(())
-        drawn = self._teachers(z[chosen], condition[chosen])
+        drawn = self._teachers(z[chosen], condition[chosen], config.anchor_steps)
         return anchor_loss(x0[chosen], drawn, config.anchor_cells).sum() * config.anchor_every / len(z)
 
-    def _teachers(self, z: Tensor, condition: Condition) -> Tensor:
+    def _teachers(self, z: Tensor, condition: Condition, steps: int) -> Tensor:
         """What the teacher draws of noise z in several guided steps."""
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
             return self.roles.guided(TEACHER, x, t, condition, self.null, self.config.teacher_guidance)
 
-        return teacher_pictures(guided, self.noising, z, self.config.anchor_steps)
+        return teacher_pictures(guided, self.noising, z, steps)
 
     def _judged(self, x0: Tensor, condition: Condition, drawn: random_draws.Draw) -> tuple[Tensor | None, Tensor | None]:
         """What an adversary adds to the loss of pictures: weights of their gradients, and a gradient of its own."""
@@ -324,7 +317,7 @@ class Distillation:
                 latents, captions = self.real_pictures.at(config.seed, sample.numbers)
                 others = latents.to(self.device, self.dtype), self.encode(captions)
             else:
-                others = self._teachers(drawn.z, sample.condition), sample.condition
+                others = self._teachers(drawn.z, sample.condition, config.anchor_steps), sample.condition
             with self._accumulating(ADVERSARY, sample is samples[-1]):
                 loss, right = adversary.loss(self.noising, (sample.x0, sample.condition), others, drawn.t, drawn.eps)
                 self._backward(ADVERSARY, loss / len(samples))
@@ -404,18 +397,24 @@ class Distillation:
         finally:
             self.roles.load_state(STUDENT, live)
 
-    @torch.no_grad()
-    def pictures(self, prompts: tuple[str, ...], first_seed: int) -> list[Image]:
-        """One-step pictures of some prompts, picture i from the noise of seed ``first_seed + i``."""
-        made = []
-        size = len(self._calls(range(self.config.batch))[0])
+    def pictures(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image]:
+        """One-step pictures of some prompts, each from the noise of its seed."""
         with self.averaged():
-            for start in range(0, len(prompts), size):
-                part = prompts[start : start + size]
-                z = noise(range(first_seed + start, first_seed + start + len(part)), *self.size)
-                x0 = generate(self.roles, z.to(self.device, self.dtype), self.encode(part), self.one_step)
-                made += self.model.decode(x0)
+            made = self._drawn(prompts, seeds, lambda z, condition: generate(self.roles, z, condition, self.one_step))
         self.roles.forget(STUDENT)
+        return made
+
+    def teacher_pictures(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> list[Image]:
+        """The same of the teacher, in so many guided steps."""
+        return self._drawn(prompts, seeds, lambda z, condition: self._teachers(z, condition, steps))
+
+    @torch.no_grad()
+    def _drawn(self, prompts: Sequence[str], seeds: Sequence[int], draw: Callable[[Tensor, Condition], Tensor]) -> list[Image]:
+        made, size = [], len(self._calls(range(self.config.batch))[0])
+        for start in range(0, len(prompts), size):
+            part = slice(start, start + size)
+            z = noise(seeds[part], *self.size).to(self.device, self.dtype)
+            made += self.model.decode(draw(z, self.encode(prompts[part])))
         return made
 
     def state(self) -> dict[str, Any]:
@@ -424,6 +423,9 @@ class Distillation:
             "step": self.step,
             "settings": dataclasses.asdict(self.config),
             "base_sha256": self.model.base_sha256,
+            "architecture": self.model.architecture,
+            "one_step": dataclasses.asdict(self.one_step),
+            "size": list(self.size),
             "student": self.roles.state(STUDENT),
             "fake": self.roles.state(FAKE),
             "average": self.average,

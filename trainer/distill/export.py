@@ -44,7 +44,7 @@ def describe(run: Distillation, picture: Image | None = None) -> Metadata:
     )
 
 
-def export(run: Distillation, folder: Path, picture: Image | None = None) -> Path:
+def export(run: Distillation, folder: Path, picture: Image | None = None, stem: str = "") -> Path:
     """Write the student (its average, where one is kept): a LoRaD as such, any other kind as a whole network.
 
     A whole network is in diffusers' names, as float16, and says of itself that it is a one-step network.
@@ -52,7 +52,7 @@ def export(run: Distillation, folder: Path, picture: Image | None = None) -> Pat
     Raises:
         OSError, ValueError: it cannot be written, or holds NaN or Inf; one line.
     """
-    path = folder / f"{run.config.name}.safetensors"
+    path = folder / f"{stem or run.config.name}.safetensors"
     metadata = describe(run, picture)
     with run.averaged():
         student = run.student()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,21 +12,25 @@ import torch
 
 from wadi_core import pictures
 
+from ..data.prompts import PromptList
 from ..engine.logs import LossTable, contact_sheet
 from ..engine.session import Session, run_session
+from ..engine.trackers import Trackers, WeightsAndBiases
 from ..models.adapters import LoRaDAdapter
 from ..settings.distillation import TrainConfig
 from . import export
 from .angles import angles_by_block
 from .distillation import Distillation
 from .roles import FAKE, STUDENT
+from .validation import Validation
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 logger = logging.getLogger("wadi")
 
-SHEET_SEEDS = (0, 100)  # of the first picture in each row
+SHEET_SEEDS = (0, 100)  # of the first picture in each column
+LARGEST_SHEET = 24  # prompts of one's own
 PLOTTED = ("fake_loss", "vsd_grad", "x0_std")
 
 
@@ -33,8 +39,22 @@ class DistillationSession(Session[Distillation]):
 
     def __init__(self, run: Distillation) -> None:
         super().__init__(run)
+        config = run.config
+        self.prompts: Sequence[str] = run.prompts.shown
+        if config.sheet_prompts:
+            self.prompts = list(PromptList.read(config.sheet_prompts))[:LARGEST_SHEET]
+        self._teachers: list[Image] = []  # of the sheets: they never change
+        self.validation = run.processes.together(lambda: Validation(run)) if config.evaluate_every else None
         if self.first:
             self.angles = LossTable(self.output / "angles.csv", run.step)
+        self._over = run.processes.any(self.first and self.validation is not None and self.validation.over)
+
+    def _trackers(self) -> Trackers:
+        config, found = self.run.config, super()._trackers()
+        if config.wandb != "off":
+            settings = dataclasses.asdict(config)
+            found.trackers.append(WeightsAndBiases(config.wandb, config.wandb_project, self.output, settings))
+        return found
 
     @torch.no_grad()
     def _more_figures(self) -> dict[str, float]:
@@ -58,16 +78,49 @@ class DistillationSession(Session[Distillation]):
         self.table.plot(self.output / "losses.png", PLOTTED, "distillation")
         sheet = self.sheet()
         pictures.save(sheet, self.output / f"sheet-{step:06d}.png")
-        if self.events is not None:
-            self.events.scalars(step, found)
-            self.events.picture(step, "samples", sheet)
+        self.events.scalars(step, found)
+        self.events.picture(step, "samples", sheet)
+
+    def _judge(self, last: bool) -> bool:
+        if self.validation is None or not (last or self.run.step % self.run.config.evaluate_every == 0):
+            return False
+        found = self.validation.take()
+        if self.first:
+            self.events.scalars(self.run.step, {f"evaluation/{name}": value for name, value in found.items()})
+        over = self.run.processes.any(self.first and self.validation.over)
+        if over and self.first and self.validation.best is not None and not last:
+            best = self.validation.best
+            logger.info(
+                "step %d: no better for %d evaluations, so the run ends; the best is that of step %d (%s %.4g)",
+                self.run.step, self.run.config.patience, best["step"], best["name"], best["value"],
+            )  # fmt: skip
+        return over
+
+    def _beside(self, checkpoint: Path) -> None:
+        """The student as it is at a checkpoint, as a file that other programs load; it goes when the checkpoint goes."""
+        config = self.run.config
+        if not config.save_lorad or config.adapter != "lorad":
+            return
+        export.export(self.run, self.output, stem=f"{config.name}-{checkpoint.stem}")
+        for path in self.output.glob(f"{config.name}-step-*.safetensors"):
+            if not (self.output / f"{path.stem.removeprefix(f'{config.name}-')}.pt").exists():
+                path.unlink(missing_ok=True)
 
     def sheet(self) -> Image:
-        """One-step pictures of fixed prompts, two seeds each."""
-        return contact_sheet([self.run.pictures(self.run.prompts.shown, seed) for seed in SHEET_SEEDS])
+        """A row for each prompt: the teacher's picture, then the student's of two seeds, the first from the same noise."""
+        run, steps = self.run, self.run.config.sheet_teacher_steps
+        columns, titles = [], []
+        seeds = [range(first, first + len(self.prompts)) for first in SHEET_SEEDS]
+        if steps:
+            self._teachers = self._teachers or run.teacher_pictures(self.prompts, seeds[0], steps)
+            columns, titles = [self._teachers], [f"teacher, {steps} steps"]
+        for own in seeds:
+            columns.append(run.pictures(self.prompts, own))
+            titles.append("student, 1 step")
+        return contact_sheet([*zip(*columns, strict=True)], self.prompts, titles)
 
     def _finish(self) -> Path:
-        (picture,) = self.run.pictures(self.run.prompts.shown[:1], SHEET_SEEDS[0])
+        (picture,) = self.run.pictures(self.prompts[:1], SHEET_SEEDS[:1])
         path = export.export(self.run, self.output, picture)
         logger.info("the student is %s", path)
         return path

@@ -199,10 +199,33 @@ class TrainConfig:
     resume: FilePath = setting(
         "latest", "latest: resume from the newest checkpoint in output; new: refuse if there is one; or a checkpoint's path"
     )
+    save_lorad: bool = setting(True, "also write the student as a LoRaD with each checkpoint")
     max_skipped: int = setting(25, "consecutive updates with NaN or Inf before the run stops", low=1)
     log_every: int = setting(10, "interval between rows of losses", "steps", 1)
     sheet_every: int = setting(100, "interval between sample sheets with the sizes of the angles", "steps", 1)
+    sheet_prompts: FilePath = setting("", "file of the sheets' prompts; empty: the first of the run's")
+    sheet_teacher_steps: int = setting(25, "steps of the teacher's column in sheets; 0: no such column", "steps", 0, 1000)
     tensorboard: bool = setting(True, "also write event files if tensorboard is installed")
+    wandb: str = setting(
+        "off", "also log to Weights & Biases; offline: files for wandb sync", choices=("off", "offline", "online")
+    )
+    wandb_project: str = setting("wadi", "project of Weights & Biases")
+
+    # How good the student is while it trains.
+    evaluate_every: int = setting(0, "interval between evaluations of the student; 0: none", "steps", 0)
+    evaluate_count: int = setting(500, "pictures of an evaluation", "pictures", 4)
+    evaluate_prompts: FilePath = setting("", "file of their prompts; empty: the first of the run's, or mini's held-out scenes")
+    reference: FilePath = setting(
+        "",
+        "real pictures for FID and KID: a folder, statistics of evaluate.py, .npz, or mini; empty: none, but for mini",
+    )
+    extractor: str = setting(
+        "", "what looks at them: inception, mini, or MODULE:FUNCTION; empty: mini for mini, else inception"
+    )
+    inception: FilePath = setting("", "file with Inception's weights; empty: torch hub's folder")
+    clip: FilePath = setting("", "folder of a CLIP model for the CLIP score; empty: none")
+    best_by: str = setting("", "figure by which the best student is kept; empty: fid, or else clip_score")
+    patience: int = setting(0, "evaluations without a better figure that end the run; 0: off", low=0)
 
     @property
     def exact_weights(self) -> bool:
@@ -224,6 +247,8 @@ class TrainConfig:
             if falls and not self.decay_steps:
                 raise ValueError(f"{name}: it is reached over decay_steps, which has to be above 0")
         self._check_adversary()
+        if self.patience and not self.evaluate_every:
+            raise ValueError("patience: it counts evaluations, and evaluate_every is 0")
         check_together(self.resolution, self.precision, self.base_weights, self.compile)
         if self.base_weights in ("fp8", "nf4"):
             for kind, what in (("full", "training all weights (full)"), ("dora", "dora, which needs the weights' norms")):
