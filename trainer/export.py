@@ -1,8 +1,10 @@
 """Write the student of a checkpoint as a LoRaD, without the base and without the run.
 
-python trainer/export.py runs/sd15 5000                  the checkpoint of step 5000, as runs/sd15/NAME-step-00005000.safetensors
-python trainer/export.py runs/sd15 latest -o mine.safetensors         the newest checkpoint, as mine.safetensors
-python trainer/export.py runs/sd15 5000 --live                    the student itself, not its moving average
+    python trainer/export.py runs/sd15 5000                      as runs/sd15/NAME-step-00005000.safetensors
+    python trainer/export.py runs/sd15 latest -o mine.safetensors
+    python trainer/export.py runs/sd15 5000 --live               the student itself, not its moving average
+
+Exit status: 0, or 1 with one line that says what is wrong.
 """
 
 from __future__ import annotations

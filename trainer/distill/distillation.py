@@ -157,8 +157,8 @@ class Distillation:
             share = config.share_rotation and not config.compile
             adapters[role] = LoRaDAdapter(role, network, pairs, share, config.recompute_rotation)
         for role, (kind, rank) in kinds.items():
-            if kind in ("lora", "dora"):
-                adapters[role] = PeftAdapter(role, network, layers[role], rank, config.seed, dora=kind == "dora")
+            if kind in ("lora", "dora", "oft"):
+                adapters[role] = PeftAdapter(role, network, layers[role], rank, config.seed, kind)
         roles = Roles(
             network, adapters[STUDENT], adapters[FAKE], self.model.call, autocast_type(config), bool(config.student_precision)
         )

@@ -26,6 +26,7 @@ from wadi_core.pipeline import find_device
 from wadi_core.thirdparty import DiffusersNetwork
 
 from ..engine.logs import step_seconds
+from ..models.adapters import oft_parameters
 from ..models.base_models import (
     LATENT_CHANNELS,
     T5_TOKENS,
@@ -146,6 +147,7 @@ def trained_parameters(network: nn.Module, layers: list[str], kind: str, rank: i
     shapes = linear_shapes(network)
     counts = {"lorad": lambda out, into: rank * (out + into // 2)}
     counts["lora"] = lambda out, into: rank * (out + into)
+    counts["oft"] = lambda out, into: oft_parameters(into, rank)
     counts["dora"] = lambda out, into: rank * (out + into) + out
     return sum(counts[kind](*shapes[path]) for path in layers)
 

@@ -14,7 +14,7 @@ from wadi_core.settings import INPUT_SCALES
 from .fields import FilePath, setting
 
 VERSION = 1
-ADAPTERS = ("lorad", "lora", "dora", "full")
+ADAPTERS = ("lorad", "lora", "dora", "oft", "full")
 PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
 LOSSES = ("vsd", "sid", "dmd")
 F_DIVERGENCES = ("reverse_kl", "forward_kl", "jensen_shannon", "hellinger")
@@ -98,9 +98,9 @@ class TrainConfig:
     fake_head_start: int = setting(0, "updates of the fake score before the student's first", "steps", 0)
 
     # The roles.
-    adapter: str = setting("lorad", "kind of student: LoRaD, LoRA or DoRA (peft), or all weights", choices=ADAPTERS)
+    adapter: str = setting("lorad", "kind of student: LoRaD, LoRA, DoRA or OFT (peft), or all weights", choices=ADAPTERS)
     fake_adapter: str = setting("lorad", "kind of fake score", choices=ADAPTERS)
-    student_rank: int = setting(64, "rank of the student's adapter", low=1, high=LARGEST_RANK)
+    student_rank: int = setting(64, "rank of the student's adapter, or side of OFT's blocks", low=1, high=LARGEST_RANK)
     fake_rank: int = setting(16, "rank of the fake score's adapter", low=1, high=LARGEST_RANK)
     start_from: FilePath = setting("", "LoRaD file of the same rank that the student starts from; empty: the base")
 
@@ -251,7 +251,11 @@ class TrainConfig:
             raise ValueError("patience: it counts evaluations, and evaluate_every is 0")
         check_together(self.resolution, self.precision, self.base_weights, self.compile)
         if self.base_weights in ("fp8", "nf4"):
-            for kind, what in (("full", "training all weights (full)"), ("dora", "dora, which needs the weights' norms")):
+            for kind, what in (
+                ("full", "training all weights (full)"),
+                ("dora", "dora, which needs the weights' norms"),
+                ("oft", "oft"),
+            ):
                 if kind in (self.adapter, self.fake_adapter):
                     raise ValueError(f"base_weights: {self.base_weights} cannot be combined with {what}")
         if self.student_precision and self.base_weights != "fp32":
