@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from wadi_core import __version__, hub, pictures
-from wadi_core.cli_tools import DECIMAL, adapters, number
+from wadi_core.cli_tools import DECIMAL, adapters, named, number
 from wadi_core.entries import whole
 from wadi_core.files import atomic_write, one_line
 from wadi_core.output import take_any_text
@@ -323,9 +323,9 @@ def main(words: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else list(words)
     parser = make_parser()
     options = parser.parse_args(words)
-    hub.only_named([options.base] if options.base else [])
     _settle(parser, options)
     try:
+        hub.only_named(named(options))
         found = evaluate(options)
         if found is None:
             sys.stdout.write("this part of the pictures is there; run without --shard when all parts are\n")

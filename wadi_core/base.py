@@ -7,31 +7,35 @@ should be is refused in one line before a network exists.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import configs, mini, single_file
+from .answer import answer_to_noise
+from .building import SUPPORTED, empty_network, fill
 from .files import known_name, one_line, refusal
 from .lorad import checkpoint, declared, kinds
 from .lorad.folders import STEM, TEXT_STEM, weight_files
 from .lorad.layers import detect_architecture
+from .lorad.leftovers import wanted
 from .lorad.metadata import Metadata
 from .lorad.stored import Stored, open_files
 from .schedule import OneStep
 from .single_file import LDM_CONTEXT, LDM_UNET
 from .thirdparty import DiffusersNetwork, Tokenizer
 
+logger = logging.getLogger("wadi")
+
 TOKENS = 77  # of a prompt, with its start and end
 FACTOR = 8  # pixels per latent
 PARTS = ("unet", "vae", "text_encoder")
 STEMS = {"unet": STEM, "vae": STEM, "text_encoder": TEXT_STEM}
-SUPPORTED = 'Stable Diffusion 1.5, 2.1-base and "mini"'
 
 # What the autoencoder's attention was called in folders written by diffusers before 0.18.
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
@@ -48,9 +52,10 @@ class Base:
         architecture: one of :data:`~.lorad.layers.ARCHITECTURES`.
         unet, vae, text_encoder: diffusers' and transformers' own modules, without gradients.
         tokenizer: CLIP's; ``pad`` is the token that fills up short prompts.
-        prediction_type: what the network returns; noise, where the base does not say.
+        prediction_type: what the network returns; noise, where neither the base nor its answer says.
         one_step: the schedule, where the file says that it is a one-step network itself.
-        says_prediction: whether the prediction type is the base's own word, and not only what is usual.
+        prediction_by: how the prediction type is known, to be read after "predicts v_prediction"; empty where it is
+            only what is usual.
     """
 
     name: str
@@ -62,7 +67,7 @@ class Base:
     pad: int
     prediction_type: str
     one_step: OneStep | None
-    says_prediction: bool = False
+    prediction_by: str = ""
 
     @property
     def native_size(self) -> tuple[int, int]:
@@ -132,7 +137,7 @@ def load(
     opened = {part: _open(part, source) for part in PARTS}
     networks: dict[str, DiffusersNetwork] = {}
     for part, stored in opened.items():
-        network = _empty_network(part, source.settings / part / "config.json")
+        network = empty_network(part, source.settings / part / "config.json")
         networks[part] = fill(network, _tensors(part, source, stored, network), Path(stored.source), device, dtype)
     try:
         architecture = detect_architecture(networks["unet"])
@@ -140,16 +145,21 @@ def load(
         raise refusal(source.path, str(error)) from None
     _check_parts(source.path, networks)
     tokenizer, pad = _load_tokenizer(source.settings / "tokenizer")
-    return Base(
+    one_step = _merged_one_step(source, opened["unet"])
+    said = said or (one_step.prediction_type if one_step else None)
+    loaded = Base(
         name="mini" if str(base) == "mini" else known_name(source.path),
         architecture=architecture,
         tokenizer=tokenizer,
         pad=pad,
         prediction_type=said or "epsilon",
-        says_prediction=said is not None,
-        one_step=_merged_one_step(source, opened["unet"]),
+        prediction_by="by its own settings" if said else "",
+        one_step=one_step,
         **networks,
     )
+    if said is None:
+        _ask(loaded)
+    return loaded
 
 
 def unet_shapes(base: str | os.PathLike[str], config: str | os.PathLike[str] | None = None) -> dict[str, tuple[int, ...]]:
@@ -164,7 +174,7 @@ def unet_shapes(base: str | os.PathLike[str], config: str | os.PathLike[str] | N
         tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items() if name.startswith(LDM_UNET)}
         converted = single_file.convert_unet(tensors, configs.read(source.settings / "unet" / "config.json"))
     else:
-        converted = _empty_network("unet", source.path / "unet" / "config.json").state_dict()
+        converted = empty_network("unet", source.path / "unet" / "config.json").state_dict()
     return {name: tuple(tensor.shape) for name, tensor in converted.items()}
 
 
@@ -240,25 +250,6 @@ def _architecture_of_file(path: Path, shapes: dict[str, tuple[int, ...]]) -> str
     raise refusal(path, f"no settings are known for a U-Net of these widths; supported are {SUPPORTED}")
 
 
-def _empty_network(part: str, config: Path) -> DiffusersNetwork:
-    """A network without weights, on the meta device."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    settings = configs.read(config)
-    if part == "text_encoder" and settings.get("model_type") != "clip_text_model":
-        raise refusal(config, f"a text encoder of the kind {settings.get('model_type')}, where CLIP's is needed")
-    if part == "unet" and (what := kinds.of_settings(settings)):
-        raise refusal(config, f"this is {what}; supported are {SUPPORTED}")
-    try:
-        with torch.device("meta"):
-            if part == "text_encoder":
-                return CLIPTextModel(CLIPTextConfig.from_dict(settings))
-            return (UNet2DConditionModel if part == "unet" else AutoencoderKL).from_config(settings)
-    except Exception as error:  # senseless settings can raise nearly anything, and all of it means this one thing
-        raise refusal(config, f"no network can be built from these settings: {error}") from error
-
-
 def _open(part: str, source: Source) -> Stored:
     """What holds the tensors of a part; of a single file that of all parts."""
     if source.single_file:
@@ -269,7 +260,7 @@ def _open(part: str, source: Source) -> Stored:
 
 def _tensors(part: str, source: Source, stored: Stored, network: DiffusersNetwork) -> dict[str, Tensor]:
     """The tensors of a part in today's diffusers names, as plain numbers."""
-    names = single_file.wanted(stored.names)
+    names = wanted(stored.names)
     if source.single_file:
         names = [name for name in names if name.startswith(single_file.BEGINNINGS[part])]
         if not names:
@@ -281,47 +272,6 @@ def _tensors(part: str, source: Source, stored: Stored, network: DiffusersNetwor
     if part == "vae":
         tensors = {single_file.renamed(name, OLD_ATTENTION): tensor for name, tensor in tensors.items()}
     return tensors
-
-
-def fill(network: nn.Module, tensors: dict[str, Tensor], where: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Give a network built on the meta device its weights.
-
-    Raises:
-        ValueError: a tensor is missing, has another shape, or there is one too many; one line.
-    """
-    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    # transformers 5.6 dropped the "text_model." of its CLIP text encoder; files have it or not.
-    prefix = "text_model."
-    bare = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    names = {name.removeprefix(prefix): name for name in shapes}
-    _refuse_names(where, "is missing", names.keys() - bare.keys())
-    _refuse_names(where, "has no place in the network of these settings", bare.keys() - names.keys())
-    wrong = [name for name, full in names.items() if tuple(bare[name].shape) != shapes[full]]
-    _refuse_names(where, "has another shape than the settings say", wrong)
-    if dtype == torch.float16:
-        _refuse_names(where, "is too large for float16: take bf16 or fp32", [name for name in names if _overflows(bare[name])])
-    network.load_state_dict({full: bare.pop(name).to(device, dtype) for name, full in names.items()}, assign=True)
-    for name, buffer in list(network.named_buffers()):
-        if buffer.is_meta:  # no file stores CLIP's position_ids, and on the meta device they have no values
-            parent, _, attribute = name.rpartition(".")
-            values = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
-            network.get_submodule(parent).register_buffer(attribute, values, persistent=False)
-    return network.eval().requires_grad_(False)
-
-
-def _overflows(tensor: Tensor) -> bool:
-    """Whether a number is too large for float16; of those that have been looked at already, in types that reach further."""
-    if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16) or not tensor.numel():
-        return False
-    low, high = tensor.aminmax()
-    return max(-float(low), float(high)) > torch.finfo(torch.float16).max
-
-
-def _refuse_names(where: Path, what: str, names: Iterable[str]) -> None:
-    names = sorted(names)
-    if names:
-        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-        raise refusal(where, f"these weights do not fit: {names[0]} {what}{more}")
 
 
 def _check_parts(path: Path, networks: dict[str, DiffusersNetwork]) -> None:
@@ -382,6 +332,15 @@ def prediction_type(source: Source) -> str | None:
     said, settings = declared.of_file(source.path, header.places, header.metadata), declared.of_folder(source.settings)
     # Settings that stand for many files say only what is usual; another kind has been written there on purpose.
     return said or (settings if settings != "epsilon" else None)
+
+
+def _ask(base: Base) -> None:
+    """Note what a network predicts that does not say it, as far as its answer to noise tells."""
+    answer = answer_to_noise(base.unet, base.tokenizer, base.text_encoder)
+    if answer is not None:
+        base.prediction_type, base.prediction_by = answer, "by its answer to noise"
+    if answer == "v_prediction":
+        logger.warning("%s: this base predicts %s %s; it does not say so itself", base.name, answer, base.prediction_by)
 
 
 def _merged_one_step(source: Source, unet: Stored) -> OneStep | None:

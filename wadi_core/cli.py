@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +22,7 @@ from .files import one_line
 from .output import take_any_text
 from .prompt_files import read_prompts
 from .settings import help_of
+from .sheets import ContactSheet
 
 DEFAULT_BATCH = 4
 
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _silence()
     _show_messages()
     try:
-        hub.only_named(_names(options), getattr(options, "fetches", False))
+        hub.only_named(cli_tools.named(options), getattr(options, "fetches", False))
         options.command(options)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output had enough of it
@@ -161,7 +162,7 @@ def _generate(options: argparse.Namespace) -> None:
     wanted = pipe.plan(prompts, options.seed, width=options.width, height=options.height, **steering)
     if advice := cli_control.advice(pipe, wanted[0]):
         logging.getLogger("wadi").info(advice)
-    sheet = pictures.ContactSheet()
+    sheet = ContactSheet()
     seconds, calls, left = 0.0, 0, iter(paths)
     with tqdm(total=len(wanted), unit="picture", disable=len(wanted) == 1) as bar:
         for part in pipe.run(wanted, batch, steering["control_image"]):
@@ -197,14 +198,6 @@ def _silence() -> None:
         os.environ.setdefault(name, "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-
-
-def _names(options: argparse.Namespace) -> Iterator[str]:
-    """All that a command's options name which may be on the model hub."""
-    for option in ("base", "student", "file", "lorad", "control", "embedding"):
-        value = getattr(options, option, None)
-        for name in value if isinstance(value, list) else [value] if value else []:
-            yield cli_tools.split_strength(name)[0] if option == "lorad" else name
 
 
 def _show_messages() -> None:

@@ -93,6 +93,18 @@ def adapters(entries: list[str] | None) -> list[tuple[str | Path, float]] | None
     return found
 
 
+def named(options: argparse.Namespace) -> Iterator[str]:
+    """All that a command's options name which may be on the model hub.
+
+    Raises:
+        ValueError: an adapter's strength is none; one line.
+    """
+    for option in ("base", "student", "file", "lorad", "control", "embedding"):
+        value = getattr(options, option, None)
+        for name in value if isinstance(value, list) else [value] if value else []:
+            yield split_strength(name)[0] if option == "lorad" else name
+
+
 def split_strength(entry: str) -> tuple[str, float]:
     """``FILE[:STRENGTH]`` in its two parts.
 
@@ -141,15 +153,32 @@ def progress_bar(unit: str, scale: bool = False) -> Iterator[Callable[[int, int]
 def _merge(options: argparse.Namespace) -> None:
     """Write a base with adapters merged into it."""
     from .lorad.merge import merge
+    from .lorad.weights import Weights
 
     stack = adapters(options.lorad) or []
     if not stack:
         raise ValueError('there is nothing to merge: "--lorad none" is no adapter')
-    base = hub.local(options.base, hub.BASE)
+    source = hub.local(options.base, hub.BASE)
     files = [(hub.local(name), strength) for name, strength in stack]
+    base = Weights.open(source)
+    if base.prediction_type is None:
+        base.prediction_type = _answer_of(source)
     with progress_bar("B", scale=True) as progress:
         report = merge(base, files, options.output, options.stochastic, progress)
     sys.stdout.write(f"{report.layout}: {report.layers} layers turned\n{report.output}\n")
+
+
+def _answer_of(source: hub.File) -> str | None:
+    """What a base predicts that does not say so, as far as it is a whole model that can be asked."""
+    import torch
+
+    try:
+        from . import base as bases
+
+        asked = bases.load(source, torch.device("cpu"), torch.bfloat16)
+    except (OSError, ValueError, ModuleNotFoundError):  # a network alone, PixArt, or no diffusers to ask it with
+        return None
+    return asked.prediction_type if asked.prediction_by else None
 
 
 def _convert(options: argparse.Namespace) -> None:

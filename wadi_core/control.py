@@ -18,9 +18,11 @@ from torch import Tensor
 
 from . import base as bases
 from . import configs, hub, mini, single_file
+from .building import fill
 from .files import as_text, existing_file, known_name, one_line, refusal, sha256_of_file
 from .images import name_of, plain
 from .lorad.folders import weight_files
+from .lorad.leftovers import wanted
 from .lorad.stored import Stored, open_files
 from .settings import Control
 from .thirdparty import DiffusersNetwork
@@ -98,7 +100,7 @@ def load(path: File, base: bases.Base, device: torch.device, dtype: torch.dtype)
         # This one kind says nothing of places in the picture, and its weights do not tell.
         network.register_to_config(global_pool_conditions=True)
     tensors = {name: stored.values(full) for name, full in names.items()}
-    network = bases.fill(network, _in_diffusers_names(place, tensors, network.config), place, device, dtype)
+    network = fill(network, _in_diffusers_names(place, tensors, network.config), place, device, dtype)
     name = str(wanted or path) if wanted or str(path) == "mini" else known_name(place)
     return ControlNet(name, network, sha256_of_file(files[0]))
 
@@ -126,7 +128,7 @@ def _settings_of_folder(folder: Path) -> dict[str, Any]:
 def _own_names(stored: Stored) -> dict[str, str]:
     """The ControlNet's own name of each tensor -> its name in the file, where another network may be in it too."""
     own = [name for name in stored.names if name.startswith(LDM_PREFIX)] or stored.names
-    return {name.removeprefix(LDM_PREFIX): name for name in single_file.wanted(own)}
+    return {name.removeprefix(LDM_PREFIX): name for name in wanted(own)}
 
 
 def _check_form(path: Path, shapes: Shapes, base: bases.Base) -> None:

@@ -1,10 +1,9 @@
-"""Pictures on the disk: PNG files that say how they were made, and contact sheets."""
+"""Pictures on the disk: PNG files that say how they were made."""
 
 from __future__ import annotations
 
 import base64
 import io
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,16 +15,10 @@ from .settings import PictureSettings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from PIL.ImageDraw import ImageDraw
-    from PIL.ImageFont import FreeTypeFont, ImageFont
     from torch import Tensor
 
 JSON_KEY = "wadi"  # text chunk with the settings as JSON
 TEXT_KEY = "parameters"  # the same for people and A1111-style readers
-CELL = 256  # pixels: a contact sheet shows nothing larger
-SHEET_LIMIT = 16384  # pixels of its longer side
-CAPTION_HEIGHT = 16
-MARGIN = 4
 THUMBNAIL = 256  # pixels
 
 
@@ -128,57 +121,3 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     if path.suffix.lower() != ".png":
         raise ValueError(one_line(f"{path}: pictures are written as PNG: the name must end in .png"))
     files.check_writable(path, makes_folders=True)
-
-
-class ContactSheet:
-    """Collects small copies of pictures and draws them in one, row by row, a caption under each."""
-
-    def __init__(self) -> None:
-        self._cells: list[tuple[Image, str]] = []
-
-    def add(self, picture: Image, caption: str = "") -> None:
-        """Take one more picture; only a copy of at most 256 pixels is kept."""
-        small = picture.copy()
-        small.thumbnail((CELL, CELL))
-        self._cells.append((small, caption))
-
-    def draw(self, columns: int | None = None) -> Image:
-        """The sheet.
-
-        Args:
-            columns: pictures in a row; by default about as many as there are rows.
-
-        Raises:
-            ValueError: there are no pictures.
-        """
-        from PIL import Image, ImageDraw, ImageFont
-
-        if not self._cells:
-            raise ValueError("a contact sheet needs at least one picture")
-        columns = columns or math.ceil(math.sqrt(len(self._cells)))
-        rows = math.ceil(len(self._cells) / columns)
-        below = CAPTION_HEIGHT if any(caption for _, caption in self._cells) else 0
-        room = SHEET_LIMIT // max(columns, rows) - MARGIN - below
-        side = max(1, min(room, max(max(picture.size) for picture, _ in self._cells)))
-        width, height = side + MARGIN, side + MARGIN + below
-        sheet = Image.new("RGB", (MARGIN + columns * width, MARGIN + rows * height), "white")
-        pen, font = ImageDraw.Draw(sheet), ImageFont.load_default()
-        for index, (picture, caption) in enumerate(self._cells):
-            left, top = MARGIN + index % columns * width, MARGIN + index // columns * height
-            if max(picture.size) > side:
-                picture = picture.copy()
-                picture.thumbnail((side, side))
-            sheet.paste(picture, (left + (side - picture.width) // 2, top + (side - picture.height) // 2))
-            if below:
-                pen.text((left, top + side + 2), _shortened(caption, side, pen, font), fill="black", font=font)
-        return sheet
-
-
-def _shortened(caption: str, width: int, pen: ImageDraw, font: FreeTypeFont | ImageFont) -> str:
-    """As much of a caption as fits; the built-in font knows Latin letters only."""
-    text = " ".join(caption.split()).encode("latin-1", "replace").decode("latin-1")
-    if pen.textlength(text, font=font) <= width:
-        return text
-    while text and pen.textlength(text + "...", font=font) > width:
-        text = text[:-1]
-    return text + "..."

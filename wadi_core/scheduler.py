@@ -30,6 +30,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from torch import Tensor, nn
 
+from .answer import answer_to_noise
 from .lorad.adapter import Fused, LoRaD, Match, fuse
 from .lorad.linear import rotated_layers
 from .schedule import INPUT_SCALES, PREDICTION_TYPES, OneStep
@@ -232,6 +233,8 @@ def load_lorad(pipe: Any, lorad: LoRaD | str | os.PathLike[str], adapter_name: s
     match = adapter.matched(network)
     match.check()
     schedule = adapter.one_step
+    if schedule and not loaded:
+        _check_prediction(pipe, schedule)
     for name, other in loaded.items():
         if name != adapter_name and schedule and other.one_step and other.one_step != schedule:
             raise ValueError(f"the LoRaD {name!r} has another one-step schedule, so the two cannot be used together")
@@ -239,6 +242,20 @@ def load_lorad(pipe: Any, lorad: LoRaD | str | os.PathLike[str], adapter_name: s
     loaded[adapter_name] = adapter
     _follow_schedule(pipe)
     return match
+
+
+def _check_prediction(pipe: Any, schedule: OneStep) -> None:
+    """Raises ValueError if a one-step LoRaD is for a network that returns something else.
+
+    The scheduler of a pipeline that was made from a single file says what is usual, so the network itself is asked.
+    """
+    network = network_of(pipe)
+    if type(network).__name__ != "UNet2DConditionModel" or network.conv_in.in_channels != 4:
+        return
+    returned = answer_to_noise(network, getattr(pipe, "tokenizer", None), getattr(pipe, "text_encoder", None))
+    if returned not in (None, schedule.prediction_type):
+        said = f"predicts {returned} by its answer to noise"
+        raise ValueError(f"this network {said}, and the one-step weights are for {schedule.prediction_type}")
 
 
 def _follow_schedule(pipe: Any) -> None:

@@ -28,7 +28,6 @@ from benchmarks import report
 from benchmarks.quality import distances
 from benchmarks.quality.sets import Generated, Real, Source, digest, grain_seeds, images_of, measured
 from benchmarks.quality.streams import Stream
-from trainer.engine.logs import contact_sheet
 from trainer.evaluation.efficientnet import load_lite
 from trainer.evaluation.features import LiteFeatures
 from trainer.mini import scenes
@@ -39,6 +38,7 @@ from wadi_core import base as bases
 from wadi_core.control import ControlNet, Steered, Steering, load
 from wadi_core.output import take_any_text
 from wadi_core.pictures import to_pictures
+from wadi_core.sheets import contact_sheet
 
 TOLERANCES = (1, 2)  # pixels
 FEATURES = 1280

@@ -33,7 +33,6 @@ from benchmarks import report
 from benchmarks.quality import distances
 from benchmarks.quality.sets import Generated, Real, Source, grain_seeds, images_of, measured
 from benchmarks.quality.streams import Stream
-from trainer.engine.logs import contact_sheet
 from trainer.evaluation.efficientnet import load_lite
 from trainer.evaluation.features import GRAIN, LiteFeatures
 from trainer.mini import scenes
@@ -41,6 +40,7 @@ from wadi_core import OneStepPipeline, highres, mini
 from wadi_core import base as bases
 from wadi_core.output import take_any_text
 from wadi_core.pictures import to_pictures, to_tensor
+from wadi_core.sheets import contact_sheet
 
 SCALE = 2  # of the large pictures against the native ones that they are compared with
 FEATURES = 1280

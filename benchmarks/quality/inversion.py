@@ -36,7 +36,6 @@ from benchmarks.quality.degraded_scenes import Rough
 from benchmarks.quality.localisation import STARTS, WINDOW, located
 from benchmarks.quality.sets import Generated, Real, Source, grain_seeds, images_of, measured
 from benchmarks.quality.streams import Stream, write_examples
-from trainer.engine.logs import contact_sheet
 from trainer.evaluation.efficientnet import load_lite
 from trainer.evaluation.features import LiteFeatures
 from trainer.mini import scenes
@@ -44,6 +43,7 @@ from wadi_core import OneStepPipeline, mini
 from wadi_core.embeddings import Embedding
 from wadi_core.output import take_any_text
 from wadi_core.pictures import to_pictures
+from wadi_core.sheets import contact_sheet
 
 EXAMPLE_PAIRS, EXAMPLES_EACH = 5, 2
 APART = 40  # pixels between the centres of two objects that stand side by side, or one over the other

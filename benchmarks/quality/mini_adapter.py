@@ -27,7 +27,6 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks import report
-from trainer.engine.logs import contact_sheet
 from trainer.mini.teacher import SHEET_CAPTIONS
 from wadi_core import LoRaD, OneStepPipeline, mini
 from wadi_core import base as bases
@@ -39,6 +38,7 @@ from wadi_core.lorad.weights import Weights
 from wadi_core.output import take_any_text
 from wadi_core.pictures import to_pictures
 from wadi_core.pipeline import noise
+from wadi_core.sheets import contact_sheet
 
 RANKS = (4, 8, 16, 32, 64, 96)
 CALLS = 64  # pictures over which the network's error is measured

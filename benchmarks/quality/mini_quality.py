@@ -28,7 +28,6 @@ from benchmarks.quality import distances
 from benchmarks.quality.degraded_scenes import Rough
 from benchmarks.quality.sets import Generated, Real, Reconstructed, Source, feature_set, images_of
 from benchmarks.quality.streams import Stream
-from trainer.engine.logs import contact_sheet
 from trainer.evaluation.efficientnet import load_lite
 from trainer.evaluation.features import LiteFeatures
 from trainer.models.placement import set_attention
@@ -36,6 +35,7 @@ from wadi_core import OneStepPipeline, mini
 from wadi_core import base as bases
 from wadi_core.output import take_any_text
 from wadi_core.pictures import to_pictures
+from wadi_core.sheets import contact_sheet
 
 SOURCES = ("rough", "autoencoder", "teacher", "teacher-one-step", "student")
 DIVERSITY = Stream("diversity", 500_000_000, noises=8)

@@ -35,7 +35,6 @@ from benchmarks.quality.degraded_scenes import Rough
 from benchmarks.quality.sets import Generated, feature_set, images_of
 from benchmarks.quality.streams import Stream, write_examples
 from trainer.data.picture_files import fingerprint, pictures_in
-from trainer.engine.logs import contact_sheet
 from trainer.evaluation.efficientnet import load_lite
 from trainer.evaluation.features import LiteFeatures
 from trainer.evaluation.retrieval import Prototypes
@@ -50,6 +49,7 @@ from wadi_core.lorad.checkpoint import read_header, read_tensors
 from wadi_core.lorad.layers import adapter_key, linear_shapes, student_layers
 from wadi_core.output import take_any_text
 from wadi_core.pictures import to_pictures, to_tensor
+from wadi_core.sheets import contact_sheet
 
 PRESET = Path(__file__).resolve().parents[2] / "trainer" / "configs" / "personalize-mini.yaml"
 EXAMPLES, SUBJECTS, WORD = 10, 4, "sks"

@@ -16,7 +16,7 @@ import torch
 from pipeline_kit import Kit, count_calls, equal, make_kit, weights_of
 from torch import Tensor
 
-from wadi_core import LoRaD, OneStepPipeline, configs
+from wadi_core import LoRaD, OneStepPipeline, building, configs
 from wadi_core import base as bases
 from wadi_core.lorad import Metadata, checkpoint
 from wadi_core.lorad.checkpoint import write_safetensors
@@ -65,11 +65,9 @@ def test_the_names_that_old_folders_give_to_the_autoencoders_attention(sd15: Kit
 @pytest.mark.parametrize("architecture", ["sd15", "sd21", "wadi-mini"])
 def test_a_full_size_single_file_is_recognised_from_its_header(architecture: str, tmp_path: Path) -> None:
     """All names and shapes of a whole U-Net, through diffusers' converter and back, without its gigabytes."""
-    settings = configs.read(configs.folder(architecture) / "unet" / "config.json")
-    shapes = {
-        name: tuple(t.shape)
-        for name, t in bases._empty_network("unet", configs.folder(architecture) / "unet" / "config.json").state_dict().items()
-    }
+    config = configs.folder(architecture) / "unet" / "config.json"
+    settings = configs.read(config)
+    shapes = {name: tuple(t.shape) for name, t in building.empty_network("unet", config).state_dict().items()}
     file = tmp_path / "big.safetensors"
     header, end = {}, 0
     for name, shape in shapes.items():

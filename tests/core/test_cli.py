@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from wadi_core import LoRaD, cli, cli_tools, mini, pictures
+from wadi_core import LoRaD, cli, cli_tools, mini, pictures, sheets
 from wadi_core.lorad import Metadata
 from wadi_core.lorad.checkpoint import write_safetensors
 
@@ -102,7 +102,7 @@ def test_many_prompts_from_arguments_and_a_file(run: Run, place: Path, tmp_path:
     said = [pictures.read_settings(path) for path in paths]
     assert [(one.prompt, one.seed) for one in said] == [("a dog", 10), ("a cat", 11), ("zwei Eulen – 日本", 12)]
     with Image.open(printed[-1]) as sheet:
-        assert sheet.size == (4 + 2 * 76, 4 + 2 * (76 + pictures.CAPTION_HEIGHT))
+        assert sheet.size == (4 + 2 * 76, 4 + 2 * (76 + sheets.LINE))
     assert "3/3" in result.error  # the progress bar
     assert sorted(one.name for one in tmp_path.iterdir()) == ["all", *(path.name for path in paths), "prompts.txt"]
 

@@ -6,12 +6,14 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import lorad_networks as nets
 import networks
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wadi_core import LoRaD, cli
 from wadi_core.lorad.adapter import fuse
@@ -151,6 +153,35 @@ def test_statistics_of_angles() -> None:
     found = angle_statistics([(torch.tensor([[1.0]]), torch.tensor([[3.0, -1.0]])), (torch.zeros(1, 1), torch.ones(1, 2))])
     assert (found.mean, found.max, found.beyond) == (1.0, 3.0, 0.25)
     assert found.rms == pytest.approx(2.5**0.5)
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many numbers the largest result had."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and "split" not in str(func):
+            self.numbers = max(self.numbers, result.numel())
+        return result
+
+
+def test_statistics_of_large_layers_take_some_rows_at_a_time() -> None:
+    a, b = torch.randn(6000, 2), torch.randn(2, 4000)
+    whole = (a @ b).abs()
+    with Largest() as largest:
+        found = angle_statistics([(a, b)])
+    assert largest.numbers <= 1 << 22 < whole.numel()
+    assert found.mean == pytest.approx(float(whole.mean()), rel=1e-4) and found.max == pytest.approx(float(whole.max()))
+
+
+def test_a_small_file_that_claims_huge_layers_is_refused(run, tmp_path: Path) -> None:
+    layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    factors = {layer: (torch.ones(400_000, 1), torch.ones(1, 400_000))}
+    LoRaD(factors).save(tmp_path / "huge.safetensors")
+    status, out, error = run("inspect", tmp_path / "huge.safetensors")
+    assert (status, out) == (1, "") and "160,000,000,000 angles in all, more than any network" in error
 
 
 def test_refusals_are_one_line_and_nothing_is_written(run, tmp_path: Path, place: Path, monkeypatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pipeline_kit import largest_difference
 
-from wadi_core import LoRaD, OneStepPipeline, configs, mini
+from wadi_core import LoRaD, OneStepPipeline, building, configs, mini
 from wadi_core import base as bases
 from wadi_core.pipeline import noise
 
@@ -56,7 +56,7 @@ def test_one_copy_of_the_vocabulary_serves_all() -> None:
 
 def test_parameters_of_the_networks_stay_in_the_budget() -> None:
     folder = configs.folder("wadi-mini")
-    made = [bases._empty_network(part, folder / part / "config.json") for part in bases.PARTS]
+    made = [building.empty_network(part, folder / part / "config.json") for part in bases.PARTS]
     assert 2 * sum(p.numel() for network in made for p in network.parameters()) < BUDGET
 
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from wadi_core import pictures, schedule, settings
+from wadi_core import pictures, schedule, settings, sheets
 from wadi_core.settings import Adapter, PictureSettings, Settings
+from wadi_core.sheets import ContactSheet
 
 FULL = PictureSettings(
     prompt="a cat, and: a dog",
@@ -224,25 +225,39 @@ def test_where_pictures_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_contact_sheets() -> None:
-    sheet = pictures.ContactSheet()
+    sheet = ContactSheet()
     with pytest.raises(ValueError, match="at least one picture"):
         sheet.draw()
     colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (90, 90, 90), (0, 120, 120)]
     for colour in colours:
         sheet.add(Image.new("RGB", (512, 256), colour), "ein sehr langer Text über 日本 " * 20)
     drawn = sheet.draw(columns=3)
-    cell = pictures.CELL + pictures.MARGIN
-    assert drawn.size == (4 + 3 * cell, 4 + 2 * (cell + pictures.CAPTION_HEIGHT))
+    cell = sheets.CELL + sheets.MARGIN
+    assert drawn.size == (4 + 3 * cell, 4 + 2 * (cell + sheets.LINE))
     for index, colour in enumerate(colours):
         row, column = divmod(index, 3)
-        middle = (4 + column * cell + 128, 4 + row * (cell + pictures.CAPTION_HEIGHT) + 128)
+        middle = (4 + column * cell + 128, 4 + row * (cell + sheets.LINE) + 128)
         assert drawn.getpixel(middle) == colour
     assert drawn.getpixel((drawn.width - 60, drawn.height - 60)) == (255, 255, 255)
 
 
+def test_a_sheet_with_words_beside_the_rows() -> None:
+    red, blue = Image.new("RGB", (64, 48), (200, 0, 0)), Image.new("RGB", (64, 48), (0, 0, 200))
+    words = ["ein Hund 犬 auf einem sehr langen Weg nach Hause und zurück", ""]
+    sheet = sheets.contact_sheet([[red, blue], [blue]], words, ["one 一", "two"])
+    left, top = sheets.MARGIN + sheets.BESIDE, sheets.MARGIN + sheets.TITLE
+    assert sheet.size == (left + 2 * 68, top + 2 * 52)
+    assert sheet.getpixel((left + 68 + 32, top + 24)) == (0, 0, 200) == sheet.getpixel((left + 32, top + 52 + 24))
+    assert sheet.getpixel((left + 68 + 32, top + 52 + 24)) == (255, 255, 255)
+    for box in ((0, top, left, top + 48), (left, 0, left + 60, top)):
+        assert min(sheet.crop(box).convert("L").getextrema()) < 128
+    with pytest.raises(ValueError, match="at least one picture"):
+        sheets.contact_sheet([[]])
+
+
 def test_a_sheet_of_many_pictures_stays_a_picture() -> None:
-    sheet = pictures.ContactSheet()
+    sheet = ContactSheet()
     for _ in range(400):
         sheet.add(Image.new("RGB", (128, 128)))
     assert sheet.draw().size == (4 + 20 * 132, 4 + 20 * 132)
-    assert max(sheet.draw(columns=400).size) <= pictures.SHEET_LIMIT
+    assert max(sheet.draw(columns=400).size) <= sheets.LIMIT

@@ -351,3 +351,29 @@ def test_a_base_with_senseless_metadata_is_refused(state, lorad, tmp_path):
         stack,
         "o.safetensors",
     )
+
+
+CONVOLUTION, ENTRY = "middle_block.0.in_layers.2.weight", "input_blocks.0.0.weight"
+UNKNOWN_NUMBERS = {
+    "int8": (CONVOLUTION, lambda t: t.mul(127).to(torch.int8), "weight is stored as int8"),
+    "e4m3 codes": (CONVOLUTION, lambda t: (t / t.abs().max() * 448).to(torch.float8_e4m3fn), "codes without their scale"),
+    "bool bias": ("middle_block.0.in_layers.2.bias", lambda t: t > 0, "bias is stored as bool"),
+    "inpainting": (ENTRY, lambda t: t.repeat(1, 3, 1, 1)[:, :9], "a U-Net for inpainting"),
+    "depth": (ENTRY, lambda t: t.repeat(1, 2, 1, 1)[:, :5], "a U-Net with depth"),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN_NUMBERS)
+@pytest.mark.parametrize("part", ["model.diffusion_model.", ""], ids=["ldm", "bare"])
+def test_what_generate_would_refuse_is_not_copied(kind, part, lorad, state, tmp_path):
+    name, change, message = UNKNOWN_NUMBERS[kind]
+    content = {key.replace("model.diffusion_model.", part): t for key, t in ldm_state(state, SMALL_LINEAR).items()}
+    write_safetensors(tmp_path / "base.safetensors", {**content, part + name: change(content[part + name])})
+    refused(ValueError, message, tmp_path, tmp_path / "base.safetensors", [(lorad, 1.0)], tmp_path / "o.safetensors")
+
+
+def test_whole_numbers_that_say_nothing_are_copied(lorad, state, tmp_path):
+    ids = {"cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None]}
+    write_safetensors(tmp_path / "base.safetensors", {**ldm_state(state, SMALL_LINEAR), **ids})
+    merge(tmp_path / "base.safetensors", [(lorad, 1.0)], tmp_path / "o.safetensors")
+    assert {key: t for key, t in load(tmp_path / "o.safetensors").items() if key in ids}[next(iter(ids))].dtype == torch.int64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -215,6 +216,29 @@ def test_what_is_wrong_is_said_in_one_line(words, message, real: Path, prompts: 
     lines = [line for line in error.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and message in lines[0]
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("words", "online"),
+    [
+        (("--base", "mini", "--lorad", "org/adapters:one-step.safetensors"), True),
+        (("--base", "mini", "--lorad", "org/adapters:one-step.safetensors:0.5"), True),
+        (("--base", "org/base"), True),
+        (("--base", "mini", "--lorad", "one-step.safetensors:0.5"), False),
+    ],
+)
+def test_the_hub_is_asked_for_every_name_of_it(words, online: bool, real: Path, prompts: Path, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if not k.startswith("HF_HUB")})
+    rest = ("--real", str(real), "--prompts", str(prompts), "-o", str(tmp_path / "out"), "--device", "abacus")
+    assert run(*words, *rest) == 1
+    assert ("HF_HUB_OFFLINE" not in os.environ) == online
+
+
+def test_a_strength_that_is_none_is_said_in_one_line(real: Path, prompts: Path, tmp_path: Path, capsys) -> None:
+    words = ("--base", "mini", "--lorad", "mini:0,8", "--real", str(real), "--prompts", str(prompts))
+    assert run(*words, "-o", str(tmp_path / "out")) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: mini:0,8: ") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from torch import Tensor
 from training import small_base, tiny, write_prompts
 
 from trainer.distill.adversary import Head
-from trainer.distill.distillation import FAKE_LR_RULES, Distillation
+from trainer.distill.distillation import Distillation
 from trainer.distill.losses import F_WEIGHTS, LOSSES, Scores, f_weight
+from trainer.distill.rates import FAKE_LR_RULES
 from trainer.distill.roles import FAKE, STUDENT, TEACHER
 from trainer.distill.vsd import Recipe, student_loss
 from trainer.engine.optim import scheduled_lr

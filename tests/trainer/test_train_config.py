@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import answering
 import pytest
 import yaml
 from networks import make_networks, small_settings, states, write_base, write_settings, write_single_file
@@ -207,18 +208,15 @@ def test_a_base_that_predicts_v_asks_for_the_setting(wrong, base: Path, prompts:
     assert "set prediction_type=epsilon" in wrong(prediction_type="v_prediction")
 
 
-def test_a_single_file_that_predicts_v_is_found_out(wrong, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainer.models import base_models
-
-    folder = write_settings(tmp_path / "small", "sd21", small_settings("sd21"))
-    file = write_single_file(tmp_path / "768.safetensors", states(make_networks(folder)), folder)
-    monkeypatch.setattr(base_models, "detect_architecture", lambda network: "sd21")  # as which the whole one would be known
-    # With weights at random it answers noise with anything but that noise, as one does that predicts v.
-    told = wrong(base=file, base_config=folder)
-    assert "predicts v_prediction by its answer to noise: set prediction_type=v_prediction" in told
-    monkeypatch.setattr(base_models.StableDiffusion, "call", staticmethod(lambda network, x, t, condition: 0.9 * x))
-    refused = wrong(base=file, base_config=folder, prediction_type="v_prediction")
-    assert "set prediction_type=epsilon" in refused
+def test_a_single_file_is_asked_what_it_predicts(wrong, tmp_path: Path) -> None:
+    changes = small_settings("sd15")
+    folder = write_settings(tmp_path / "small", "sd15", {**changes, "unet": {**changes["unet"], **answering.SETTINGS}})
+    made = make_networks(folder)
+    for kind, other in (("v_prediction", "epsilon"), ("epsilon", "v_prediction")):
+        answering.answer_as(made["unet"], kind)
+        file = write_single_file(tmp_path / f"{kind}.safetensors", states(made), folder)
+        told = wrong(base=file, base_config=folder, prediction_type=other)
+        assert f"predicts {kind} by its answer to noise: set prediction_type={kind}" in told
 
 
 def test_a_base_that_predicts_something_else_is_refused(wrong, base: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from training import small_base, tiny, write_prompts
 
 from trainer.distill.session import train
 from trainer.engine.logs import LossTable, Progress, duration, step_seconds
+from trainer.mini import controlnet
 
 FIGURES = {"student_loss": "0.123", "fake_loss": "1.23", "img/s": "12.3", "GB": "10.1"}
 
@@ -54,6 +55,18 @@ def test_without_a_terminal_progress_is_plain_lines(
     assert "\r" not in capfd.readouterr().err
     table = {row["step"] for row in LossTable(tmp_path / "losses.csv", 6).rows}
     assert table == {2, 4, 6} and step_seconds(tmp_path) > 0
+
+
+def test_the_scripts_of_the_mini_model_tell_it_in_lines_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(controlnet, "SHARD", 512)
+    with caplog.at_level(logging.INFO, logger="wadi"):
+        controlnet.make_maps(0, tmp_path / "shard-000.safetensors")
+    told = [record.message for record in caplog.records]
+    assert told[0] == "shard-000.safetensors: drawing and finding edges"
+    assert re.fullmatch(r"scene 512 of 512: [\d.e-]+ s/scene, 0 s left", told[-1])
+    assert capfd.readouterr().err == ""
 
 
 def test_a_finished_run_says_so_and_goes_on_if_more_is_wanted(

@@ -77,6 +77,30 @@ def test_the_first_signal_says_what_happens_and_a_second_one_leaves(capfd: pytes
     assert capfd.readouterr().err == f"\nfinishing this step, {SAID}"
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+def test_a_closed_terminal_is_one_request_however_often_it_is_told(capfd: pytest.CaptureFixture) -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    with stop_signals() as stop:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.caught == [signal.SIGHUP]
+        with pytest.raises(Left):
+            signal.raise_signal(signal.SIGTERM)
+    assert capfd.readouterr().err == f"\nfinishing this step, {SAID}"
+    assert signal.getsignal(signal.SIGHUP) == before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+def test_under_nohup_a_closed_terminal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_what_a_launcher_hands_on_is_the_same_signal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with stop_signals(tell=False) as stop:

@@ -107,10 +107,10 @@ def test_a_sheet_has_captions_a_teacher_and_prompts_of_ones_own(base: Path, prom
     session = DistillationSession(Distillation(config))
     sheet = session.sheet()
     assert session.prompts == ["a green cat", "a blue dog"]
-    assert sheet.size == (190 + 3 * (64 + 4), 22 + 2 * (64 + 4))  # captions, three columns; titles, two rows
+    assert sheet.size == (194 + 3 * (64 + 4), 26 + 2 * (64 + 4))  # captions, three columns; titles, two rows
     pixels = np.asarray(sheet)
     (first,) = session.run.teacher_pictures(["a green cat"], [0], 2)
-    assert np.array_equal(pixels[22 : 22 + 64, 190 : 190 + 64], np.asarray(first))
+    assert np.array_equal(pixels[26 : 26 + 64, 194 : 194 + 64], np.asarray(first))
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +18,12 @@ from wadi_core.schedule import OneStep
 
 from ..data import random_draws
 from ..data.prompts import MINI, Prompts
-from ..engine.checkpoints import DamagedCheckpoint, check_like, check_same, damage_told, random_state, restore_random_state
 from ..engine.optim import (
     NonFiniteGuard,
     OptimizerStep,
     all_finite,
     decay_left,
     make_optimizer,
-    scheduled_lr,
 )
 from ..engine.processes import Processes
 from ..engine.signals import StepAbandoned, go_on
@@ -36,10 +33,11 @@ from ..models.condition import Condition
 from ..models.diffusion import Noising, anchor_loss, teacher_pictures
 from ..models.placement import autocast_type, place, working_type
 from ..settings.distillation import TrainConfig
-from ..settings.fields import settings_before
 from .adversary import ADVERSARY, Adversary, real_pictures
 from .embedding_cache import EmbeddingCache
 from .losses import f_weight
+from .rates import learning_rate
+from .resuming import Resumable
 from .roles import FAKE, STUDENT, TEACHER, Roles, first_factors, layers_of_roles
 from .vsd import Recipe, fake_loss, generate, student_loss
 
@@ -47,19 +45,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 logger = logging.getLogger("wadi")
-
-# Settings with which a run cannot go on if they change.
-FIXED = ("adapter", "fake_adapter", "student_rank", "fake_rank", "optimizer", "seed", "resolution", "prediction_type")
-# Settings that change nothing of what is learned.
-HARMLESS = (
-    *("version", "output", "name", "license", "steps", "device", "resume", "start_from", "base_config"),
-    *("save_every", "keep_last", "keep_every", "save_lorad", "max_skipped", "embedding_cache", "offload"),
-    *("log_every", "sheet_every", "sheet_prompts", "sheet_teacher_steps", "tensorboard", "wandb", "wandb_project", "webhook"),
-    *("evaluate_every", "evaluate_count", "evaluate_prompts", "reference", "extractor", "inception", "clip", "best_by"),
-    *("patience", "push_to_hub"),
-)
-
-FAKE_LR_RULES = {"same": lambda updates: 1.0, "sqrt": math.sqrt, "split": float}  # what fake_lr is divided by
 
 
 def read_prompts(config: TrainConfig) -> Prompts:
@@ -84,7 +69,7 @@ class Sample:
     condition: Condition
 
 
-class Distillation:
+class Distillation(Resumable):
     """A run: the network in its three roles, two optimizers, and everything a checkpoint must hold.
 
     Args:
@@ -222,21 +207,10 @@ class Distillation:
         self.roles.activate(role)  # what checkpointing computes again must be computed in this role
         self.updaters[role].backward(loss)
 
-    def _rate(self, role: str) -> float:
-        """A role's learning rate in this step."""
-        config = self.config
-        if role == ADVERSARY:
-            return config.adversary_lr
-        fake = role == FAKE
-        rate = config.fake_lr / FAKE_LR_RULES[config.fake_lr_rule](config.fake_updates) if fake else config.student_lr
-        shape = config.fake_lr_schedule if fake else config.lr_schedule
-        start = 0 if fake else config.fake_head_start
-        return scheduled_lr(rate, self.step, config.steps, config.warmup, config.decay_steps, start, shape, config.lr_end)
-
     def _update(self, role: str, log: list[dict[str, Tensor]]) -> dict[str, float]:
         """Take the step of a role, unless a number is NaN or Inf; returns what to log, averaged over all samples."""
         updater = self.updaters[role]
-        updater.set_lr(self._rate(role))
+        updater.set_lr(learning_rate(self.config, role, self.step))
         values = {name: torch.stack([entry[name] for entry in log]).cpu().double().mean() for name in log[0]}
         means = self.processes.mean(values | {f"{role}_norm": updater.clipped_norm()})
         finite = means.pop("nonfinite", 0.0) == 0.0 and all_finite(list(means.values()))
@@ -416,69 +390,6 @@ class Distillation:
             z = noise(seeds[part], *self.size).to(self.device, self.dtype)
             made += self.model.decode(draw(z, self.encode(prompts[part])))
         return made
-
-    def state(self) -> dict[str, Any]:
-        """All that the run needs to go on bit for bit. With several processes all of them have to ask for it."""
-        return {
-            "step": self.step,
-            "settings": dataclasses.asdict(self.config),
-            "base_sha256": self.model.base_sha256,
-            "architecture": self.model.architecture,
-            "one_step": dataclasses.asdict(self.one_step),
-            "size": list(self.size),
-            "student": self.roles.state(STUDENT),
-            "fake": self.roles.state(FAKE),
-            "average": self.average,
-            "updaters": {role: updater.state() for role, updater in self.updaters.items()},
-            "skipped": self.guard.state(),
-            "random": self.processes.gather(random_state()),
-            "prompts": self.prompts.state(),
-        } | ({} if self.adversary is None else {ADVERSARY: self.adversary.state()})
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            DamagedCheckpoint: something in it is missing, or of another type or shape than here.
-            ValueError: it belongs to a run of another shape. Both with one line.
-        """
-        if missing := sorted({"base_sha256", "settings", "prompts", STUDENT, FAKE} - set(state)):
-            raise DamagedCheckpoint(f"this checkpoint is not of a distillation: it has no {missing[0]}")
-        with damage_told():
-            before = settings_before(self.config, state["settings"])
-        if state["base_sha256"] != self.model.base_sha256:
-            raise ValueError(f"{self.output} holds a run on another base; choose another output folder")
-        now = dataclasses.asdict(self.config)
-        check_same(before, now, FIXED, self.output)
-        with damage_told():
-            digest = state["prompts"]["digest"]
-        self.prompts.check(digest)
-        with damage_told():
-            self._take_over(state)
-        changed = [f"{name} {before[name]} -> {now[name]}" for name in now if now[name] != before[name]]
-        if changed := [text for text in changed if text.partition(" ")[0] not in HARMLESS]:
-            logger.warning("the run goes on with other settings than before: %s", ", ".join(changed))
-
-    def _take_over(self, state: Mapping[str, Any]) -> None:
-        """Everything of a checkpoint that is of this run."""
-        for role in (STUDENT, FAKE):
-            check_like(state[role], self.roles.adapters[role].parameters, role)
-            self.roles.load_state(role, state[role])
-        if self.config.ema:
-            average = state["average"] or state[STUDENT]
-            check_like(average, self.average, "average")
-            self.average = {name: value.to(self.average[name], copy=True) for name, value in average.items()}
-        if self.adversary is not None and ADVERSARY in state:  # else it begins here
-            check_like(state[ADVERSARY], self.adversary.state(), ADVERSARY)
-            self.adversary.head.load_state_dict(state[ADVERSARY])
-        for role, updater in self.updaters.items():
-            if role != ADVERSARY or ADVERSARY in state:
-                updater.load_state(state["updaters"][role])
-        self.guard.load_state(state["skipped"])
-        self.prompts.load_state(state["prompts"])
-        self.step = state["step"]
-        if self.processes.rank < len(state["random"]):
-            restore_random_state(state["random"][self.processes.rank])
 
     def student(self) -> Adapter:
         """The student's adapter."""

@@ -40,7 +40,7 @@ from ..models.condition import Condition
 from ..models.placement import set_attention
 from ..settings.distillation import TrainConfig
 from ..settings.fields import load
-from .distillation import HARMLESS
+from .resuming import HARMLESS
 
 GB = 1e9
 STORED = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "nf4": 0.5625, "fp64": 8.0}  # bytes a number

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from wadi_core import pictures
+from wadi_core.sheets import contact_sheet
 
 from ..data.prompts import PromptList
-from ..engine.logs import LossTable, contact_sheet
+from ..engine.logs import LossTable
 from ..engine.session import Session, run_session
 from ..engine.trackers import Trackers, WeightsAndBiases
 from ..models.adapters import LoRaDAdapter

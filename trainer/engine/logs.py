@@ -1,4 +1,4 @@
-"""Looking at a run: its progress, a table of losses and their curve, sheets of samples."""
+"""Looking at a run: its progress, a table of losses and their curve, events for TensorBoard."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from tqdm import tqdm
 
 from wadi_core.files import atomic_write
@@ -36,18 +36,19 @@ class Progress:
         steps: of the whole run.
         start: of them were done before.
         shown: say anything at all.
+        unit: what is counted.
         file: a stream other than stderr.
     """
 
-    def __init__(self, steps: int, start: int = 0, shown: bool = True, file: TextIO | None = None) -> None:
-        self.steps, self.start, self.step = steps, start, start
+    def __init__(self, steps: int, start: int = 0, shown: bool = True, unit: str = "step", file: TextIO | None = None) -> None:
+        self.steps, self.start, self.step, self.unit = steps, start, start, unit
         self.began = time.monotonic()
         file = file or sys.stderr
         self._shown = shown
         self._bar: tqdm | None = None
         if shown and start < steps and file is not None and file.isatty():
             width, shape, _ = self._layout({})
-            self._bar = tqdm(total=steps, initial=start, unit="step", mininterval=2, file=file, ncols=width, bar_format=shape)
+            self._bar = tqdm(total=steps, initial=start, unit=unit, mininterval=2, file=file, ncols=width, bar_format=shape)
 
     def __enter__(self) -> Progress:
         return self
@@ -57,10 +58,10 @@ class Progress:
             self._bar.close()
 
     def update(self, step: int) -> None:
-        """One more step is done."""
-        self.step = step
+        """So many steps are done."""
         if self._bar is not None:
-            self._bar.update()
+            self._bar.update(step - self.step)
+        self.step = step
 
     def tell(self, figures: Mapping[str, str]) -> None:
         """Show figures of the last steps, beside the bar or in a line."""
@@ -70,13 +71,17 @@ class Progress:
         elif self._shown:
             seconds = (time.monotonic() - self.began) / max(1, self.step - self.start)
             words = [f"{name} {value}" for name, value in figures.items()]
-            words += [f"{seconds:.3g} s/step", f"{duration(seconds * (self.steps - self.step))} left"]
-            logger.info("step %d of %d: %s", self.step, self.steps, ", ".join(words))
+            words += [f"{seconds:.3g} s/{self.unit}", f"{duration(seconds * (self.steps - self.step))} left"]
+            logger.info("%s %d of %d: %s", self.unit, self.step, self.steps, ", ".join(words))
+
+    def tell_numbers(self, values: Mapping[str, float]) -> None:
+        """:meth:`tell` with numbers."""
+        self.tell({name: f"{value:.4g}" for name, value in values.items()})
 
     def _layout(self, figures: Mapping[str, str]) -> tuple[int, str | None, str]:
         """Columns of the terminal, the shape of the bar, and as many figures as leave it room."""
         width = shutil.get_terminal_size().columns
-        room = width - BAR - len(f"100%|| {self.steps}/{self.steps} [00:00:00<00:00:00, 00.00step/s]")
+        room = width - BAR - len(f"100%|| {self.steps}/{self.steps} [00:00:00<00:00:00, 00.00{self.unit}/s]")
         chosen: list[str] = []
         for name, value in figures.items():
             if len(", ".join(["", *chosen, f"{name}={value}"])) > room:
@@ -207,27 +212,3 @@ def memory_in_use(device: torch.device) -> int:
     import psutil
 
     return psutil.Process().memory_info().rss
-
-
-def contact_sheet(
-    rows: Sequence[Sequence[Image.Image]], captions: Sequence[str] = (), titles: Sequence[str] = ()
-) -> Image.Image:
-    """Pictures of one size in a grid, with a title over each column and a caption left of each row."""
-    width, height = rows[0][0].size
-    left = 190 if captions else 0
-    top = 22 if titles else 0
-    columns = max(len(row) for row in rows)
-    sheet = Image.new("RGB", (left + columns * (width + 4), top + len(rows) * (height + 4)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate(titles):
-        draw.text((left + column * (width + 4) + 4, 5), title, fill="black")
-    for index, row in enumerate(rows):
-        y = top + index * (height + 4)
-        if captions:
-            words, lines = captions[index].split(), [""]
-            for word in words:
-                lines[-1:] = [f"{lines[-1]} {word}".strip()] if len(lines[-1]) + len(word) < 28 else [lines[-1], word]
-            draw.multiline_text((6, y + 6), "\n".join(lines), fill="black")
-        for column, picture in enumerate(row):
-            sheet.paste(picture, (left + column * (width + 4), y))
-    return sheet

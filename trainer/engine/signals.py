@@ -1,5 +1,8 @@
 """Ending a run when it is asked to: after the first SIGTERM or Ctrl-C it saves, a second one ends it at once.
 
+A terminal that is closed (SIGHUP, where the system has it) is one request, however often it is told: the shell and the
+kernel both tell it. Under nohup it stays ignored.
+
 A step under way is left between two network calls as long as it has changed nothing: the checkpoint is then that of the
 last whole step, and a run that goes on from it computes the step again, bit for bit.
 """
@@ -14,6 +17,7 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
+HANGUP = getattr(signal, "SIGHUP", None)  # not on Windows
 RELAY = 5.0  # seconds after a signal in which a launcher hands it on to its processes
 
 
@@ -64,6 +68,8 @@ class Stop:
             Left: it is the second one, and no checkpoint is being written.
         """
         now = time.monotonic()
+        if self.caught and number == HANGUP:
+            return
         self.caught.append(number)
         if len(self.caught) == 1:
             self._first = now
@@ -101,18 +107,21 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_signals(tell: bool = True) -> Iterator[Stop]:
-    """SIGTERM and Ctrl-C are noted as long as this is open.
+    """SIGTERM, Ctrl-C and the closing of the terminal are noted as long as this is open.
 
     Args:
         tell: say on stderr what is going to happen.
     """
     stop = Stop(tell)
-    before = {name: signal.signal(name, stop.note) for name in (signal.SIGTERM, signal.SIGINT)}
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
+        numbers.append(HANGUP)
+    before = {number: signal.signal(number, stop.note) for number in numbers}
     try:
         yield stop
     finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def go_on() -> None:

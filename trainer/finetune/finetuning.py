@@ -26,6 +26,7 @@ from wadi_core import mini
 from wadi_core.lorad import LoRaD
 from wadi_core.lorad.linear import attach, rotated_layers, set_active
 from wadi_core.schedule import OneStep
+from wadi_core.sheets import contact_sheet
 
 from ..data import random_draws
 from ..engine.checkpoints import (
@@ -36,7 +37,6 @@ from ..engine.checkpoints import (
     random_state,
     restore_random_state,
 )
-from ..engine.logs import contact_sheet
 from ..engine.optim import NonFiniteGuard, OptimizerStep, all_finite, make_optimizer, scheduled_lr
 from ..engine.processes import Processes
 from ..engine.signals import StepAbandoned, go_on

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from wadi_core import pictures
+from wadi_core.sheets import contact_sheet
 from wadi_core.thirdparty import DiffusersNetwork
 
 from ..engine.checkpoints import Checkpoints
-from ..engine.logs import LossTable, contact_sheet
+from ..engine.logs import LossTable, Progress
 from ..engine.muon import MuonWithAdamW
 from ..engine.signals import stop_signals
 from .init import freeze_samplers
@@ -120,17 +120,16 @@ class Autoencoding:
             table.plot(self.output / "losses.png", ["reconstruction"], title)
             pictures.save(contact_sheet(rows), self.output / f"sheet-{self.step:06d}.png")
 
-        bar = tqdm(total=config.steps, initial=self.step, unit="step", mininterval=5)
-        with stop_signals() as stop, bar:
+        with stop_signals() as stop, Progress(config.steps, self.step) as progress:
             while self.step < config.steps and not stop:
                 rate = min(1, (self.step + 1) / config.warmup) * 0.5 * (1 + math.cos(math.pi * self.step / config.steps))
                 found, values = loss(self.step)
                 found.backward()
                 self._optimizer.step(max(rate, 0.01))
                 self.step += 1
-                bar.update()
+                progress.update(self.step)
                 if self.step % 20 == 0:
-                    bar.set_postfix(values)
+                    progress.tell_numbers(values)
                     table.add(self.step, values)
                 if self.step % config.save_every == 0 or self.step == config.steps:
                     checkpoint()

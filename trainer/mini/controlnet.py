@@ -10,6 +10,7 @@ bits. Of scenes with two objects some captions name only one, so that the map ha
 from __future__ import annotations
 
 import json
+import logging
 import random
 import sys
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from wadi_core import base as bases
 from wadi_core import pictures
@@ -27,9 +27,10 @@ from wadi_core.control import Steered, Steering
 from wadi_core.lorad.checkpoint import write_safetensors
 from wadi_core.pictures import to_tensor
 from wadi_core.pipeline import noise
+from wadi_core.sheets import contact_sheet
 from wadi_core.thirdparty import DiffusersNetwork, Tokenizer
 
-from ..engine.logs import contact_sheet
+from ..engine.logs import Progress
 from ..engine.muon import ENDS
 from ..settings import cli
 from ..settings.fields import FilePath
@@ -37,8 +38,10 @@ from . import scenes
 from .denoising import Denoising, DenoisingConfig
 from .edges import agreement, control_maps, edges, pack, unpack
 from .init import freeze_samplers
-from .latents import SHARD, read_shards
+from .latents import SHARD, read_shards, tell_now_and_then
 from .sampling import decode, make_scheduler, many_steps, tokenize
+
+logger = logging.getLogger("wadi")
 
 SHEET_FIRST, SHEET_SCENES = 30_000_000, 10  # seeds of scenes that are in no shard
 FOREIGN = 0.1  # mean square difference from which on latents are some other autoencoder's
@@ -119,10 +122,14 @@ class Scenes:
 def make_maps(index: int, path: Path) -> None:
     """Draw the scenes of one shard of latents again and write their edges, and captions that leave an object out."""
     maps, captions = [], []
-    for seed in tqdm(range(index * SHARD, (index + 1) * SHARD), desc=path.name, mininterval=5):
-        plan = scenes.scene(seed)
-        captions.append(told_in_part(plan, random.Random(seed).randrange(2)))
-        maps.append(pack(edges([scenes.draw(plan)])))
+    logger.info("%s: drawing and finding edges", path.name)
+    with Progress(SHARD, unit="scene") as progress:
+        for done in range(SHARD):
+            seed = index * SHARD + done
+            plan = scenes.scene(seed)
+            captions.append(told_in_part(plan, random.Random(seed).randrange(2)))
+            maps.append(pack(edges([scenes.draw(plan)])))
+            tell_now_and_then(progress, done + 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_safetensors(path, {"maps": torch.cat(maps)}, {"captions": json.dumps(captions)})
 

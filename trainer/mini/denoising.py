@@ -16,13 +16,12 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from wadi_core import pictures
 from wadi_core.thirdparty import DiffusersNetwork
 
 from ..engine.checkpoints import Checkpoints, random_state, restore_random_state
-from ..engine.logs import LossTable
+from ..engine.logs import LossTable, Progress
 from ..engine.muon import ENDS, MuonWithAdamW
 from ..engine.signals import stop_signals
 from ..settings.fields import FilePath
@@ -133,8 +132,7 @@ class Denoising:
         alpha_bar = make_scheduler().alphas_cumprod
         weights = (1 / alpha_bar).clamp(max=config.weight_cap)
         sums: dict[str, list[float]] = {name: [] for name in (*FIGURES, *(["lesson"] if lesson else []))}
-        bar = tqdm(total=config.steps, initial=self.step, unit="step", mininterval=10)
-        with stop_signals() as stop, bar:
+        with stop_signals() as stop, Progress(config.steps, self.step) as progress:
             while self.step < config.steps and not stop:
                 x0, told = draw()
                 t = draw_timesteps(config.batch, config)
@@ -151,7 +149,7 @@ class Denoising:
                     loss = loss + besides
                 loss.backward()
                 self._update()
-                bar.update()
+                progress.update(self.step)
                 sums["eps_loss"].append(errors.mean().item())
                 sums["eps_loss_999"] += errors[t == 999].tolist()
                 values: dict[str, Any] = {}
@@ -159,7 +157,7 @@ class Denoising:
                     values = {name: sum(entries) / max(1, len(entries)) for name, entries in sums.items()}
                     for entries in sums.values():
                         entries.clear()
-                    bar.set_postfix(values)
+                    progress.tell_numbers(values)
                 if self.step % config.sheet_every == 0 or self.step == config.steps:
                     picture, figures = sheet()
                     values |= figures

@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from wadi_core.pipeline import noise
+from wadi_core.sheets import contact_sheet
 from wadi_core.thirdparty import DiffusersNetwork, Tokenizer
 
-from ..engine.logs import contact_sheet
 from ..settings import cli
 from ..settings.fields import FilePath
 from . import scenes

@@ -22,12 +22,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from wadi_core.pictures import to_tensor
 from wadi_core.thirdparty import DiffusersNetwork
 
-from ..engine.logs import LossTable
+from ..engine.logs import LossTable, Progress
 from ..engine.muon import MuonWithAdamW
 from ..settings import cli
 from ..settings.fields import FilePath
@@ -172,27 +171,28 @@ def run(config: WordsConfig) -> None:
     optimizer = MuonWithAdamW(encoder, config.lr, config.adam_rate)
     heads = torch.optim.AdamW(reader.parameters(), lr=config.adam_rate, weight_decay=0.0)
     table = LossTable(Path(config.output) / "losses.csv", 0)
-    bar = tqdm(range(1, config.steps + 1), unit="step", mininterval=5)
-    for step in bar:
-        rate = min(1, step / config.warmup, max(0.02, (config.steps - step) / config.decay_steps))
-        plans = [scenes.draw_plan(rng) for _ in range(config.batch)]
-        ids = tokenize(tokenizer, [plan.caption for plan in plans])
-        ends = (ids == ids[0, -1]).int().argmax(dim=1)  # the padding behind is made of the same token
-        if ends.max() >= ids.shape[1] - scenes.CELLS**2:
-            raise ValueError(f"this caption is too long: {plans[int(ends.argmax())].caption}")
-        with torch.autocast("cpu", torch.bfloat16):
-            values = reader(encoder(ids).last_hidden_state, ends, facts(plans))
-        loss = values["names"] + config.look_weight * values["looks"] + values["places"]
-        loss.backward()
-        optimizer.step(rate)
-        for group in heads.param_groups:
-            group["lr"] = config.adam_rate * rate
-        heads.step()
-        heads.zero_grad(set_to_none=True)
-        if step % 20 == 0:
-            shown = {name: value.item() for name, value in values.items()}
-            bar.set_postfix(shown)
-            table.add(step, shown)
+    with Progress(config.steps) as progress:
+        for step in range(1, config.steps + 1):
+            rate = min(1, step / config.warmup, max(0.02, (config.steps - step) / config.decay_steps))
+            plans = [scenes.draw_plan(rng) for _ in range(config.batch)]
+            ids = tokenize(tokenizer, [plan.caption for plan in plans])
+            ends = (ids == ids[0, -1]).int().argmax(dim=1)  # the padding behind is made of the same token
+            if ends.max() >= ids.shape[1] - scenes.CELLS**2:
+                raise ValueError(f"this caption is too long: {plans[int(ends.argmax())].caption}")
+            with torch.autocast("cpu", torch.bfloat16):
+                values = reader(encoder(ids).last_hidden_state, ends, facts(plans))
+            loss = values["names"] + config.look_weight * values["looks"] + values["places"]
+            loss.backward()
+            optimizer.step(rate)
+            for group in heads.param_groups:
+                group["lr"] = config.adam_rate * rate
+            heads.step()
+            heads.zero_grad(set_to_none=True)
+            progress.update(step)
+            if step % 20 == 0:
+                shown = {name: value.item() for name, value in values.items()}
+                progress.tell_numbers(shown)
+                table.add(step, shown)
     encoder.save_pretrained(Path(config.output) / "text_encoder")
     table.plot(Path(config.output) / "losses.png", ["names", "looks"], "wadi-mini text encoder")
 

@@ -293,15 +293,13 @@ def load(base: str, config: str, prediction_type: str) -> Model:
     if shape is not None and is_pixart(shape):
         raise refusal(base, f"this is no folder of PixArt, whose shape base_config={config} is")
     source = bases.find(base, shape)
-    said = bases.prediction_type(source)
-    check_prediction(base, said, prediction_type)
+    check_prediction(base, bases.prediction_type(source), prediction_type)
     loaded = bases.load(base, CPU, torch.float32, shape)
     if loaded.one_step is not None:
         raise refusal(base, "this is a one-step network already; a multi-step one is needed to learn from")
-    model = StableDiffusion(loaded, source.settings)
-    if said is None and model.architecture == "sd21":  # the one of 512 pixels or the one of 768, in the same shapes
-        check_prediction(base, answer_to_noise(model), prediction_type, "by its answer to noise")
-    return model
+    if loaded.prediction_by:
+        check_prediction(base, loaded.prediction_type, prediction_type, loaded.prediction_by)
+    return StableDiffusion(loaded, source.settings)
 
 
 def local_base(base: str, kind: str = hub.BASE) -> str:
@@ -311,17 +309,6 @@ def local_base(base: str, kind: str = hub.BASE) -> str:
         OSError, ValueError: it cannot be fetched, or is of a kind that cannot be distilled; one line.
     """
     return str(hub.local(base, kind, check=lambda folder: is_pixart(folder) or bases.find(folder)))
-
-
-@torch.no_grad()
-def answer_to_noise(model: Model) -> str:
-    """What a trained network predicts, by what it says of pure noise at the last timestep.
-
-    The noise itself comes back from one that predicts noise; v there is -x0, which is like none of it.
-    """
-    z = torch.randn(1, LATENT_CHANNELS, 16, 16, generator=torch.Generator().manual_seed(0))
-    said = model.call(model.network, z, torch.tensor([999]), model.encode([""]))
-    return "epsilon" if torch.cosine_similarity(z.flatten(), said.flatten(), dim=0) > 0.5 else "v_prediction"
 
 
 def check_prediction(base: str, said: str | None, wanted: str, how: str = "by its own settings") -> None:

@@ -21,6 +21,12 @@ DIVERGED = 3  # exit status
 C = TypeVar("C")
 
 
+def show_messages() -> None:
+    """This program's own notes on stderr, a line each."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("wadi").setLevel(logging.INFO)
+
+
 def main(about: str | None, schema: type[C], run: Callable[[C], object], estimate: Callable[[C], object] | None = None) -> int:
     """Read the settings and run; returns the exit status.
 
@@ -41,8 +47,7 @@ def main(about: str | None, schema: type[C], run: Callable[[C], object], estimat
         parser.add_argument("--dry-run", action="store_true", help="print parameters, memory and steps, then exit")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("wadi").setLevel(logging.INFO)
+    show_messages()
     try:
         config = settings.load(schema, arguments.config, arguments.overrides)
         hub.only_named([getattr(config, "base", "mini")])  # nothing else is ever fetched

@@ -194,13 +194,24 @@ class AngleStatistics:
     beyond: float
 
 
+_MOST_ANGLES = 1 << 32  # ten times those of Stable Diffusion 1.5
+_ANGLES_AT_ONCE = 1 << 22
+
+
 @torch.no_grad()
 def angle_statistics(factors: Iterable[tuple[Tensor, Tensor]]) -> AngleStatistics:
-    """Statistics over all angles of all layers, from the factors (out, r), (r, in/2) of each."""
-    count, total, squares, largest, beyond = 0, 0.0, 0.0, 0.0, 0
-    for a, b in factors:
-        sizes = angles(a, b).abs_()
-        count += sizes.numel()
+    """Statistics over all angles of all layers, from the factors (out, r), (r, in/2) of each; some rows at a time.
+
+    Raises:
+        ValueError: the factors stand for more angles than any network has; one line.
+    """
+    pairs = list(factors)
+    count, total, squares, largest, beyond = sum(a.shape[0] * b.shape[1] for a, b in pairs), 0.0, 0.0, 0.0, 0
+    if count > _MOST_ANGLES:
+        raise ValueError(f"these layers have {count:,} angles in all, more than any network: the file's shapes are damaged")
+    parts = ((rows, b) for a, b in pairs for rows in a.split(max(1, _ANGLES_AT_ONCE // b.shape[1])))
+    for rows, across in parts:
+        sizes = angles(rows, across).abs_()
         total += float(sizes.sum(dtype=torch.float64))
         squares += float(sizes.square().sum(dtype=torch.float64))
         largest = max(largest, float(sizes.max()))

@@ -20,9 +20,11 @@ from torch import Tensor
 from .. import entries
 from ..files import one_line
 from ..schedule import OneStep
+from . import kinds
 from .adapter import LoRaD, check_together
 from .checkpoint import PICKLE_ENDINGS
 from .folders import STEM, WeightFiles
+from .layers import SUPPORTED
 from .metadata import Metadata, schedule_strings
 from .quantised import FLOAT8, cast, quantise
 from .rotation import Factors, rotate_, working_dtype
@@ -33,6 +35,7 @@ Progress = Callable[[int, int], None]  # bytes written, bytes in all
 
 # What a file says of its own bytes, which are others after the merge.
 _STALE = ("modelspec.hash_sha256", "sshs_model_hash", "sshs_legacy_hash", "wadi.sha256")
+_ENTRIES = ("input_blocks.0.0.weight", "conv_in.weight")  # the convolution that lets the picture into a U-Net
 _WEIGHT_ENDINGS = (".safetensors", ".msgpack", ".onnx", ".onnx_data", *PICKLE_ENDINGS)
 
 # Name of a tensor -> rows of it (None for all) and the factors that turn them.
@@ -80,6 +83,7 @@ def merge(
             input. Both with a message of one line.
     """
     weights = base if isinstance(base, Weights) else Weights.open(base)
+    _check_base(weights)
     files = [adapter for adapter, _ in adapters if not isinstance(adapter, LoRaD)]
     output = Path(output)
     inputs = [*weights.files, *files, *([weights.folder] if weights.folder else [])]
@@ -127,6 +131,16 @@ def merged_metadata(base: Weights, adapters: Sequence[tuple[LoRaD, float]]) -> d
     if one_step:
         strings |= schedule_strings(one_step)
     return strings
+
+
+def _check_base(base: Weights) -> None:
+    """Raises ValueError if the result would be a base that cannot be drawn, by what names, types and shapes tell."""
+    for name in base.names:
+        base.check_dtype(name)
+    entries = (base.layout.prefix + name for name in _ENTRIES)
+    entry = next((base.shape(name) for name in entries if name in base.shapes), ())
+    if len(entry) == 4 and entry[1] != 4:
+        raise base.refusal(f"this is a U-Net {kinds.of_inputs(entry[1])}; supported are {SUPPORTED}")
 
 
 def _check_prediction(base: Weights, adapters: Sequence[LoRaD]) -> None:
@@ -197,7 +211,7 @@ def _entries(base: Weights, turns: _Turns, stochastic: bool) -> Iterator[Entry]:
         turned = owner.get(name, name)
 
         def make(name: str = name, turned: str = turned) -> Tensor:
-            return _turned(base, turned, turns[turned], stochastic)[name] if turned in turns else base.tensor(name)
+            return _turned(base, turned, turns[turned], stochastic)[name] if turned in turns else base.checked(name)
 
         yield name, base.dtype(name), base.shape(name), make
 

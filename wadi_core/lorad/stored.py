@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..files import RefusedFile, one_line, refusal
 from .checkpoint import DTYPES, PICKLE_ENDINGS, Header, read_header, read_pickle, read_tensors
+from .leftovers import is_harmless
 from .quantised import FLOAT8, dequantise, scale_name
 
 Holders: TypeAlias = Mapping[str, "Header | Tensor"]
@@ -127,15 +128,8 @@ class Stored:
             OSError: as of :meth:`tensor`.
             ValueError: NaN or Inf, or numbers stored in a way that this program does not know; one line.
         """
-        scale = self.scale_of(name)
-        if not self.dtype(name).is_floating_point:
-            kind = str(self.dtype(name)).removeprefix("torch.")
-            raise self.refusal(f"{name} is stored as {kind}, not as floating-point numbers: quantised weights are not read")
-        weight = self.tensor(name)
+        weight, scale = self.checked(name), self.scale_of(name)
         if scale is None:
-            if weight.dtype in FLOAT8 and weight.ndim > 1 and _root_mean_square(weight) > CODES_ABOVE:
-                kind = str(weight.dtype).removeprefix("torch.")
-                raise self.refusal(f"{name} is stored as {kind} codes without their scale, which a .scale_weight would hold")
             return weight
         factor = self.tensor(scale)
         try:
@@ -145,6 +139,32 @@ class Stored:
         if not is_finite(values):
             raise self.refusal(f"{name} has Inf among its codes times {scale}: the scale is damaged, take another copy")
         return values
+
+    def checked(self, name: str) -> Tensor:
+        """One tensor as it is stored, which is refused where its numbers are none of :meth:`values`.
+
+        What says nothing of the picture may be of any kind, and a scale is no weight.
+
+        Raises:
+            OSError, ValueError: as :meth:`values`.
+        """
+        self.check_dtype(name)
+        tensor = self.tensor(name)
+        codes = tensor.dtype in FLOAT8 and tensor.ndim > 1 and self.scale_of(name) is None and not is_harmless(name)
+        if codes and _root_mean_square(tensor) > CODES_ABOVE:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise self.refusal(f"{name} is stored as {kind} codes without their scale, which a .scale_weight would hold")
+        return tensor
+
+    def check_dtype(self, name: str) -> None:
+        """Do nothing if a tensor is stored as floating-point numbers, or says nothing of the picture.
+
+        Raises:
+            ValueError: it is not; one line.
+        """
+        if not self.dtype(name).is_floating_point and not is_harmless(name):
+            kind = str(self.dtype(name)).removeprefix("torch.")
+            raise self.refusal(f"{name} is stored as {kind}, not as floating-point numbers: quantised weights are not read")
 
     def scale_of(self, name: str) -> str | None:
         """The name of the scale that belongs to a tensor; None if there is none."""

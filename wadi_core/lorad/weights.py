@@ -112,11 +112,11 @@ class Weights(Stored):
         """Read every tensor once and do nothing with it.
 
         Raises:
-            OSError, ValueError: as of :meth:`values`, and of tensors that are no layers as of :meth:`tensor`; one line.
+            OSError, ValueError: as of :meth:`values`, and of tensors that are no layers as of :meth:`checked`; one line.
         """
         layers = {place.name for place in self.layout.places.values()}
         for name in self.names:
-            self.values(name) if name in layers else self.tensor(name)
+            self.values(name) if name in layers else self.checked(name)
 
     def sha256(self) -> str:
         """:func:`~.layers.network_sha256` of the network: what an adapter knows its base by, in any layout."""
