@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from peft import OFTConfig, get_peft_model
 from torch import nn
@@ -30,8 +31,8 @@ def options(work: Path, **changes: object) -> argparse.Namespace:
 def test_arms_train_as_many_numbers() -> None:
     arms = {arm.kind: arm for arm in halving.equal_arms(settings.load(TrainConfig, PRESET))}
     assert list(arms) == list(halving.KINDS)
-    for kind in ("lora", "dora", "oft"):
-        assert arms[kind].parameters == pytest.approx(arms["lorad"].parameters, rel=0.05)
+    for kind, near in (("lora", 0.02), ("dora", 0.02), ("oft", 0.1)):  # blocks of OFT have to fit into each layer
+        assert arms[kind].parameters == pytest.approx(arms["lorad"].parameters, rel=near)
 
 
 @pytest.mark.parametrize(("inputs", "block"), [(64, 8), (64, 7), (96, 50), (64, 100), (72, 7)])
@@ -98,21 +99,22 @@ def test_it_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.Mon
     halving.screen(given, [LORAD], halving.screen_trial(given, lambda: runs, Stops(0)))
     assert len(runs.trained) == len(once)
     with pytest.raises(TimeoutError):
-        deadline = halving.Deadline(1e-9)
-        deadline.check()
+        halving.Deadline(-1.0).check()
 
 
 def test_a_difference_has_the_interval_of_the_textbook() -> None:
     first, second = [5.1, 6.0, 5.5, 5.9, 5.2], [4.8, 5.4, 5.4, 5.1, 5.0]
     apart = halving.difference(first, second)
-    scipy = pytest.importorskip("scipy.stats")
-    interval = scipy.ttest_rel(first, second).confidence_interval(0.95)
-    assert (apart.low, apart.high) == pytest.approx((interval.low, interval.high), rel=1e-3)
-    assert apart.mean == pytest.approx(0.4) and apart.p == 2 / 32 and apart.certain
+    spread = math.sqrt(((0.3 - 0.4) ** 2 + (0.6 - 0.4) ** 2 + (0.1 - 0.4) ** 2 + (0.8 - 0.4) ** 2 + (0.2 - 0.4) ** 2) / 4)
+    reach = 2.7764 * spread / math.sqrt(5)
+    assert (apart.mean, apart.low, apart.high) == pytest.approx((0.4, 0.4 - reach, 0.4 + reach), rel=1e-3)
+    assert apart.p == 2 / 32 and apart.certain
     none = halving.difference([1.0, 2.0, 3.0], [2.0, 1.0, 3.5])
     assert not none.certain and none.p > 0.5
-    assert len(halving.T) == 30 and halving.T[0] == pytest.approx(scipy.t.ppf(0.975, 1), abs=1e-3)
-    assert all(halving.T[df - 1] == pytest.approx(scipy.t.ppf(0.975, df), abs=1e-3) for df in (2, 9, 30))
+    for df, t in enumerate(halving.T, 1):
+        x = np.linspace(-t, t, 200_001)
+        height = math.gamma((df + 1) / 2) / (math.sqrt(df * math.pi) * math.gamma(df / 2))
+        assert np.trapezoid(height * (1 + x**2 / df) ** (-(df + 1) / 2), x) == pytest.approx(0.95, abs=1e-4)
     with pytest.raises(ValueError, match="at least two seeds"):
         halving.difference([1.0], [2.0])
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +106,7 @@ def test_each_checkpoint_has_its_lorad_and_can_be_written_again(
 def test_a_sheet_has_captions_a_teacher_and_prompts_of_ones_own(base: Path, prompts: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("a green cat\na blue dog\n")
     config = tiny(base, prompts, tmp_path / "run", sheet_prompts=str(tmp_path / "mine.txt"), sheet_teacher_steps=2)
+    (tmp_path / "run").mkdir()
     session = DistillationSession(Distillation(config))
     sheet = session.sheet()
     assert session.prompts == ["a green cat", "a blue dog"]
@@ -126,3 +129,30 @@ def test_what_cannot_be_measured_is_told_first(
     changes = {key: str(real) if value == "REAL" else value for key, value in changes.items()}
     with pytest.raises(ValueError, match=told):
         Validation(Distillation(tiny(base, prompts, tmp_path, **{**MEASURED, **changes})))
+
+
+def test_a_web_hook_is_told(base: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict] = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:  # noqa: N802 - the name that the server looks for
+            told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HOOK_OF_TEST", f"http://127.0.0.1:{server.server_port}/x")
+    train(tiny(base, prompts, tmp_path / "run", steps=1, webhook="$HOOK_OF_TEST", sheet_teacher_steps=0))
+    with pytest.raises(ValueError):
+        train(tiny(tmp_path / "nowhere", prompts, tmp_path / "other", webhook="$HOOK_OF_TEST"))
+    server.shutdown()
+    server.server_close()
+    assert told[0]["text"] == told[0]["content"] == "run: finished, step 1 of 1" and told[0]["steps"] == 1
+    assert told[1]["text"].startswith("other: ended with an error: ")
+    assert "HOOK_OF_TEST" in (tmp_path / "run" / "config.yaml").read_text()
+    train(tiny(base, prompts, tmp_path / "run", steps=2, webhook="$HOOK_OF_TEST", sheet_teacher_steps=0))  # nobody listens
+    assert len(told) == 2

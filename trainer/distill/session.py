@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from wadi_core import pictures
+from wadi_core.files import one_line
 from wadi_core.sheets import contact_sheet
 
 from ..data.prompts import PromptList
 from ..engine.logs import LossTable
 from ..engine.session import Session, run_session
 from ..engine.trackers import Trackers, WeightsAndBiases
+from ..engine.webhook import notify
 from ..models.adapters import LoRaDAdapter
 from ..settings.distillation import TrainConfig
 from . import export
@@ -53,7 +56,7 @@ class DistillationSession(Session[Distillation]):
     def _trackers(self) -> Trackers:
         config, found = self.run.config, super()._trackers()
         if config.wandb != "off":
-            settings = dataclasses.asdict(config)
+            settings = dataclasses.asdict(config) | {"webhook": ""}  # which may be a secret
             found.trackers.append(WeightsAndBiases(config.wandb, config.wandb_project, self.output, settings))
         return found
 
@@ -86,6 +89,8 @@ class DistillationSession(Session[Distillation]):
         if self.validation is None or not (last or self.run.step % self.run.config.evaluate_every == 0):
             return False
         found = self.validation.take()
+        if self.first and self.validation.best is not None and self.validation.best["step"] == self.run.step:
+            self._tell("its best student so far", found)
         if self.first:
             self.events.scalars(self.run.step, {f"evaluation/{name}": value for name, value in found.items()})
         over = self.run.processes.any(self.first and self.validation.over)
@@ -124,7 +129,15 @@ class DistillationSession(Session[Distillation]):
         (picture,) = self.run.pictures(self.prompts[:1], SHEET_SEEDS[:1])
         path = export.export(self.run, self.output, picture)
         logger.info("the student is %s", path)
+        self._tell("finished" if self.run.step >= self.run.config.steps or self._over else "stopped", {})
         return path
+
+    def _tell(self, what: str, figures: Mapping[str, float]) -> None:
+        """Tell the web hook."""
+        run = self.run
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        text = f"{run.output.name}: {what}, step {run.step} of {run.config.steps}{', ' if numbers else ''}{numbers}"
+        notify(run.config.webhook, text, run=run.output.name, step=run.step, steps=run.config.steps, figures=dict(figures))
 
 
 def train(config: TrainConfig) -> Path | None:
@@ -134,4 +147,9 @@ def train(config: TrainConfig) -> Path | None:
         OSError, ValueError: with one line.
     """
     advice = "take a smaller micro_batch, gradient_checkpointing=true or base_weights=fp8; --dry-run shows where it goes"
-    return run_session(config, lambda processes: DistillationSession(Distillation(config, processes)), advice)
+    try:
+        return run_session(config, lambda processes: DistillationSession(Distillation(config, processes)), advice)
+    except (OSError, ValueError) as error:
+        if int(os.environ.get("RANK", "0")) == 0:
+            notify(config.webhook, f"{Path(config.output).name}: ended with an error: {one_line(error)}", error=one_line(error))
+        raise

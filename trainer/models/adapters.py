@@ -213,7 +213,7 @@ def bare_weights(network: nn.Module) -> dict[str, Tensor]:
     """The frozen weights under the names that they have without any adapter, as float32 on the CPU."""
     state = {}
     for name, tensor in network.state_dict().items():
-        if "lorad_a." in name or "lorad_b." in name or ".lora_" in name:
+        if any(part in name for part in ("lorad_a.", "lorad_b.", ".lora_", ".oft_")):
             continue
         state[name.replace(".base_layer.", ".")] = tensor.detach().float().cpu()
     return state

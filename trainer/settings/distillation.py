@@ -211,6 +211,8 @@ class TrainConfig:
     )
     wandb_project: str = setting("wadi", "project of Weights & Biases")
 
+    webhook: str = setting("", "web address told of the end of the run, errors and better students; $NAME: of the environment")
+
     # How good the student is while it trains.
     evaluate_every: int = setting(0, "interval between evaluations of the student; 0: none", "steps", 0)
     evaluate_count: int = setting(500, "pictures of an evaluation", "pictures", 4)
