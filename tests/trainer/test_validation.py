@@ -147,7 +147,7 @@ def test_a_web_hook_is_told(base: Path, prompts: Path, tmp_path: Path, monkeypat
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("HOOK_OF_TEST", f"http://127.0.0.1:{server.server_port}/x")
     train(tiny(base, prompts, tmp_path / "run", steps=1, webhook="$HOOK_OF_TEST", sheet_teacher_steps=0))
-    with pytest.raises(ValueError):
+    with pytest.raises(OSError):
         train(tiny(tmp_path / "nowhere", prompts, tmp_path / "other", webhook="$HOOK_OF_TEST"))
     server.shutdown()
     server.server_close()

@@ -91,6 +91,7 @@ class Distillation(Resumable):
         torch.manual_seed(config.seed)
         self.device, self.dtype = self.processes.device, working_type(config)
         self.model = base_models.load(config.base, config.base_config, config.prediction_type)
+        self.model.skip_layers(config.clip_skip)
         width, height = [config.resolution] * 2 if config.resolution else self.model.native_size
         self.size = width, height
         self.latent_shape = (base_models.LATENT_CHANNELS, height // bases.FACTOR, width // bases.FACTOR)
@@ -183,9 +184,17 @@ class Distillation(Resumable):
         return self._fit(self.model.condition(embedded))
 
     def _draw(self, purpose: int, numbers: range, low: int, high: int) -> random_draws.Draw:
-        drawn = random_draws.draw(self.config.seed, purpose, numbers, self.latent_shape, low, high)
+        drawn = random_draws.draw(self.config.seed, purpose, numbers, self._shape(), low, high)
         z, eps = (noise.to(self.device, self.dtype) for noise in (drawn.z, drawn.eps))
         return random_draws.Draw(z, eps, drawn.t.to(self.device), drawn.lot)
+
+    def _shape(self) -> tuple[int, int, int]:
+        """Of this step's latents: all of its pictures are in one bucket."""
+        sizes = self.config.sizes
+        if not sizes:
+            return self.latent_shape
+        width, height = sizes[random_draws.uniform64(self.config.seed, random_draws.BUCKET, self.step) % len(sizes)]
+        return base_models.LATENT_CHANNELS, height // bases.FACTOR, width // bases.FACTOR
 
     def _calls(self, numbers: range) -> list[range]:
         return self.processes.share(numbers, self.config.micro_batch)

@@ -40,6 +40,7 @@ def describe(run: Distillation, picture: Image | None = None) -> Metadata:
             "ss_learning_rate": f"{config.student_lr:g}",
             "ss_total_batch_size": str(config.batch),
             "ss_mixed_precision": config.precision,
+            "ss_clip_skip": str(config.clip_skip + 1),  # as A1111 counts
         },
     )
 

@@ -19,6 +19,7 @@ PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
 LOSSES = ("vsd", "sid", "dmd")
 F_DIVERGENCES = ("reverse_kl", "forward_kl", "jensen_shannon", "hellinger")
 SCHEDULES = ("constant", "linear", "cosine")
+BUCKET_STEP = 64  # pixels: what a U-Net can halve three times below its latents
 SMALLEST_SIGNAL = 1e-6
 LARGEST_RANK = 2560  # pairs of inputs of the largest layer of a Stable Diffusion: no adapter has more angles to tell apart
 # Where a student starts, by name. An alpha_T_squared of 0 is the base's own at the timestep.
@@ -79,6 +80,10 @@ class TrainConfig:
     )
     prediction_type: str = setting("epsilon", "what the base predicts", choices=("epsilon", "v_prediction"))
     resolution: int = setting(0, "side of the pictures, a multiple of 8; 0: the base's own", "pixels", 0, 4096)
+    buckets: tuple[str, ...] = setting((), "sizes such as 512x768, of which each step takes one; empty: the resolution alone")
+    clip_skip: int = setting(
+        0, "last layers of the CLIP text encoder that are left out; 1 is clip skip 2 of A1111", low=0, high=11
+    )
     prompts: FilePath = setting(
         "mini", "file or folder of prompts; starter: those that ship with the trainer; mini: its scenes"
     )
@@ -230,6 +235,26 @@ class TrainConfig:
     patience: int = setting(0, "evaluations without a better figure that end the run; 0: off", low=0)
 
     @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Width and height of each bucket.
+
+        Raises:
+            ValueError: one is no size that a network can draw; one line.
+        """
+        found = []
+        for text in self.buckets:
+            width, sign, height = text.lower().partition("x")
+            if not (sign and width.strip().isdecimal() and height.strip().isdecimal()):
+                raise ValueError(f"buckets: WIDTHxHEIGHT is expected, as in [512x768, 768x512], not {text[:40]!r}")
+            size = int(width), int(height)
+            if any(side % BUCKET_STEP or not BUCKET_STEP <= side <= 4096 for side in size):
+                raise ValueError(
+                    f"buckets: multiples of {BUCKET_STEP} from {BUCKET_STEP} to 4096 are expected, not {text[:40]}"
+                )
+            found.append(size)
+        return found
+
+    @property
     def exact_weights(self) -> bool:
         """Whether some calls are made without autocast, or copies are trained: no frozen weight may be rounded beforehand."""
         return bool(self.student_precision) or "full" in (self.adapter, self.fake_adapter)
@@ -249,6 +274,8 @@ class TrainConfig:
             if falls and not self.decay_steps:
                 raise ValueError(f"{name}: it is reached over decay_steps, which has to be above 0")
         self._check_adversary()
+        if self.sizes and self.adversary == "real":
+            raise ValueError("buckets: adversary=real compares with pictures of one size, so it cannot be combined with them")
         if self.patience and not self.evaluate_every:
             raise ValueError("patience: it counts evaluations, and evaluate_every is 0")
         check_together(self.resolution, self.precision, self.base_weights, self.compile)
