@@ -10,14 +10,19 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import importlib.util
 import logging
 import random
+import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import hypothesis
+import installing
 import numpy as np
 import pytest
 import torch
@@ -101,3 +106,25 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from training import write_prompts
 
     return write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.txt")
+
+
+@pytest.fixture
+def install() -> ModuleType:
+    """A fresh copy of install.py as a module."""
+    spec = importlib.util.spec_from_file_location("install_under_test", installing.SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def bare(install: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """install.py in a repository of its own, run by a Python outside every environment."""
+    for name in ("pyproject.toml", "requirements.txt"):
+        shutil.copy(installing.ROOT / name, tmp_path / name)
+    monkeypatch.setattr(install, "ROOT", tmp_path)
+    monkeypatch.setattr(install, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    monkeypatch.delenv("CONDA_PREFIX", raising=False)
+    monkeypatch.setattr(install, "check_room", lambda: None)
+    return install

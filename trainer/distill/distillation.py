@@ -34,6 +34,7 @@ from ..models.diffusion import Noising, anchor_loss, teacher_pictures
 from ..models.placement import autocast_type, place, working_type
 from ..settings.distillation import TrainConfig
 from .adversary import ADVERSARY, Adversary, real_pictures
+from .buckets import latent_shape
 from .embedding_cache import EmbeddingCache
 from .losses import f_weight
 from .rates import learning_rate
@@ -184,17 +185,10 @@ class Distillation(Resumable):
         return self._fit(self.model.condition(embedded))
 
     def _draw(self, purpose: int, numbers: range, low: int, high: int) -> random_draws.Draw:
-        drawn = random_draws.draw(self.config.seed, purpose, numbers, self._shape(), low, high)
+        shape = latent_shape(self.config, self.size, self.step)
+        drawn = random_draws.draw(self.config.seed, purpose, numbers, shape, low, high)
         z, eps = (noise.to(self.device, self.dtype) for noise in (drawn.z, drawn.eps))
         return random_draws.Draw(z, eps, drawn.t.to(self.device), drawn.lot)
-
-    def _shape(self) -> tuple[int, int, int]:
-        """Of this step's latents: all of its pictures are in one bucket."""
-        sizes = self.config.sizes
-        if not sizes:
-            return self.latent_shape
-        width, height = sizes[random_draws.uniform64(self.config.seed, random_draws.BUCKET, self.step) % len(sizes)]
-        return base_models.LATENT_CHANNELS, height // bases.FACTOR, width // bases.FACTOR
 
     def _calls(self, numbers: range) -> list[range]:
         return self.processes.share(numbers, self.config.micro_batch)

@@ -25,8 +25,17 @@ from .roles import FAKE, STUDENT, Roles
 logger = logging.getLogger("wadi")
 
 # Settings with which a run cannot go on if they change.
-FIXED = ("adapter", "fake_adapter", "student_rank", "fake_rank", "optimizer", "seed", "resolution", "prediction_type")
-FIXED += ("clip_skip",)
+FIXED = (
+    "adapter",
+    "fake_adapter",
+    "student_rank",
+    "fake_rank",
+    "optimizer",
+    "seed",
+    "resolution",
+    "prediction_type",
+    "clip_skip",
+)
 # Settings that change nothing of what is learned.
 HARMLESS = (
     *("version", "output", "name", "license", "steps", "device", "resume", "start_from", "base_config"),

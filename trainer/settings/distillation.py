@@ -248,9 +248,7 @@ class TrainConfig:
                 raise ValueError(f"buckets: WIDTHxHEIGHT is expected, as in [512x768, 768x512], not {text[:40]!r}")
             size = int(width), int(height)
             if any(side % BUCKET_STEP or not BUCKET_STEP <= side <= 4096 for side in size):
-                raise ValueError(
-                    f"buckets: multiples of {BUCKET_STEP} from {BUCKET_STEP} to 4096 are expected, not {text[:40]}"
-                )
+                raise ValueError(f"buckets: multiples of {BUCKET_STEP} up to 4096 are expected, not {text[:40]}")
             found.append(size)
         return found
 
