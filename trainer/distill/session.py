@@ -22,7 +22,7 @@ from ..engine.trackers import Trackers, WeightsAndBiases
 from ..engine.webhook import notify
 from ..models.adapters import LoRaDAdapter
 from ..settings.distillation import TrainConfig
-from . import export
+from . import export, uploading
 from .angles import angles_by_block
 from .distillation import Distillation
 from .roles import FAKE, STUDENT
@@ -122,13 +122,18 @@ class DistillationSession(Session[Distillation]):
             columns, titles = [self._teachers], [f"teacher, {steps} steps"]
         for own in seeds:
             columns.append(run.pictures(self.prompts, own))
-            titles.append("student, 1 step")
+            titles.append("student")
         return contact_sheet([*zip(*columns, strict=True)], self.prompts, titles)
 
     def _finish(self) -> Path:
+        config = self.run.config
         (picture,) = self.run.pictures(self.prompts[:1], SHEET_SEEDS[:1])
         path = export.export(self.run, self.output, picture)
         logger.info("the student is %s", path)
+        if config.push_to_hub and self.run.step >= config.steps and config.adapter == "lorad":
+            shown = self.output / f"{config.name}.png"
+            pictures.save(picture, shown)
+            uploading.push(config.push_to_hub, path, config.base, [shown], list(self.prompts[:1]))
         self._tell("finished" if self.run.step >= self.run.config.steps or self._over else "stopped", {})
         return path
 

@@ -6,6 +6,7 @@ The defaults are the recipe of the paper (Wang et al., WaDi, 2026) at the scale 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from wadi_core.entries import check_file_name
@@ -216,6 +217,7 @@ class TrainConfig:
     )
     wandb_project: str = setting("wadi", "project of Weights & Biases")
 
+    push_to_hub: str = setting("", "repository ORG/NAME that the finished student is sent to; a new one is private")
     webhook: str = setting("", "web address told of the end of the run, errors and better students; $NAME: of the environment")
 
     # How good the student is while it trains.
@@ -274,6 +276,8 @@ class TrainConfig:
         self._check_adversary()
         if self.sizes and self.adversary == "real":
             raise ValueError("buckets: adversary=real compares with pictures of one size, so it cannot be combined with them")
+        if self.push_to_hub and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.push_to_hub, re.ASCII):
+            raise ValueError(f"push_to_hub: ORG/NAME is expected, not {self.push_to_hub[:80]!r}")
         if self.patience and not self.evaluate_every:
             raise ValueError("patience: it counts evaluations, and evaluate_every is 0")
         check_together(self.resolution, self.precision, self.base_weights, self.compile)
