@@ -215,10 +215,11 @@ def final(
 def measured(options: argparse.Namespace, arms: Sequence[Arm]) -> dict[str, dict[int, dict[str, float]]]:
     """Arm -> seed -> figures, as far as they have been taken."""
     found: dict[str, dict[int, dict[str, float]]] = {}
-    for arm, seed in product(arms, options.seeds):
-        kept = options.work / "final" / arm.name / f"seed-{seed}" / "figures.json"
-        if kept.is_file():
-            found.setdefault(arm.name, {})[seed] = json.loads(kept.read_text(encoding="utf-8"))
+    for arm in arms:
+        for seed in options.seeds:
+            kept = options.work / "final" / arm.name / f"seed-{seed}" / "figures.json"
+            if kept.is_file():
+                found.setdefault(arm.name, {})[seed] = json.loads(kept.read_text(encoding="utf-8"))
     return found
 
 

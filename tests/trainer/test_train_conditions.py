@@ -34,7 +34,7 @@ def test_each_step_has_one_of_the_sizes(base: Path, prompts: Path, tmp_path: Pat
     ("buckets", "told"),
     [
         (["64"], "buckets: WIDTHxHEIGHT is expected"),
-        (["64x72"], "buckets: multiples of 64 from 64 to 4096"),
+        (["64x72"], "buckets: multiples of 64 up to 4096"),
         (["0x64"], "buckets: multiples of 64"),
         (["axb"], "buckets: WIDTHxHEIGHT is expected"),
     ],

@@ -10,9 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from networks import random_lorad, write_base
+from PIL import Image
 from training import tiny
 
 from trainer.distill.session import train
+from trainer.distill.uploading import push
 
 
 class Receiving(BaseHTTPRequestHandler):
@@ -67,22 +70,31 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Threadin
     made.server_close()
 
 
-def test_a_finished_student_is_sent(
-    base: Path, prompts: Path, tmp_path: Path, server: ThreadingHTTPServer, caplog: pytest.LogCaptureFixture
-) -> None:
-    config = {"push_to_hub": "org/mine", "sheet_teacher_steps": 0}
+def test_a_student_is_sent(tmp_path: Path, server: ThreadingHTTPServer, caplog: pytest.LogCaptureFixture) -> None:
+    student, picture = tmp_path / "one-step.safetensors", tmp_path / "a.png"
+    random_lorad(write_base(tmp_path / "base")[1]["unet"]).save(student)
+    Image.new("RGB", (64, 64), "red").save(picture)
+    given = ("org/mine", student, "org/base", [picture], ["a red square"])
     with caplog.at_level("INFO", "wadi"):
-        train(tiny(base, prompts, tmp_path / "run", steps=1, **config))
+        assert push(*given)
     assert "the student is on the hub: org/mine (private)" in caplog.text
     sent = Receiving.received
     assert set(sent) == {"one-step.safetensors", "README.md", "pipeline.py", "images/1.png", "thumbnail.jpg"}
-    assert sent["one-step.safetensors"] == (tmp_path / "run" / "one-step.safetensors").read_bytes()
+    assert sent["one-step.safetensors"] == student.read_bytes()
+    assert b"base_model: org/base" in sent["README.md"] and b"a red square" in sent["README.md"]
     server.shutdown()
     server.server_close()
-    caplog.clear()
-    train(tiny(base, prompts, tmp_path / "run", steps=2, **config))  # the hub is away: told, and the files are kept
+    assert not push(*given)  # the hub is away: told, and the files are kept
     assert "send it later with: hf upload org/mine" in caplog.text
-    assert (tmp_path / "run" / "hub" / "README.md").is_file()
+    assert (tmp_path / "hub" / "README.md").is_file()
+
+
+def test_a_run_ends_well_though_its_base_is_unknown(
+    base: Path, prompts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = train(tiny(base, prompts, tmp_path, steps=1, push_to_hub="org/mine", sheet_teacher_steps=0))
+    assert written is not None and written.is_file()
+    assert "push_to_hub: the files of the repository cannot be written: " in caplog.text
 
 
 def test_what_is_no_repository_is_refused(tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wadi_core.pictures import to_tensor
+from wadi_core.thirdparty import DiffusersNetwork
 
 from ..data.picture_files import middle_square
 from ..finetune.examples import Examples
@@ -44,16 +45,16 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         tokens = features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
-        return self.layers(tokens.to(self.layers[0].weight.dtype)).mean(dim=(1, 2))
+        return self.layers(tokens.to(next(self.parameters()).dtype)).mean(dim=(1, 2))
 
 
-def middle_of(network: nn.Module) -> nn.Module:
+def middle_of(network: DiffusersNetwork) -> nn.Module:
     """The module whose output is looked at: the middle block of a U-Net, or the middle one of a transformer's blocks."""
     blocks = getattr(network, "transformer_blocks", None)
     return blocks[len(blocks) // 2] if blocks is not None else network.get_submodule("mid_block")
 
 
-def width_of(network: nn.Module) -> int:
+def width_of(network: DiffusersNetwork) -> int:
     """Channels of the features."""
     config = network.config  # of diffusers
     if getattr(network, "transformer_blocks", None) is not None:
@@ -65,7 +66,11 @@ def width_of(network: nn.Module) -> int:
 def _caught(module: nn.Module) -> Iterator[list[Tensor]]:
     """What a module returns inside."""
     seen: list[Tensor] = []
-    hook = module.register_forward_hook(lambda module, inputs, output: seen.append(output))
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        seen.append(output)
+
+    hook = module.register_forward_hook(note)
     try:
         yield seen
     finally:

@@ -130,26 +130,22 @@ class Validation:
             found["clip_score"] = float(np.concatenate([part for _, _, part in everyone]).mean())
         return found
 
-    def _look(self, rows: range, prompts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _look(self, rows: range, prompts: list[str], with_clip: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Features and CLIP scores of pictures of some prompts, each from the noise of its row."""
-        features, scores = [], []
+        features, scores, extractor, clip = [], [], self.extractor, self.clip if with_clip else None
         for start in range(0, len(rows), LOOK_BATCH):
             part = slice(start, start + LOOK_BATCH)
             made = self.run.pictures(prompts[part], [FIRST_SEED + row for row in rows[part]])
-            if self.extractor is not None:
-                features.append(self.extractor.look(picture_files.to_bytes(made), rows[part]).numpy())
-            if self.clip is not None:
-                scores.append(self.clip(made, prompts[part]).double().numpy())
+            if extractor is not None:
+                features.append(extractor.look(picture_files.to_bytes(made), rows[part]).numpy())
+            if clip is not None:
+                scores.append(clip(made, prompts[part]).double().numpy())
         return np.concatenate(features or [np.empty((len(rows), 0))]), np.concatenate(scores or [np.empty(0)])
 
     def _diverse(self) -> np.ndarray:
         prompts = [prompt for prompt in self.prompts[:DIVERSE] for _ in range(SEEDS)]
         rows = range(len(self.prompts), len(self.prompts) + len(prompts))
-        clip, self.clip = self.clip, None
-        try:
-            return self._look(rows, prompts)[0]
-        finally:
-            self.clip = clip
+        return self._look(rows, prompts, with_clip=False)[0]
 
     def _retrieval(self, features: np.ndarray) -> dict[str, float]:
         """Shares of pictures whose objects are the nearest prototypes: of single objects, and both of two."""
