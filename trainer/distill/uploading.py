@@ -48,6 +48,7 @@ def push(name: str, student: Path, base: str, pictures: Sequence[Path] = (), pro
         logger.warning("push_to_hub: the files of the repository cannot be written: %s", one_line(error))
         return False
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    environment["HF_HUB_DISABLE_TELEMETRY"] = "1"
     sent = subprocess.run(
         [sys.executable, "-c", _SEND, name, str(folder)], env=environment, capture_output=True, text=True, check=False
     )
