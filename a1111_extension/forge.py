@@ -174,7 +174,7 @@ class OneStepSampler(sampler.FromNoise):
             sigma = predictor.sigma_max.to(x)
             # What the network sees is what must be taken away again: the noise in the network's own number format.
             z = x.to(unet.model.computation_dtype).to(x.dtype)
-            scaled = predictor.noise_scaling(sigma, z, torch.zeros_like(z), max_denoise=True)
+            scaled = predictor.noise_scaling(sigma, z, torch.zeros_like(z), max_denoise=one_step.input_scale == "one")
 
             def run() -> Tensor:
                 return self.func(self.model_wrap_cfg, scaled, sigma, self.sampler_extra_args, self.callback_state)

@@ -90,8 +90,9 @@ def sample_one_step(
     denoiser: Any, z: Tensor, one_step: OneStep, extra_args: dict[str, Any], callback: Callable[[dict[str, Any]], None]
 ) -> Tensor:
     """x0 (n, 4, h, w) from standard normal noise z of the same shape, in the form that the program knows of samplers."""
-    prediction = denoiser(z, z.new_full((len(z),), float(one_step.timestep)), **extra_args)
-    x0 = check_latents(one_step.x0(z.float(), prediction), z.dtype)
+    x = one_step.network_input(z)
+    prediction = denoiser(x, x.new_full((len(x),), float(one_step.timestep)), **extra_args)
+    x0 = check_latents(one_step.x0(x.float(), prediction), x.dtype)
     denoiser.sampler.last_latent = x0
     sd_samplers_common.store_latent(x0)
     callback({"i": 0, "x": x0})

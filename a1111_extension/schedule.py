@@ -28,8 +28,9 @@ class InForce:
 
     def __str__(self) -> str:
         kind = "" if self.schedule.prediction_type == "epsilon" else f" {self.schedule.prediction_type}"
+        scaled = "" if self.schedule.input_scale == "one" else f" input {self.schedule.input_scale}"
         known = " (no one-step weights)" if UNKNOWN in self.notes else ""
-        return f"alpha_T^2 {self.schedule.alpha_T_squared:g} t {self.schedule.timestep}{kind}{known}"
+        return f"alpha_T^2 {self.schedule.alpha_T_squared:g} t {self.schedule.timestep}{kind}{scaled}{known}"
 
 
 def in_force() -> InForce:

@@ -50,6 +50,11 @@ class OneStepSampling(comfy.model_sampling.ModelSamplingDiscrete):
         table = self.sigmas[: one_step.timestep + 1].double()
         self.set_sigmas(table * (one_step.sigma / table[-1]))
 
+    def noise_scaling(self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False) -> Tensor:
+        """Pure noise as a student was shown it: of variance 1, or of the variance that there is at its timestep."""
+        full = max_denoise and self.one_step.input_scale == "one"
+        return super().noise_scaling(sigma, noise, latent_image, full)
+
 
 class OneStepEpsilon(OneStepSampling, comfy.model_sampling.EPS):
     """For a network that returns the noise."""

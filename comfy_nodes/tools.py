@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..wadi_core.lorad import LoRaD
+from ..wadi_core.lorad.metadata import schedule_strings
 from ..wadi_core.schedule import OneStep
 from . import files
 from .model import ModelWeights, adapters_on, prediction_type, progress
@@ -233,11 +234,7 @@ def _schedule_strings(model: ModelPatcher) -> dict[str, Any]:
     """The schedule at which a MODEL is sampled, in the words of an adapter file: the released one if it has none."""
     sampling = model.get_model_object("model_sampling")
     one_step = sampling.one_step if isinstance(sampling, OneStepSampling) else OneStep(prediction_type=prediction_type(model))
-    return {
-        "wadi.alpha_T_squared": repr(one_step.alpha_T_squared),
-        "wadi.timestep": str(one_step.timestep),
-        "wadi.prediction_type": one_step.prediction_type,
-    }
+    return {key: text for key, text in schedule_strings(one_step).items() if key.startswith("wadi.")}
 
 
 def _data_uri(image: Tensor) -> str:

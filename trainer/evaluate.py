@@ -50,21 +50,18 @@ from .data.prompts import MINI, PromptList
 from .data.tensor_cache import Store
 from .evaluation import coco, extractors
 from .evaluation.clip_score import ClipScore
-from .evaluation.extractors import Extractor
 from .evaluation.figures import Judgement, Reference, judge, read_statistics, write_statistics
+from .evaluation.sources import LOOK_BATCH, MINI_PROMPTS, Drawn, Files, features_of
 from .models.generators import Generator, load_generator
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 logger = logging.getLogger("wadi")
 
-LOOK_BATCH = 32
 MINI_PRESET = "mini"
 NO_PROMPTS = "--prompts or --preset is needed to make pictures"
 MINI_COUNT = 5000
-# Scenes that are prompts, and those that are real pictures: those of the benchmark of wadi-mini.
-MINI_PROMPTS, MINI_REAL = 400_000_000, 200_000_000
 
 
 @dataclass(frozen=True)
@@ -73,38 +70,6 @@ class Prompts:
 
     lines: list[str]
     key: str
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """Scenes of the embedded model's world in place of photographs."""
-
-    count: int
-
-    def key(self, side: int | None) -> dict[str, Any]:
-        return {"scenes": MINI_REAL, "side": side}
-
-    def load(self, rows: range, side: int | None) -> list[Image]:
-        from .mini import scenes
-
-        return [picture_files.framed(scenes.draw(scenes.scene(MINI_REAL + row)), side) for row in rows]
-
-
-@dataclass(frozen=True)
-class Files:
-    """Pictures on the disk."""
-
-    paths: list[Path]
-
-    @property
-    def count(self) -> int:
-        return len(self.paths)
-
-    def key(self, side: int | None) -> dict[str, Any]:
-        return {"files": picture_files.fingerprint(self.paths), "side": side}
-
-    def load(self, rows: range, side: int | None) -> list[Image]:
-        return [picture_files.load(self.paths[row], side) for row in rows]
 
 
 def generate(generator: Generator, prompts: Prompts, folder: Path, seed: int, batch: int, shard: tuple[int, int]) -> Files:
@@ -140,17 +105,6 @@ def generate(generator: Generator, prompts: Prompts, folder: Path, seed: int, ba
                 pictures.save(picture, paths[index])
             bar.update(len(part))
     return Files(paths)
-
-
-def features_of(source: Files | Drawn, name: str, extractor: Extractor, folder: Path, side: int | None) -> Tensor:
-    """Features (n, d) of all pictures of a source."""
-
-    def look(rows: range) -> Tensor:
-        parts = [range(start, min(start + LOOK_BATCH, rows.stop)) for start in range(rows.start, rows.stop, LOOK_BATCH)]
-        return torch.cat([extractor.look(picture_files.to_bytes(source.load(part, side)), part) for part in parts])
-
-    store = Store(folder, name, {"extractor": extractor.key, **source.key(side)})
-    return store.collect("features", source.count, look)
 
 
 def clip_scores(source: Files, prompts: Sequence[str], score: ClipScore, folder: Path) -> Tensor:

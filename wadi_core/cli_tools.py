@@ -238,8 +238,9 @@ def _measure(source: hub.File, lorad: LoRaD, strength: float, lora: LoRA) -> tup
     device = find_device(None)
     dtype = find_dtype(None, device)
     pipe = OneStepPipeline(bases.load(source, device, dtype), device, dtype)
-    timestep = (lorad.one_step or OneStep()).timestep
+    one_step = lorad.one_step or OneStep()
     with torch.no_grad():
         told = pipe.encode(PROMPTS)
     z = noise(range(len(PROMPTS)), *pipe.native_size).to(told.device, told.dtype)
-    return eps_error(pipe.base.unet, [(lorad, strength)], lora, lambda: pipe.base.unet(z, timestep, told).sample)
+    x = one_step.network_input(z)
+    return eps_error(pipe.base.unet, [(lorad, strength)], lora, lambda: pipe.base.unet(x, one_step.timestep, told).sample)

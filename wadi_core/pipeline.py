@@ -318,6 +318,7 @@ class OneStepPipeline(Networks):
             alpha_T_squared=self.one_step.alpha_T_squared,
             timestep=self.one_step.timestep,
             prediction_type=self.one_step.prediction_type,
+            input_scale=self.one_step.input_scale,
             dtype=str(self.dtype).removeprefix("torch."),
         )
         self._factors(common)
@@ -371,14 +372,14 @@ class OneStepPipeline(Networks):
         text = self.encode([one.prompt for one in wanted])
         # The network's own number format, for the formula too: what it sees is what must be taken away again.
         z = noise([_seed_of(its) for its in wanted], one.width, one.height) if z is None else z
-        z = z.to(self.device, self.dtype)
+        x = self.one_step.network_input(z.to(self.device, self.dtype))
         self._wait()
         start = time.perf_counter()
         with highres.attach(networks, self._factors(one), one.hires or highres.METHODS[0]):
-            prediction = unet(z, self.one_step.timestep, encoder_hidden_states=text).sample
+            prediction = unet(x, self.one_step.timestep, encoder_hidden_states=text).sample
         self._wait()
         seconds = time.perf_counter() - start
-        x0 = check_latents(self.one_step.x0(z.float(), prediction), self.dtype)
+        x0 = check_latents(self.one_step.x0(x.float(), prediction), self.dtype)
         made = list(x0.to(self.dtype)) if output_type == "latent" else results.each(self._pixels(x0), output_type)
         return Pictures(made, list(wanted), x0.cpu(), seconds, 1)
 

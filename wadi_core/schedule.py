@@ -1,12 +1,15 @@
 """The one-step schedule: from noise to a clean latent with one call of the network.
 
-    z ~ N(0, I)
-    epsilon:       x0 = (z - sigma_T * eps(z, T)) / alpha_T
-    v_prediction:  x0 = alpha_T * z - sigma_T * v(z, T)
+    z ~ N(0, I),   x = k z
+    epsilon:       x0 = (x - sigma_T * eps(x, T)) / alpha_T
+    v_prediction:  x0 = alpha_T * x - sigma_T * v(x, T)
 
 alpha_T^2 is a property of the adapter, not of the base: the student was trained with one value, 0.0047 in the
 released weights, while Stable Diffusion's own schedule ends at 0.0046601 and PixArt's at 4.04e-5. It is divided
 by alpha_T = 0.0686, so an error of the network's output is multiplied by sigma_T / alpha_T = 14.55.
+
+The network sees the noise itself (k = 1: WaDi, SwiftBrush, DMD2), or noise of the variance that there is at its timestep
+(k = sigma_T: SiD-LSG, Zhou et al., 2024). At t = 999 the two hardly differ; at t = 625 sigma_T is 0.93.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+INPUT_SCALES = ("one", "sigma")
 SMALLEST_ALPHA = 1e-8  # alpha_T^2; below, what the network gets wrong is multiplied by more than 10,000
 
 
@@ -29,6 +33,7 @@ class OneStep:
         alpha_T_squared: share of the signal in the variance at the last timestep, from 1e-8 to below 1.
         timestep: what the network is told, from 0 to 999.
         prediction_type: what the network returns, ``epsilon`` or ``v_prediction``.
+        input_scale: what the noise is multiplied by before the network sees it: ``one``, or ``sigma`` for sigma_T.
 
     Raises:
         ValueError: a value outside its range.
@@ -37,6 +42,7 @@ class OneStep:
     alpha_T_squared: float = 0.0047
     timestep: int = 999
     prediction_type: str = "epsilon"
+    input_scale: str = "one"
 
     def __post_init__(self) -> None:
         if not 0.0 < self.alpha_T_squared < 1.0:
@@ -47,6 +53,8 @@ class OneStep:
             raise ValueError(f"the timestep must lie between 0 and 999, not {self.timestep}")
         if self.prediction_type not in PREDICTION_TYPES:
             raise ValueError(f"the prediction type must be one of {', '.join(PREDICTION_TYPES)}")
+        if self.input_scale not in INPUT_SCALES:
+            raise ValueError(f"the input scale must be one of {', '.join(INPUT_SCALES)}")
 
     @property
     def alpha_T(self) -> float:
@@ -61,23 +69,27 @@ class OneStep:
         """sigma_T / alpha_T, the noise level as k-diffusion counts it: 14.552 for 0.0047."""
         return self.sigma_T / self.alpha_T
 
-    def x0(self, z: Tensor, prediction: Tensor) -> Tensor:
-        """The clean latent, in the type of ``z``; computed in float32, or float64 for a float64 ``z``.
+    def network_input(self, z: Tensor) -> Tensor:
+        """x = k z: what the network sees of standard normal noise z, of its shape and type."""
+        return z * self.sigma_T if self.input_scale == "sigma" else z
+
+    def x0(self, x: Tensor, prediction: Tensor) -> Tensor:
+        """The clean latent, in the type of ``x``; computed in float32, or float64 for a float64 ``x``.
 
         Args:
-            z: (n, c, h, w) standard normal noise, the network's input.
+            x: (n, c, h, w) what the network saw, as :meth:`network_input` makes it.
             prediction: (n, c, h, w) the network's output, or (n, 2c, h, w) with a learned sigma (PixArt), whose
                 second half is left out.
         """
-        dtype = torch.promote_types(z.dtype, torch.float32)
-        if prediction.shape[1] == 2 * z.shape[1]:
-            prediction = prediction[:, : z.shape[1]]
-        noise, output = z.to(dtype), prediction.to(dtype)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        if prediction.shape[1] == 2 * x.shape[1]:
+            prediction = prediction[:, : x.shape[1]]
+        seen, output = x.to(dtype), prediction.to(dtype)
         if self.prediction_type == "epsilon":
-            x0 = (noise - self.sigma_T * output) / self.alpha_T
+            x0 = (seen - self.sigma_T * output) / self.alpha_T
         else:
-            x0 = self.alpha_T * noise - self.sigma_T * output
-        return x0.to(z.dtype)
+            x0 = self.alpha_T * seen - self.sigma_T * output
+        return x0.to(x.dtype)
 
 
 def check_latents(latents: Tensor, dtype: torch.dtype) -> Tensor:

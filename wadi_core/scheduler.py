@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from .answer import answer_to_noise
 from .lorad.adapter import Fused, LoRaD, Match, fuse
 from .lorad.linear import rotated_layers
-from .schedule import PREDICTION_TYPES, OneStep
+from .schedule import INPUT_SCALES, PREDICTION_TYPES, OneStep
 
 logger = logging.getLogger("wadi")
 
@@ -72,10 +72,10 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         if prediction_type not in (*PREDICTION_TYPES, "sample", "flow"):
             raise ValueError(f"prediction_type must be epsilon, v_prediction, sample or flow, not {prediction_type!r}")
-        if input_scale not in ("one", "sigma"):
+        if input_scale not in INPUT_SCALES:
             raise ValueError(f"input_scale must be one or sigma, not {input_scale!r}")
         known = prediction_type if prediction_type in PREDICTION_TYPES else "epsilon"
-        self.one_step = OneStep(alpha_T_squared, timestep, known)
+        self.one_step = OneStep(alpha_T_squared, timestep, known, input_scale)
         self.init_noise_sigma = 1.0
         self.num_inference_steps = 1
         self.timesteps = torch.tensor([timestep])
@@ -93,7 +93,7 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
             alpha_T_squared=one_step.alpha_T_squared,
             timestep=one_step.timestep,
             prediction_type=one_step.prediction_type,
-            input_scale="one",
+            input_scale=one_step.input_scale,
         )
         return cast("OneStepScheduler", made)  # diffusers' annotation allows for unused settings beside it
 
@@ -110,17 +110,10 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
         if begin_index:
             raise ValueError("one step starts from noise and knows no less: give strength=1.0")
 
-    @property
-    def _scale(self) -> float:
-        return self.one_step.sigma_T if self.config["input_scale"] == "sigma" else 1.0
-
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """k z: what the network sees of the noise z (n, c, h, w)."""
         self._seen = sample.shape[0]
-        return self._scaled(sample)
-
-    def _scaled(self, sample: Tensor) -> Tensor:
-        return sample if self._scale == 1.0 else sample * self._scale
+        return self.one_step.network_input(sample)
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True
@@ -137,7 +130,7 @@ class OneStepScheduler(SchedulerMixin, ConfigMixin):
         if self._seen > sample.shape[0]:
             logger.warning("this pipeline uses guidance, which spoils one step and doubles its time: give guidance_scale=1.0")
         self._seen = 0
-        x, kind = self._scaled(sample), self.config["prediction_type"]
+        x, kind = self.one_step.network_input(sample), self.config["prediction_type"]
         if kind in PREDICTION_TYPES:
             x0 = self.one_step.x0(x, model_output)
         else:

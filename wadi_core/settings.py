@@ -21,6 +21,7 @@ SIZE_STEP = 8  # pixels per latent
 DTYPES = ("float32", "bfloat16", "float16")
 HIRES = ("redilate", "shrink")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+INPUT_SCALES = ("one", "sigma")
 
 
 def _field(default: Any, help: str, **limits: Any) -> Any:
@@ -106,6 +107,7 @@ class Settings:
     alpha_T_squared: float | None = _field(None, "share of the signal at the last timestep", least=1e-8, below=1.0)
     timestep: int | None = _field(None, "timestep given to the network", minimum=0, maximum=999)
     prediction_type: str | None = _field(None, "what the network returns", choices=PREDICTION_TYPES)
+    input_scale: str | None = _field(None, "what multiplies the noise that the network sees", choices=INPUT_SCALES)
     dtype: str | None = _field(None, "number format of the networks", choices=DTYPES)
     version: int = _field(VERSION, "version of this description", minimum=1, maximum=VERSION)
 
@@ -114,7 +116,14 @@ class Settings:
             check(field.name, getattr(self, field.name))
 
     def resolved(
-        self, width: int, height: int, alpha_T_squared: float, timestep: int, prediction_type: str, dtype: str
+        self,
+        width: int,
+        height: int,
+        alpha_T_squared: float,
+        timestep: int,
+        prediction_type: str,
+        dtype: str,
+        input_scale: str = "one",
     ) -> PictureSettings:
         """These settings with the network's own values where nothing else was asked for."""
         own = {
@@ -123,6 +132,7 @@ class Settings:
             "alpha_T_squared": alpha_T_squared,
             "timestep": timestep,
             "prediction_type": prediction_type,
+            "input_scale": input_scale,
             "dtype": dtype,
         }
         asked = {name: getattr(self, name) for name in FIELDS}
@@ -147,17 +157,22 @@ class PictureSettings(Settings):
     alpha_T_squared: float = _known()
     timestep: int = _known()
     prediction_type: str = _known()
+    input_scale: str = dataclasses.field(default="one", kw_only=True)
     dtype: str = _known()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            if field.default is dataclasses.MISSING and getattr(self, field.name) is None:
+            needed = field.default is dataclasses.MISSING or field.name == "input_scale"
+            if needed and getattr(self, field.name) is None:
                 raise ValueError(f"{field.name} must be known of a picture that is made")
         super().__post_init__()
 
     def to_json(self) -> str:
         """One line of JSON, as it stands in the text chunk ``wadi`` of a PNG file."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+        values = dataclasses.asdict(self)
+        if self.input_scale == "one":  # versions before this field refuse what they do not know
+            del values["input_scale"]
+        return json.dumps(values, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> PictureSettings:
@@ -202,6 +217,7 @@ class PictureSettings(Settings):
             "alpha_T squared": self.alpha_T_squared,
             "Timestep": self.timestep,
             "Prediction type": self.prediction_type,
+            "Input scale": None if self.input_scale == "one" else self.input_scale,
             "Number format": self.dtype,
             "Version": program,
         }

@@ -110,8 +110,11 @@ def arms(config: TrainConfig) -> list[Arm]:
     return [Arm(*row, parameters=count(row[2], row[3])) for row in rows]
 
 
-def train(folder: Path, arm: Arm, rate: float, seed: int, steps: int, words: Sequence[str]) -> Path:
+def train(folder: Path, arm: Arm, rate: float, seed: int, steps: int, words: Sequence[str], decay: int | None = None) -> Path:
     """The student of one run, trained to its end; goes on from where it was.
+
+    Args:
+        decay: steps in which the rate falls at the end; half of them by default.
 
     Raises:
         Diverged: it makes nothing but NaN or Inf at this rate. OSError: it failed or was stopped. Both with one line.
@@ -121,7 +124,8 @@ def train(folder: Path, arm: Arm, rate: float, seed: int, steps: int, words: Seq
     if student.is_file() and last.is_file():
         return student
     given = [f"output={folder}", "name=student", f"adapter={arm.kind}", f"student_rank={arm.rank}"]
-    given += [f"student_lr={rate:g}", f"seed={seed}", f"steps={steps}", f"decay_steps={steps // 2}", "tensorboard=false"]
+    given += [f"student_lr={rate:g}", f"seed={seed}", f"steps={steps}", "tensorboard=false", "save_lorad=false"]
+    given += [f"decay_steps={steps // 2 if decay is None else decay}"]
     command = [sys.executable, str(ROOT / "trainer" / "train.py"), "--config", str(PRESET), *given, *words]
     status = subprocess.run(command, check=False).returncode
     if status == DIVERGED:

@@ -10,10 +10,10 @@ import numpy as np
 
 from trainer.evaluation.features import LiteFeatures
 from trainer.evaluation.metrics import Projection, frechet, kid_figures, spread
+from trainer.evaluation.retrieval import Prototypes
 from trainer.mini import scenes
 
 from .degraded_scenes import Rough
-from .retrieval import Prototypes
 from .sets import Real, feature_set
 from .streams import Stream
 

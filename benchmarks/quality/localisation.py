@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.evaluation.features import LiteFeatures
-
-from .retrieval import Prototypes
+from trainer.evaluation.retrieval import Prototypes
 
 WINDOW = 60  # pixels of 128
 STARTS = (0, 17, 34, 51, 68)  # left or upper edges

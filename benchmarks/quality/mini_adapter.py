@@ -79,7 +79,7 @@ def errors(pipe: OneStepPipeline, lorad: LoRaD, lora: LoRA) -> dict[str, float]:
         z = noise(range(CALLS), *pipe.native_size).to(told.device)
 
         def predict() -> Tensor:
-            return pipe.base.unet(z, lorad.one_step.timestep, told).sample
+            return pipe.base.unet(lorad.one_step.network_input(z), lorad.one_step.timestep, told).sample
 
         of_output, of_change = eps_error(pipe.base.unet, [(lorad, 1.0)], lora, predict)
     count = sum(up.numel() + down.numel() for up, down in lora.factors.values())
@@ -118,10 +118,11 @@ def _of_diffusers(pipe: OneStepPipeline, lora: LoRA) -> list[Image.Image]:
         lora.save(Path(place) / "lora.safetensors")
         loader.load_lora_weights(place, weight_name="lora.safetensors")
     try:
-        eps = parts.unet(z.to(told.device), pipe.one_step.timestep, told).sample
+        x = pipe.one_step.network_input(z.to(told.device))
+        eps = parts.unet(x, pipe.one_step.timestep, told).sample
     finally:
         loader.unload_lora_weights()
-    return to_pictures(parts.vae.decode(pipe.one_step.x0(z.to(eps), eps) / parts.vae.config.scaling_factor).sample)
+    return to_pictures(parts.vae.decode(pipe.one_step.x0(x.to(eps), eps) / parts.vae.config.scaling_factor).sample)
 
 
 def _parser() -> argparse.ArgumentParser:

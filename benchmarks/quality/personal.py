@@ -33,11 +33,11 @@ from torch import Tensor
 from benchmarks import report
 from benchmarks.quality.degraded_scenes import Rough
 from benchmarks.quality.openings import bare_pipeline, opened
-from benchmarks.quality.retrieval import Prototypes
 from benchmarks.quality.sets import Generated, feature_set, images_of
 from benchmarks.quality.streams import Stream, write_examples
 from trainer.data.picture_files import fingerprint, pictures_in
 from trainer.evaluation.features import LiteFeatures
+from trainer.evaluation.retrieval import Prototypes
 from trainer.mini import scenes
 from trainer.personalize import personalize
 from trainer.settings import fields as settings

@@ -139,8 +139,9 @@ Source: TypeAlias = Real | Reconstructed | Generated
 def one_step(pipe: OneStepPipeline, captions: list[str], z: Tensor, unet: Callable[..., Any] | None = None) -> Tensor:
     """x0 (n, 4, h, w) from noise of that shape and one network call, of the pipeline's own U-Net or of another."""
     unet = unet or pipe.base.unet
-    prediction = unet(z, pipe.one_step.timestep, encoder_hidden_states=pipe.encode(captions)).sample
-    return pipe.one_step.x0(z, prediction)
+    x = pipe.one_step.network_input(z)
+    prediction = unet(x, pipe.one_step.timestep, encoder_hidden_states=pipe.encode(captions)).sample
+    return pipe.one_step.x0(x, prediction)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from benchmarks import report
 from benchmarks.quality import distances, inversion, localisation, openings, personal
-from benchmarks.quality.retrieval import Prototypes
+from trainer.evaluation.retrieval import Prototypes
 from trainer.finetune.examples import Examples
 from trainer.mini import scenes
 from wadi_core import OneStepPipeline

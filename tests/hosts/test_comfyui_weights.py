@@ -16,6 +16,7 @@ from networks import random_lorad
 from safetensors.torch import load_file, save_file
 
 from wadi_core import LoRaD
+from wadi_core.lorad import Metadata
 from wadi_core.lorad.layouts import detect
 from wadi_core.lorad.merge import merge, merged_tensors
 from wadi_core.lorad.quantised import dequantise, quantise
@@ -93,6 +94,11 @@ def network(comfy_base: Path) -> torch.nn.Module:
     models = comfy_base / "models"
     comfy_networks.diffusion_model(models / "diffusion_models" / BASE, made, comfy_networks.SLICE)
     random_lorad(made, seed=21).save(models / "lorad/one.safetensors", torch.float32)
+    for scale in ("one", "sigma"):
+        lorad = random_lorad(made, seed=21)
+        start = {"alpha_T_squared": 0.1378, "timestep": 625, "input_scale": scale}
+        started = LoRaD(lorad.factors, Metadata(**{**vars(lorad.metadata), **start}))
+        started.save(models / f"lorad/start-{scale}.safetensors", torch.float32)
     random_lorad(made, seed=22, one_step=False).save(models / "lorad/two.safetensors", torch.float32)
     random_lorad(made, seed=21).save(models / "loras/as-lora.safetensors", torch.float32)
     save_file(comfy_networks.random_lora(made), models / "loras/lora.safetensors")
@@ -235,6 +241,34 @@ def test_stock_lora_loader_and_hooks_draw_the_same(comfy: ComfyServer, network: 
     lorad.remove(network)
     for way, found in latents.items():
         assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-4, way
+
+
+@pytest.mark.parametrize("scale", ["one", "sigma"])
+@pytest.mark.parametrize("sampler", ["WaDi", "wadi_one_step", "euler"])
+def test_a_start_below_the_last_timestep(comfy: ComfyServer, network: torch.nn.Module, scale: str, sampler: str) -> None:
+    graph = Graph()
+    model = turn(graph, load(graph), f"start-{scale}.safetensors")
+    positive = graph("Probe_Conditioning", name="weights-prompt.safetensors")
+    if sampler == "WaDi":
+        sizes = {"width": 64, "height": 64, "batch_size": 1, "seed": 5}
+        sampled = graph("WaDi_OneStepSampler", model=model[0], positive=positive[0], **sizes)
+    else:
+        empty = graph("EmptyLatentImage", width=64, height=64, batch_size=1)
+        given = {"seed": 5, "steps": 1, "cfg": 1.0, "sampler_name": sampler, "scheduler": "normal", "denoise": 1.0}
+        ends = {"positive": positive[0], "negative": positive[0], "latent_image": empty[0]}
+        sampled = graph("KSampler", model=model[0], **ends, **given)
+    graph("Probe_DumpLatent", latent=sampled[0], name="latent.safetensors")
+    comfy.run(graph.prompt)
+    found = load_file(comfy.base / "output/latent.safetensors")["samples"]
+    lorad = LoRaD.load(comfy.base / f"models/lorad/start-{scale}.safetensors")
+    lorad.apply_to(network)
+    told, z = load_file(comfy.base / "input/weights-prompt.safetensors")["conditioning"], noise([5], 64, 64)
+    alpha, sigma = 0.1378**0.5, (1 - 0.1378) ** 0.5
+    x = sigma * z if scale == "sigma" else z
+    with torch.no_grad():
+        wanted = (x - sigma * network(x, 625, encoder_hidden_states=told).sample) / alpha / comfy_networks.SD15_VAE_SCALE
+    lorad.remove(network)
+    assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-4
 
 
 def test_bypass_loader_is_refused(comfy: ComfyServer, network: torch.nn.Module) -> None:

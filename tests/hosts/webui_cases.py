@@ -87,10 +87,14 @@ def test_a_picture_of_a_batch_is_the_one_of_its_seed(webui: WebUI, base: Base) -
     assert abs(alone[0] - alone[1]).max() > 20
 
 
-def test_the_schedule_is_the_adapters_own(webui: WebUI, base: Base) -> None:
-    made = webui.draw("a cat" + tag(base, "other-alpha"))
-    assert made.fields["WaDi"] == "alpha_T^2 0.02 t 999"
-    assert close(made, base.pictures("a cat", [3], base.adapters["other-alpha"]))
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("other-alpha", "alpha_T^2 0.02 t 999"), ("other-start", "alpha_T^2 0.1378 t 625 input sigma")],
+)
+def test_the_schedule_is_the_adapters_own(webui: WebUI, base: Base, name: str, told: str) -> None:
+    made = webui.draw("a cat" + tag(base, name))
+    assert made.fields["WaDi"] == told
+    assert close(made, base.pictures("a cat", [3], base.adapters[name]))
 
 
 def test_a_network_that_returns_v(webui: WebUI, base: Base, velocity: Base) -> None:

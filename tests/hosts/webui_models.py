@@ -98,6 +98,9 @@ def make(folder: Path, architecture: str, changes: dict[str, Any] | None, predic
     return made["unet"]
 
 
+START = {"alpha_T_squared": 0.1378, "timestep": 625, "input_scale": "sigma"}
+
+
 def add_adapters(base: Base, target: Path) -> None:
     """One-step, ordinary and foreign LoRaDs and an ordinary LoRA for a base; some of them damaged."""
     target.mkdir(parents=True, exist_ok=True)
@@ -108,6 +111,7 @@ def add_adapters(base: Base, target: Path) -> None:
         "one-step": LoRaD(one_step.factors, native),
         "style": networks.random_lorad(kind, rank=2, seed=2, spread=SPREAD, one_step=False),
         "other-alpha": LoRaD(one_step.factors, Metadata(**{**vars(native), "alpha_T_squared": 0.02})),
+        "other-start": LoRaD(one_step.factors, Metadata(**{**vars(native), **START})),
         "velocity": LoRaD(one_step.factors, Metadata(**{**vars(native), "prediction_type": "v_prediction"})),
         "foreign": LoRaD(one_step.factors, Metadata(**{**vars(native), "architecture": "sd21"})),
     }

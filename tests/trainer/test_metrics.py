@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.quality.retrieval import Prototypes
 from trainer.evaluation.efficientnet import Lite, load_lite
 from trainer.evaluation.features import LiteFeatures, enlarge
 from trainer.evaluation.metrics import Projection, frechet, kid, kid_figures, spread
+from trainer.evaluation.retrieval import Prototypes
 
 
 def exactly(rng: np.random.Generator, mean: np.ndarray, root: np.ndarray, count: int = 200) -> np.ndarray:

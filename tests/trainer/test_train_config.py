@@ -69,7 +69,7 @@ def test_wrong_settings_are_named(words: list[str], message: str) -> None:
         (["uncond_prob=1.5"], "uncond_prob: 0 to 1 is expected, not 1.5"),
         (["student_lr=.nan"], "student_lr: a number is expected: '.nan' is no decimal number"),
         (["max_grad_norm=.inf"], "max_grad_norm: a number is expected: '.inf' is no decimal number"),
-        (["adapter=lorado"], r"adapter: one of lorad, lora, dora, full is expected, not 'lorado'; did you mean 'lorad'\?"),
+        (["adapter=lorado"], r"adapter: one of lorad, lora, dora, oft, full is expected, not 'lorado'; did you mean 'lorad'\?"),
         (["precision=int8"], "precision: one of fp32, bf16, fp16, fp64 is expected, not 'int8'"),
         (["version=2"], "version: 1 to 1 is expected, not 2"),
         (["timestep_low=990"], r"timestep_low: at most timestep_high \(980\) is expected, not 990"),

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from networks import small_settings, write_settings
 from training import tiny
 
 from trainer.distill.estimate import Estimate, empty_network, estimate, helper_parameters
+from trainer.distill.hours import PEAKS, operations_of_call, passes_of_step
 from trainer.distill.roles import layers_of_roles
 from trainer.models import base_models
 from trainer.settings.fields import as_yaml
@@ -104,19 +106,44 @@ def test_pixarts_shape_is_for_no_other_base(shape: Path) -> None:
 
 
 def test_hours_are_those_of_a_run_that_was_measured(of: Callable[..., Estimate], tmp_path: Path) -> None:
-    assert "time                      unknown: no step was measured yet" in str(of())
+    assert "to a factor of two: RTX 3090 " in str(of()) and "(no step was measured yet" in str(of())
     rows = [(10, 60.0), (20, 80.0), (30, 100.0), (40, 121.0), (50, 20.0), (60, 40.0)]  # it was stopped after step 40
     (tmp_path / "losses.csv").write_text("step,seconds\n" + "".join(f"{step},{seconds}\n" for step, seconds in rows))
     (tmp_path / "config.yaml").write_text(as_yaml(tiny("", "none", tmp_path, base_config="other", steps=60, keep_last=9)))
     assert f"5 hours, 2.05 s a step (measured in {tmp_path})" in str(of(steps=8780))
     assert of(steps=8780).seconds == 2.05
-    assert f"unknown: the run in {tmp_path} had batch=2, not 4" in str(of(batch=4))
+    assert f"(the run in {tmp_path} had batch=2, not 4" in str(of(batch=4))
     # The same of a run whose settings had other names when it was made.
     written = (tmp_path / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(written.replace("student_lr:", "student_rate:").replace("keep_last:", "keep:"))
     assert of(steps=8780).seconds == 2.05
-    assert "unknown: the run in" in str(of(device="cuda"))
+    assert "(the run in" in str(of(device="cuda"))
     (tmp_path / "losses.csv").write_text("step,seconds\n10,60\n")
     assert "has too few steps in its log" in str(of())
     (tmp_path / "losses.csv").write_text("step,seconds\n10,soon\n")
     assert "cannot be read" in str(of())
+
+
+def test_hours_are_calculated_from_operations(of: Callable[..., Estimate], shape: Path, tmp_path: Path) -> None:
+    paper = {"teacher_guidance": 1.5, "fake_guidance": 1.5}
+    passes = {
+        10: {}, 12: {"gradient_checkpointing": True}, 14: {"loss": "sid"}, 8: {"teacher_guidance": 1.0, "fake_guidance": 1.0},
+        18: {"fake_updates": 3}, 14.5: {"anchor_weight": 1.0, "anchor_steps": 9, "anchor_every": 4},
+    }  # fmt: skip
+    for wanted, changes in passes.items():
+        assert passes_of_step(tiny("", "none", tmp_path, base_config=str(shape), **paper | changes)) == wanted
+    network, _ = empty_network(tiny("", "none", tmp_path, base_config="sd15"))
+    # Of every convolution and linear layer twice its weight for each place of its output; attention's products come on top.
+    counted = [0]
+
+    def count(layer: torch.nn.Module, given: object, output: torch.Tensor) -> None:
+        counted[0] += 2 * layer.weight.numel() * output.numel() // layer.weight.shape[0]
+
+    for layer in network.modules():
+        if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
+            layer.register_forward_hook(count)
+    found = operations_of_call(network, 64)
+    assert counted[0] < found < 1.3 * counted[0]
+    hours = of().hours
+    assert hours["A100"] / hours["H100"] == pytest.approx(PEAKS["H100"] / PEAKS["A100"])
+    assert of(steps=12).hours["A100"] == pytest.approx(2 * of(steps=6).hours["A100"])

@@ -230,7 +230,7 @@ def test_a_base_in_few_bits_is_distilled(make: Callable[..., Distillation], kind
     assert run.model.base_sha256 == plain.model.base_sha256  # the file is for the base, not for its few bits
 
 
-@pytest.mark.parametrize("adapter", ["lora", "dora", "full"])
+@pytest.mark.parametrize("adapter", ["lora", "dora", "oft", "full"])
 def test_other_adapters_play_the_same_roles(make: Callable[..., Distillation], adapter: str) -> None:
     if adapter != "full":
         pytest.importorskip("peft")
@@ -352,7 +352,7 @@ def test_muon_goes_on_bit_for_bit(make: Callable[..., Distillation]) -> None:
 
 def test_peft_is_asked_for(make: Callable[..., Distillation], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ValueError, match="lora and dora need peft"):
+    with pytest.raises(ValueError, match="adapter: lora needs peft"):
         make(adapter="lora")
 
 

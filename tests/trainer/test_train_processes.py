@@ -36,7 +36,7 @@ def launch(words: list[str], count: int) -> None:
 
 def losses(folder: Path) -> list[dict[str, float]]:
     with open(folder / "losses.csv", newline="") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def run(base: Path, prompts: Path, folder: Path, count: int, **changes: object) -> tuple[list[dict[str, float]], dict]:
@@ -58,13 +58,22 @@ def assert_same(one: tuple, other: tuple) -> None:
             torch.testing.assert_close(moment["exp_avg"], moments[1][index]["exp_avg"], rtol=1e-4, atol=1e-10)
 
 
-def test_two_processes_are_as_good_as_one(base: Path, prompts: Path, tmp_path: Path) -> None:
-    alone = run(base, prompts, tmp_path / "one", 1)
-    pair = run(base, prompts, tmp_path / "two", 2, micro_batch=1)  # and accumulate
-    assert len(pair[0]) == STEPS
+RECIPE = {"loss": "sid", "normalize": True, "fake_updates": 2, "adversary": "features", "adversary_steps": 3}
+RECIPE |= {"f_weight": "hellinger", "anchor_steps": 2, "start": "625", "steps": 4}
+
+
+@pytest.mark.parametrize("changes", [{}, RECIPE], ids=["paper", "sid and an adversary"])
+def test_two_processes_are_as_good_as_one(base: Path, prompts: Path, tmp_path: Path, changes: dict) -> None:
+    changes = {"steps": STEPS, **changes}
+    alone = run(base, prompts, tmp_path / "one", 1, **changes)
+    pair = run(base, prompts, tmp_path / "two", 2, micro_batch=1, **changes)  # and accumulate
+    assert len(pair[0]) == changes["steps"]
     assert_same(alone, pair)
     assert len(pair[1]["random"]) == 2 and len(alone[1]["random"]) == 1
-    assert len(list((tmp_path / "two").glob("*.safetensors"))) == 1
+    assert (tmp_path / "two" / "one-step.safetensors").is_file()
+    for name, value in alone[1].get("adversary", {}).items():
+        torch.testing.assert_close(value, pair[1]["adversary"][name], rtol=1e-4, atol=1e-8)
+    assert ("adversary" in alone[1]) == (changes.get("adversary") == "features")
 
 
 def test_ctrl_c_in_a_terminal_reaches_all_of_them_and_they_save(base: Path, prompts: Path, tmp_path: Path) -> None:

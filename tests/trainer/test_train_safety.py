@@ -236,4 +236,4 @@ def test_what_a_run_shows(base: Path, prompts: Path, tmp_path: Path) -> None:
     assert blocks == {"down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1"}
     last = session.angles.rows[-1]
     assert 0 < last["student/mid_block/rms"] <= last["student/mid_block/max"]
-    assert (tmp_path / "events").exists() == (session.events._writer is not None)
+    assert (tmp_path / "events").exists() == (session.events.trackers[0]._writer is not None)

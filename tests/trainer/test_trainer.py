@@ -14,7 +14,7 @@ from training import command, start, tiny
 from trainer.distill.distillation import Distillation
 from trainer.distill.roles import FAKE, STUDENT, TEACHER
 from trainer.distill.session import train
-from trainer.distill.vsd import fake_loss, generate, student_loss
+from trainer.distill.vsd import Recipe, fake_loss, generate, student_loss
 from trainer.models.diffusion import Noising
 from wadi_core import LoRaD
 from wadi_core.schedule import OneStep
@@ -50,7 +50,7 @@ def test_losses_follow_the_formulas(base: Path, prompts: Path, tmp_path: Path) -
     text = run.model.encode(["a cat", "a dog"])
     z, eps, t = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([300, 700])
     x0 = generate(roles, z, text, OneStep())
-    loss, log = student_loss(roles, run.noising, x0, text, run.null, t, eps, 1.5, 2.0)
+    loss, log = student_loss(roles, run.noising, x0, text, run.null, t, eps, Recipe(1.5, 2.0))
     squared = run.noising.alphas_cumprod[t].view(-1, 1, 1, 1).float()
     alpha, sigma = squared.sqrt(), (1 - squared).sqrt()
     x_t = alpha * x0.detach() + sigma * eps

@@ -19,7 +19,7 @@ TIMESTEPS = 1000  # of the forward process
 NOISY_FROM = 900  # where there is little but noise, and a one-step student is asked
 
 # What random numbers are for; part of the key, so that no two purposes share any. Fine-tuning has others.
-STUDENT, FAKE, PROMPTS, COCO = 1, 2, 6, 7
+STUDENT, FAKE, PROMPTS, COCO, ADVERSARY, BUCKET = 1, 2, 6, 7, 8, 9
 
 # Of the orders that shuffled() gives. Checkpoints hold it: another order would train on other samples without a word.
 ORDER = 2
@@ -76,7 +76,7 @@ def draw(seed: int, purpose: int, numbers: Iterable[int], shape: tuple[int, ...]
 
     Args:
         seed: of the run.
-        purpose: :data:`STUDENT` or :data:`FAKE`.
+        purpose: :data:`STUDENT`, :data:`FAKE` or :data:`ADVERSARY`.
         numbers: of the samples, counted from the beginning of the run.
         shape: (c, h, w) of a latent.
         low, high: range of the timesteps, both included.

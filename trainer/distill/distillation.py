@@ -24,8 +24,6 @@ from ..engine.optim import (
     all_finite,
     decay_left,
     make_optimizer,
-    scheduled_lr,
-    warmed_up,
 )
 from ..engine.processes import Processes
 from ..engine.signals import StepAbandoned, go_on
@@ -35,10 +33,14 @@ from ..models.condition import Condition
 from ..models.diffusion import Noising, anchor_loss, teacher_pictures
 from ..models.placement import autocast_type, place, working_type
 from ..settings.distillation import TrainConfig
+from .adversary import ADVERSARY, Adversary, real_pictures
+from .buckets import latent_shape
 from .embedding_cache import EmbeddingCache
+from .losses import f_weight
+from .rates import learning_rate
 from .resuming import Resumable
 from .roles import FAKE, STUDENT, TEACHER, Roles, first_factors, layers_of_roles
-from .vsd import fake_loss, generate, student_loss
+from .vsd import Recipe, fake_loss, generate, student_loss
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -90,6 +92,7 @@ class Distillation(Resumable):
         torch.manual_seed(config.seed)
         self.device, self.dtype = self.processes.device, working_type(config)
         self.model = base_models.load(config.base, config.base_config, config.prediction_type)
+        self.model.skip_layers(config.clip_skip)
         width, height = [config.resolution] * 2 if config.resolution else self.model.native_size
         self.size = width, height
         self.latent_shape = (base_models.LATENT_CHANNELS, height // bases.FACTOR, width // bases.FACTOR)
@@ -108,12 +111,16 @@ class Distillation(Resumable):
             )
         }
         self.average = self.roles.state(STUDENT) if config.ema else {}
-        self.one_step = OneStep(config.alpha_T_squared, config.timestep, config.prediction_type)
+        own = float(f"{float(self.model.alphas_cumprod[config.timestep]):.6g}")
+        alpha_T_squared = config.alpha_T_squared or own
+        self.one_step = OneStep(alpha_T_squared, config.timestep, config.prediction_type, config.input_scale)
+        self.recipe = Recipe(config.teacher_guidance, config.fake_guidance, config.normalize, config.loss, config.sid_alpha)
         exact = torch.float32 if self.device.type == "mps" else torch.float64  # Apple's GPUs know no float64
         self.noising = Noising(self.model.alphas_cumprod.to(self.device, exact), config.prediction_type)
         self.guard = NonFiniteGuard(config.max_skipped)
         self.cache = self._open_cache()
         self.null = self.encode([""])
+        self.adversary = self._make_adversary()
         self.step = 0
 
     def _helper_type(self) -> torch.dtype:
@@ -137,8 +144,8 @@ class Distillation(Resumable):
             share = config.share_rotation and not config.compile
             adapters[role] = LoRaDAdapter(role, network, pairs, share, config.recompute_rotation)
         for role, (kind, rank) in kinds.items():
-            if kind in ("lora", "dora"):
-                adapters[role] = PeftAdapter(role, network, layers[role], rank, config.seed, dora=kind == "dora")
+            if kind in ("lora", "dora", "oft"):
+                adapters[role] = PeftAdapter(role, network, layers[role], rank, config.seed, kind)
         roles = Roles(
             network, adapters[STUDENT], adapters[FAKE], self.model.call, autocast_type(config), bool(config.student_precision)
         )
@@ -153,6 +160,19 @@ class Distillation(Resumable):
             return None
         return EmbeddingCache(config.embedding_cache, self.model.encoder_key)
 
+    def _make_adversary(self) -> Adversary | None:
+        config = self.config
+        if config.adversary == "none":
+            return None
+        found = Adversary(self.roles, self.processes.wrap, self.device, self.dtype, config.seed)
+        self.roles.parts[ADVERSARY] = found.part
+        parameters = list(found.head.parameters())
+        optimizer = make_optimizer("adamw", parameters, config.adversary_lr, 0.0, config.weight_decay)
+        self.updaters[ADVERSARY] = OptimizerStep(parameters, optimizer, config.max_grad_norm)
+        if config.adversary == "real":
+            self.real_pictures = real_pictures(config.adversary_pictures, self.model, self.size)
+        return found
+
     # What a step needs
 
     def _fit(self, condition: Condition) -> Condition:
@@ -165,7 +185,8 @@ class Distillation(Resumable):
         return self._fit(self.model.condition(embedded))
 
     def _draw(self, purpose: int, numbers: range, low: int, high: int) -> random_draws.Draw:
-        drawn = random_draws.draw(self.config.seed, purpose, numbers, self.latent_shape, low, high)
+        shape = latent_shape(self.config, self.size, self.step)
+        drawn = random_draws.draw(self.config.seed, purpose, numbers, shape, low, high)
         z, eps = (noise.to(self.device, self.dtype) for noise in (drawn.z, drawn.eps))
         return random_draws.Draw(z, eps, drawn.t.to(self.device), drawn.lot)
 
@@ -189,19 +210,10 @@ class Distillation(Resumable):
         self.roles.activate(role)  # what checkpointing computes again must be computed in this role
         self.updaters[role].backward(loss)
 
-    def _rate(self, role: str) -> float:
-        """A role's learning rate in this step."""
-        config = self.config
-        if role == FAKE:
-            return warmed_up(config.fake_lr, self.step, config.warmup)
-        return scheduled_lr(
-            config.student_lr, self.step, config.steps, config.warmup, config.decay_steps, config.fake_head_start
-        )
-
     def _update(self, role: str, log: list[dict[str, Tensor]]) -> dict[str, float]:
         """Take the step of a role, unless a number is NaN or Inf; returns what to log, averaged over all samples."""
         updater = self.updaters[role]
-        updater.set_lr(self._rate(role))
+        updater.set_lr(learning_rate(self.config, role, self.step))
         values = {name: torch.stack([entry[name] for entry in log]).cpu().double().mean() for name in log[0]}
         means = self.processes.mean(values | {f"{role}_norm": updater.clipped_norm()})
         finite = means.pop("nonfinite", 0.0) == 0.0 and all_finite(list(means.values()))
@@ -231,10 +243,10 @@ class Distillation(Resumable):
                 with torch.set_grad_enabled(learning):
                     x0 = generate(self.roles, drawn.z, condition, self.one_step)
                 if learning:
+                    weight, more = self._judged(x0, condition, drawn)
                     loss, log = student_loss(
-                        self.roles, self.noising, x0, condition, self.null, drawn.t, drawn.eps,
-                        config.teacher_guidance, config.fake_guidance, config.normalize,
-                    )  # fmt: skip
+                        self.roles, self.noising, x0, condition, self.null, drawn.t, drawn.eps, self.recipe, weight, more
+                    )
                     if config.anchor_weight:
                         log["anchor_loss"] = anchor = self._anchor(call, drawn.z, x0, condition)
                         held = config.anchor_end + (1 - config.anchor_end) * left
@@ -250,13 +262,44 @@ class Distillation(Resumable):
         chosen = slice(-numbers.start % config.anchor_every, None, config.anchor_every)
         if not len(z[chosen]):
             return x0.new_zeros(())
-        cond, scale = condition[chosen], config.teacher_guidance
+        drawn = self._teachers(z[chosen], condition[chosen], config.anchor_steps)
+        return anchor_loss(x0[chosen], drawn, config.anchor_cells).sum() * config.anchor_every / len(z)
+
+    def _teachers(self, z: Tensor, condition: Condition, steps: int) -> Tensor:
+        """What the teacher draws of noise z in several guided steps."""
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
-            return self.roles.guided(TEACHER, x, t, cond, self.null, scale)
+            return self.roles.guided(TEACHER, x, t, condition, self.null, self.config.teacher_guidance)
 
-        drawn = teacher_pictures(guided, self.noising, z[chosen], config.anchor_steps)
-        return anchor_loss(x0[chosen], drawn, config.anchor_cells).sum() * config.anchor_every / len(z)
+        return teacher_pictures(guided, self.noising, z, steps)
+
+    def _judged(self, x0: Tensor, condition: Condition, drawn: random_draws.Draw) -> tuple[Tensor | None, Tensor | None]:
+        """What an adversary adds to the loss of pictures: weights of their gradients, and a gradient of its own."""
+        if self.adversary is None or not self.adversarial:
+            return None, None
+        logits, grad = self.adversary.judge(self.noising, x0, condition, drawn.t, drawn.eps)
+        return f_weight(self.config.f_weight, logits), self.config.adversary_weight * grad
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether this step is one of the last, which have an adversary."""
+        return self.adversary is not None and self.step >= self.config.steps - self.config.adversary_steps
+
+    def update_adversary(self, adversary: Adversary, samples: list[Sample]) -> dict[str, float]:
+        """One update of the adversary's head on pictures of the student and as many others."""
+        config, logs = self.config, []
+        for sample in samples:
+            drawn = self._draw(random_draws.ADVERSARY, sample.numbers, config.timestep_low, config.timestep_high)
+            if config.adversary == "real":
+                latents, captions = self.real_pictures.at(config.seed, sample.numbers)
+                others = latents.to(self.device, self.dtype), self.encode(captions)
+            else:
+                others = self._teachers(drawn.z, sample.condition, config.anchor_steps), sample.condition
+            with self._accumulating(ADVERSARY, sample is samples[-1]):
+                loss, right = adversary.loss(self.noising, (sample.x0, sample.condition), others, drawn.t, drawn.eps)
+                self._backward(ADVERSARY, loss / len(samples))
+            logs.append({"adversary_loss": loss.detach(), "adversary_right": right})
+        return self._update(ADVERSARY, logs)
 
     @torch.no_grad()
     def more_samples(self, numbers: range) -> list[Sample]:
@@ -297,6 +340,8 @@ class Distillation(Resumable):
                 self.roles.forget(role)
             raise
         log |= self.update_fake(samples)
+        if self.adversary is not None and self.adversarial:
+            log |= self.update_adversary(self.adversary, samples)
         for update in range(1, self.config.fake_updates):
             samples = self.more_samples(range(start + update * batch, start + (update + 1) * batch))
             log |= self.update_fake(samples)
@@ -329,18 +374,24 @@ class Distillation(Resumable):
         finally:
             self.roles.load_state(STUDENT, live)
 
-    @torch.no_grad()
-    def pictures(self, prompts: tuple[str, ...], first_seed: int) -> list[Image]:
-        """One-step pictures of some prompts, picture i from the noise of seed ``first_seed + i``."""
-        made = []
-        size = len(self._calls(range(self.config.batch))[0])
+    def pictures(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Image]:
+        """One-step pictures of some prompts, each from the noise of its seed."""
         with self.averaged():
-            for start in range(0, len(prompts), size):
-                part = prompts[start : start + size]
-                z = noise(range(first_seed + start, first_seed + start + len(part)), *self.size)
-                x0 = generate(self.roles, z.to(self.device, self.dtype), self.encode(part), self.one_step)
-                made += self.model.decode(x0)
+            made = self._drawn(prompts, seeds, lambda z, condition: generate(self.roles, z, condition, self.one_step))
         self.roles.forget(STUDENT)
+        return made
+
+    def teacher_pictures(self, prompts: Sequence[str], seeds: Sequence[int], steps: int) -> list[Image]:
+        """The same of the teacher, in so many guided steps."""
+        return self._drawn(prompts, seeds, lambda z, condition: self._teachers(z, condition, steps))
+
+    @torch.no_grad()
+    def _drawn(self, prompts: Sequence[str], seeds: Sequence[int], draw: Callable[[Tensor, Condition], Tensor]) -> list[Image]:
+        made, size = [], len(self._calls(range(self.config.batch))[0])
+        for start in range(0, len(prompts), size):
+            part = slice(start, start + size)
+            z = noise(seeds[part], *self.size).to(self.device, self.dtype)
+            made += self.model.decode(draw(z, self.encode(prompts[part])))
         return made
 
     def student(self) -> Adapter:

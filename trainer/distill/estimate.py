@@ -26,6 +26,7 @@ from wadi_core.pipeline import find_device
 from wadi_core.thirdparty import DiffusersNetwork
 
 from ..engine.logs import step_seconds
+from ..models.adapters import oft_parameters
 from ..models.base_models import (
     LATENT_CHANNELS,
     T5_TOKENS,
@@ -39,6 +40,7 @@ from ..models.condition import Condition
 from ..models.placement import set_attention
 from ..settings.distillation import TrainConfig
 from ..settings.fields import load
+from .hours import hours_of_run
 from .resuming import HARMLESS
 
 GB = 1e9
@@ -66,6 +68,7 @@ class Estimate:
     calls: int
     seconds: float | None
     source: str
+    hours: dict[str, float]
 
     @property
     def total_bytes(self) -> float:
@@ -90,7 +93,8 @@ class Estimate:
 
     def _time(self) -> str:
         if self.seconds is None:
-            return f"unknown: {self.source}"
+            known = ", ".join(f"{name} {hours:.3g}" for name, hours in self.hours.items())
+            return f"hours on one GPU, calculated to a factor of two: {known} ({self.source})"
         return f"{self.steps * self.seconds / 3600:.3g} hours, {self.seconds:.3g} s a step ({self.source})"
 
 
@@ -146,6 +150,7 @@ def trained_parameters(network: nn.Module, layers: list[str], kind: str, rank: i
     shapes = linear_shapes(network)
     counts = {"lorad": lambda out, into: rank * (out + into // 2)}
     counts["lora"] = lambda out, into: rank * (out + into)
+    counts["oft"] = lambda out, into: oft_parameters(into, rank)
     counts["dora"] = lambda out, into: rank * (out + into) + out
     return sum(counts[kind](*shapes[path]) for path in layers)
 
@@ -247,6 +252,7 @@ def estimate(config: TrainConfig) -> Estimate:
     calls = config.batch // (config.micro_batch * processes) if config.micro_batch else 1
     # A rotated copy of the fake score's layers, and guidance's double batch, pass through while the student's is kept.
     passing = inside * computed
+    hours = hours_of_run(network, config)
     kept = kept_for_backward(network, config, layers["student"])
     on_cpu = planned_device(config).type == "cpu"
     # On a CPU text encoder and autoencoder have nowhere else to be.
@@ -254,7 +260,7 @@ def estimate(config: TrainConfig) -> Estimate:
     return Estimate(
         architecture, size, student, len(layers["student"]), fake, len(layers["fake"]), frozen, trained, kept,
         passing + helpers + (0 if on_cpu else CUDA), config.steps, config.steps * config.batch, calls,
-        *measured_seconds(config),
+        *measured_seconds(config), hours,
     )  # fmt: skip
 
 

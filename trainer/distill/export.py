@@ -24,9 +24,10 @@ def describe(run: Distillation, picture: Image | None = None) -> Metadata:
     width, height = run.size
     return Metadata(
         architecture=run.model.architecture,
-        alpha_T_squared=config.alpha_T_squared,
-        timestep=config.timestep,
-        prediction_type=config.prediction_type,
+        alpha_T_squared=run.one_step.alpha_T_squared,
+        timestep=run.one_step.timestep,
+        prediction_type=run.one_step.prediction_type,
+        input_scale=run.one_step.input_scale,
         base_sha256=run.model.base_sha256,
         title=config.name,
         resolution=f"{width}x{height}",
@@ -39,11 +40,12 @@ def describe(run: Distillation, picture: Image | None = None) -> Metadata:
             "ss_learning_rate": f"{config.student_lr:g}",
             "ss_total_batch_size": str(config.batch),
             "ss_mixed_precision": config.precision,
+            "ss_clip_skip": str(config.clip_skip + 1),  # as A1111 counts
         },
     )
 
 
-def export(run: Distillation, folder: Path, picture: Image | None = None) -> Path:
+def export(run: Distillation, folder: Path, picture: Image | None = None, stem: str = "") -> Path:
     """Write the student (its average, where one is kept): a LoRaD as such, any other kind as a whole network.
 
     A whole network is in diffusers' names, as float16, and says of itself that it is a one-step network.
@@ -51,7 +53,7 @@ def export(run: Distillation, folder: Path, picture: Image | None = None) -> Pat
     Raises:
         OSError, ValueError: it cannot be written, or holds NaN or Inf; one line.
     """
-    path = folder / f"{run.config.name}.safetensors"
+    path = folder / f"{stem or run.config.name}.safetensors"
     metadata = describe(run, picture)
     with run.averaged():
         student = run.student()

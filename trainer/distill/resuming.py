@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from wadi_core.schedule import OneStep
+
 from ..data.prompts import Prompts
 from ..engine.checkpoints import DamagedCheckpoint, check_like, check_same, damage_told, random_state, restore_random_state
 from ..engine.optim import NonFiniteGuard, OptimizerStep
@@ -17,27 +19,31 @@ from ..engine.processes import Processes
 from ..models.base_models import Model
 from ..settings.distillation import TrainConfig
 from ..settings.fields import settings_before
+from .adversary import ADVERSARY, Adversary
 from .roles import FAKE, STUDENT, Roles
 
 logger = logging.getLogger("wadi")
 
 # Settings with which a run cannot go on if they change.
-FIXED = ("adapter", "fake_adapter", "student_rank", "fake_rank", "optimizer", "seed", "resolution", "prediction_type")
+FIXED = (
+    "adapter",
+    "fake_adapter",
+    "student_rank",
+    "fake_rank",
+    "optimizer",
+    "seed",
+    "resolution",
+    "prediction_type",
+    "clip_skip",
+)
 # Settings that change nothing of what is learned.
 HARMLESS = (
-    "version",
-    "output",
-    "name",
-    "license",
-    "steps",
-    "device",
-    "save_every",
-    "keep_last",
-    "keep_every",
-    "resume",
-    "start_from",
+    *("version", "output", "name", "license", "steps", "device", "resume", "start_from", "base_config"),
+    *("save_every", "keep_last", "keep_every", "save_lorad", "max_skipped", "embedding_cache", "offload"),
+    *("log_every", "sheet_every", "sheet_prompts", "sheet_teacher_steps", "tensorboard", "wandb", "wandb_project", "webhook"),
+    *("evaluate_every", "evaluate_count", "evaluate_prompts", "reference", "extractor", "inception", "clip", "best_by"),
+    *("patience", "push_to_hub"),
 )
-HARMLESS += ("max_skipped", "log_every", "sheet_every", "tensorboard", "embedding_cache", "offload", "base_config")
 
 
 class Resumable:
@@ -52,6 +58,9 @@ class Resumable:
     guard: NonFiniteGuard
     processes: Processes
     prompts: Prompts
+    one_step: OneStep
+    size: tuple[int, int]
+    adversary: Adversary | None
     step: int
 
     def state(self) -> dict[str, Any]:
@@ -60,6 +69,9 @@ class Resumable:
             "step": self.step,
             "settings": dataclasses.asdict(self.config),
             "base_sha256": self.model.base_sha256,
+            "architecture": self.model.architecture,
+            "one_step": dataclasses.asdict(self.one_step),
+            "size": list(self.size),
             "student": self.roles.state(STUDENT),
             "fake": self.roles.state(FAKE),
             "average": self.average,
@@ -67,7 +79,7 @@ class Resumable:
             "skipped": self.guard.state(),
             "random": self.processes.gather(random_state()),
             "prompts": self.prompts.state(),
-        }
+        } | ({} if self.adversary is None else {ADVERSARY: self.adversary.state()})
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint.
@@ -76,7 +88,7 @@ class Resumable:
             DamagedCheckpoint: something in it is missing, or of another type or shape than here.
             ValueError: it belongs to a run of another shape. Both with one line.
         """
-        if missing := sorted({"base_sha256", "settings", "prompts", *self.updaters} - set(state)):
+        if missing := sorted({"base_sha256", "settings", "prompts", STUDENT, FAKE} - set(state)):
             raise DamagedCheckpoint(f"this checkpoint is not of a distillation: it has no {missing[0]}")
         with damage_told():
             before = settings_before(self.config, state["settings"])
@@ -102,8 +114,12 @@ class Resumable:
             average = state["average"] or state[STUDENT]
             check_like(average, self.average, "average")
             self.average = {name: value.to(self.average[name], copy=True) for name, value in average.items()}
+        if self.adversary is not None and ADVERSARY in state:  # else it begins here
+            check_like(state[ADVERSARY], self.adversary.state(), ADVERSARY)
+            self.adversary.head.load_state_dict(state[ADVERSARY])
         for role, updater in self.updaters.items():
-            updater.load_state(state["updaters"][role])
+            if role != ADVERSARY or ADVERSARY in state:
+                updater.load_state(state["updaters"][role])
         self.guard.load_state(state["skipped"])
         self.prompts.load_state(state["prompts"])
         self.step = state["step"]

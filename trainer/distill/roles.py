@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -63,6 +64,7 @@ class Roles:
             for name, given in ((STUDENT, student), (FAKE, fake))
         }
         self.call, self.autocast, self.exact_student = call, autocast, exact_student
+        self._frozen: set[str] = set()
         self.parts: dict[str, nn.Module] = {name: Part(adapter, self._caller(name)) for name, adapter in self.adapters.items()}
 
     def _caller(self, role: str) -> Callable[..., Tensor]:
@@ -93,9 +95,10 @@ class Roles:
             condition = condition.to(x.dtype)
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None and not exact):
             if role != TEACHER:
-                # The data-parallel wrapper is for calls whose gradients will be wanted.
+                # The data-parallel wrapper is for calls after which the role's own gradients will be wanted.
                 part = self.parts[role]
-                inner = part if torch.is_grad_enabled() else getattr(part, "module", part)
+                wanted = torch.is_grad_enabled() and role not in self._frozen
+                inner = part if wanted else getattr(part, "module", part)
                 return inner(x, t, condition).to(x.dtype)
             self.activate(TEACHER)
             return self.call(self.network, x, t, condition).to(x.dtype)
@@ -108,13 +111,28 @@ class Roles:
         cond, uncond = both.chunk(2)
         return uncond + scale * (cond - uncond)
 
+    @contextlib.contextmanager
+    def frozen(self, role: str) -> Iterator[None]:
+        """Gradients go through a role inside, to its input, and not to its parameters."""
+        trained = [parameter for parameter in self.parameters(role) if parameter.requires_grad]
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        self._frozen.add(role)
+        try:
+            yield
+        finally:
+            self._frozen.discard(role)
+            for parameter in trained:
+                parameter.requires_grad_(True)
+
     def parameters(self, role: str) -> Iterator[nn.Parameter]:
         """The trained parameters of a role."""
         return iter(self.adapters[role].parameters.values())
 
     def forget(self, role: str) -> None:
         """Let go of a role's rotated weights, which its next update makes stale."""
-        self.adapters[role].forget()
+        if role in self.adapters:
+            self.adapters[role].forget()
 
     def state(self, role: str) -> dict[str, Tensor]:
         """A role's parameters as a flat state dict, copied."""

@@ -185,13 +185,27 @@ def length(grads: Iterable[Tensor | None]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 
 
-def scheduled_lr(rate: float, step: int, steps: int, warmup: int, decay_steps: int, head_start: int = 0) -> float:
-    """The student's learning rate: linear up over its first steps, linear down to a tenth over the last.
+def scheduled_lr(
+    rate: float,
+    step: int,
+    steps: int,
+    warmup: int,
+    decay_steps: int,
+    head_start: int = 0,
+    shape: str = "linear",
+    end: float = 0.1,
+) -> float:
+    """A learning rate: linear up over its first steps, and down over the last to a share of itself.
 
     Args:
-        head_start: steps before the student's first.
+        head_start: steps before its first.
+        shape: of the way down: ``constant`` stays, ``linear`` reaches the share early and stays there, ``cosine`` is half
+            a wave whose lowest point is the share.
+        end: the share.
     """
-    return warmed_up(rate, max(0, step - head_start), warmup) * max(0.1, decay_left(step, steps, decay_steps))
+    left = decay_left(step, steps, decay_steps)
+    shares = {"constant": 1.0, "linear": max(end, left), "cosine": end + (1 - end) * (1 - math.cos(math.pi * left)) / 2}
+    return warmed_up(rate, max(0, step - head_start), warmup) * shares[shape]
 
 
 def decay_left(step: int, steps: int, decay_steps: int) -> float:

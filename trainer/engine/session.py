@@ -20,6 +20,7 @@ from .logs import Events, LossTable, Progress, memory_in_use
 from .optim import NonFiniteGuard
 from .processes import Processes
 from .signals import StepAbandoned, Stop, stop_signals
+from .trackers import Trackers
 
 logger = logging.getLogger("wadi")
 
@@ -92,7 +93,8 @@ class Session(ABC, Generic[R]):
             with atomic_write(self.output / "config.yaml") as file:
                 file.write(as_yaml(self.config).encode())
             self.table = LossTable(self.output / "losses.csv", run.step)
-            self.events = Events(self.output / "events", run.step) if self.config.tensorboard else None
+            self.events = self._trackers()
+        self._over = False  # before all steps are done
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint that is whole, in all processes from the same."""
@@ -168,16 +170,16 @@ class Session(ABC, Generic[R]):
         run, steps = self.run, self.config.steps
         with stop_signals(tell=self.first) as self._stop:
             with Progress(steps, run.step, shown=self.first) as progress, contextlib.suppress(StepAbandoned):
-                while run.step < steps:
+                while run.step < steps and not self._over:
                     values = run.train_step(self._look)
                     self._measure()
                     self._take(values, progress)
                     self._looked = None
             self.save()
-            if self.first and run.step < steps:
+            if self.first and run.step < steps and not self._over:
                 logger.info("stopped after %d of %d steps; the same command goes on from there", run.step, steps)
             written = self._finish() if self.first else None
-            if self.first and self.events is not None:
+            if self.first:
                 self.events.close()
             run.processes.wait()
         return written
@@ -212,6 +214,7 @@ class Session(ABC, Generic[R]):
             self.save()
         if self.first and (step % config.sheet_every == 0 or last):
             self._show()
+        self._over = self._judge(last)
 
     def save(self) -> None:
         """Write a checkpoint, unless this step has one; all processes take part, one of them writes.
@@ -227,12 +230,13 @@ class Session(ABC, Generic[R]):
     def _write(self, state: dict[str, Any]) -> None:
         try:
             with self._stop.saving():
-                self.checkpoints.save(self.run.step, state)
+                path = self.checkpoints.save(self.run.step, state)
             self._saved = self.run.step
         except OSError as error:
             whole = self.checkpoints.paths()
             left = f"{whole[-1].name} is whole and the run goes on from it" if whole else "there is none from before"
             raise type(error)(one_line(f"{error}; make room and start again: {left}")) from error
+        self._beside(path)
 
     def _log(self, progress: Progress) -> None:
         run = self.run
@@ -246,12 +250,22 @@ class Session(ABC, Generic[R]):
         row = means | {"skipped": run.guard.total, "images_per_second": speed, "memory_bytes": memory, "seconds": seconds}
         row |= self._more_figures()
         self.table.add(run.step, row)
-        if self.events is not None:
-            self.events.scalars(run.step, row)
+        self.events.scalars(run.step, row)
 
     def _more_figures(self) -> dict[str, float]:
         """Figures of the run as it is now, for the log."""
         return {}
+
+    def _trackers(self) -> Trackers:
+        """Where figures and sheets are shown beside the folder's own files."""
+        return Trackers([Events(self.output / "events", self.run.step)] if self.config.tensorboard else [])
+
+    def _beside(self, checkpoint: Path) -> None:
+        """Write what else there is to keep with a checkpoint that has been written."""
+
+    def _judge(self, last: bool) -> bool:
+        """What is measured after a step, in all processes; whether the run ends here, in all of them the same."""
+        return False
 
     @abstractmethod
     def _show(self) -> None:

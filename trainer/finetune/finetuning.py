@@ -214,7 +214,8 @@ class FinetuningRun:
         self.forget()  # rotated weights of the teacher, before those of the student are made
         self.activate(STUDENT)  # and backward with it: checkpointing computes the calls again
         t = torch.full((len(chosen),), one_step.timestep, device=self.device)
-        x0 = one_step.x0(drawn.z, self.predict(drawn.z, t, self.condition(captions)))
+        x = one_step.network_input(drawn.z)
+        x0 = one_step.x0(x, self.predict(x, t, self.condition(captions)))
         loss = anchor_loss(x0, wanted, config.anchor_cells).sum() * config.anchor_every / len(numbers)
         self.updater.backward(config.anchor_weight * loss / calls)
         self.forget()

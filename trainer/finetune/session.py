@@ -32,8 +32,7 @@ class FinetuningSession(Session[FinetuningRun]):
         self.table.plot(self.output / "losses.png", ("loss", "denoising", "anchor"), run.config.name)
         sheet = self.sheet()
         pictures.save(sheet, self.output / f"sheet-{step:06d}.png")
-        if self.events is not None:
-            self.events.picture(step, "samples", sheet)
+        self.events.picture(step, "samples", sheet)
 
     def sheet(self) -> Image:
         """A row for each prompt, the same noise for teacher and student."""

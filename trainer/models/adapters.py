@@ -110,8 +110,13 @@ class LoRaDAdapter(Adapter):
         return state | {f"{path}.weight": layer.rotated_weight().float().cpu() for path, layer in self.layers.items()}
 
 
+PEFT_PARTS = ("lora_A", "lora_B", "lora_magnitude_vector", "oft_R")
+
+
 class PeftAdapter(Adapter):
-    """LoRA, or DoRA with its trained norms, by peft; alpha equals the rank, so nothing is scaled.
+    """LoRA, DoRA with its trained norms, or OFT, by peft; alpha equals the rank, so nothing is scaled.
+
+    Of OFT the rank is the side of its blocks; where they do not fill a layer, peft takes the nearest side that does.
 
     Put on a network after every LoRaD: what it wraps keeps its own rotations.
 
@@ -119,14 +124,16 @@ class PeftAdapter(Adapter):
         ValueError: peft is not installed; one line.
     """
 
-    def __init__(self, name: str, network: nn.Module, layers: Sequence[str], rank: int, seed: int, dora: bool = False) -> None:
+    def __init__(self, name: str, network: nn.Module, layers: Sequence[str], rank: int, seed: int, kind: str = "lora") -> None:
         try:
-            from peft import LoraConfig, inject_adapter_in_model
+            from peft import LoraConfig, OFTConfig, inject_adapter_in_model
         except ImportError as error:
-            raise ValueError(
-                f"adapter: lora and dora need peft, which cannot be imported ({error}): {install('peft')}"
-            ) from None
-        settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(layers), use_dora=dora, bias="none")
+            raise ValueError(f"adapter: {kind} needs peft, which cannot be imported ({error}): {install('peft')}") from None
+        targets = list(layers)
+        if kind == "oft":
+            settings: Any = OFTConfig(r=0, oft_block_size=rank, target_modules=targets, bias="none")
+        else:
+            settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, use_dora=kind == "dora", bias="none")
         others = [parameter for parameter in network.parameters() if parameter.requires_grad]
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft is surprised by a second adapter; here it is meant
@@ -137,8 +144,8 @@ class PeftAdapter(Adapter):
         self.layers: dict[str, Any] = {path: network.get_submodule(path) for path in layers}  # of peft
         parameters = {}
         for path, layer in self.layers.items():
-            for part in ("lora_A", "lora_B", "lora_magnitude_vector"):
-                if name in getattr(layer, part):
+            for part in PEFT_PARTS:
+                if name in getattr(layer, part, ()):
                     weight = getattr(layer, part)[name].weight
                     weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
                     parameters[f"{path}.{part}"] = weight
@@ -156,9 +163,25 @@ class PeftAdapter(Adapter):
         state = bare_weights(self.network)
         for path, layer in self.layers.items():
             self.switch(True)
-            base = layer.get_base_layer().weight.detach()
-            state[f"{path}.weight"] = merged_weight(layer, self.name, base).float().cpu()
+            state[f"{path}.weight"] = self._merged(layer).float().cpu()
         return state
+
+    @torch.no_grad()
+    def _merged(self, layer: Any) -> Tensor:
+        """The weight (out, in) of a layer with this adapter merged into it."""
+        base = layer.get_base_layer()
+        if hasattr(layer, "oft_R"):  # it turns the input: what becomes of each unit vector are the weight's columns
+            bias = 0.0 if base.bias is None else base.bias
+            return (layer(torch.eye(base.in_features, device=base.weight.device, dtype=base.weight.dtype)) - bias).T
+        return merged_weight(layer, self.name, base.weight.detach())
+
+
+def oft_parameters(inputs: int, block: int) -> int:
+    """How many numbers peft trains of a layer with so many inputs, in blocks of this side or of the nearest that fits."""
+    below = next(side for side in range(min(block, inputs), 0, -1) if inputs % side == 0)
+    above = next(side for side in range(min(block, inputs), inputs + 1) if inputs % side == 0)
+    side = above if above - block < block - below else below
+    return inputs * (side - 1) // 2
 
 
 def merged_weight(layer: Any, name: str, base: Tensor) -> Tensor:
@@ -191,7 +214,7 @@ def bare_weights(network: nn.Module) -> dict[str, Tensor]:
     """The frozen weights under the names that they have without any adapter, as float32 on the CPU."""
     state = {}
     for name, tensor in network.state_dict().items():
-        if "lorad_a." in name or "lorad_b." in name or ".lora_" in name:
+        if any(part in name for part in ("lorad_a.", "lorad_b.", ".lora_", ".oft_")):
             continue
         state[name.replace(".base_layer.", ".")] = tensor.detach().float().cpu()
     return state

@@ -88,6 +88,15 @@ class Model:
         """Two models with the same key say the same of a prompt."""
         raise NotImplementedError
 
+    def skip_layers(self, count: int) -> None:
+        """Leave out the last layers of the text encoder; its last norm stays.
+
+        Raises:
+            ValueError: it has no such layers; one line.
+        """
+        if count:
+            raise ValueError("clip_skip: this base has no CLIP text encoder")
+
     def helpers(self) -> list[DiffusersNetwork]:
         """The networks beside the one that is distilled, as far as they are loaded."""
         raise NotImplementedError
@@ -141,6 +150,14 @@ class StableDiffusion(Model):
     @property
     def encoder_key(self) -> str:
         return f"{weights_key(self.base.text_encoder)} pad {self.base.pad} {self.dtype}"
+
+    def skip_layers(self, count: int) -> None:
+        modules = dict(self.base.text_encoder.named_modules())
+        layers = next(module for name, module in modules.items() if name.endswith("encoder.layers"))
+        if count >= len(layers):
+            raise ValueError(f"clip_skip: this text encoder has {len(layers)} layers, and one has to stay")
+        del layers[len(layers) - count :]
+        self.base.text_encoder.config.num_hidden_layers = len(layers)
 
     def helpers(self) -> list[DiffusersNetwork]:
         return [self.base.text_encoder, self.vae]

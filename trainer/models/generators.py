@@ -74,10 +74,10 @@ class ModelGenerator:
     @torch.no_grad()
     def _one(self, prompts: Sequence[str], z: Tensor) -> Tensor:
         # The network's own number format, for the formula too: what it sees is what must be taken away again.
-        z = z.to(self.dtype)
-        t = torch.full((len(z),), self.one_step.timestep, device=z.device)
-        prediction = self.model.call(self.model.network, z, t, self._condition(prompts))
-        return check_latents(self.one_step.x0(z.float(), prediction), self.dtype)
+        x = self.one_step.network_input(z.to(self.dtype))
+        t = torch.full((len(x),), self.one_step.timestep, device=x.device)
+        prediction = self.model.call(self.model.network, x, t, self._condition(prompts))
+        return check_latents(self.one_step.x0(x.float(), prediction), self.dtype)
 
     @torch.no_grad()
     def _many(self, prompts: Sequence[str], x: Tensor) -> Tensor:

@@ -347,7 +347,7 @@ def check_together(adapters: Iterable[LoRaD]) -> OneStep | None:
     adapters = list(adapters)
     schedules = list(dict.fromkeys(lorad.one_step for lorad in adapters if lorad.one_step is not None))
     if len(schedules) > 1:
-        said = " and ".join(f"({s.alpha_T_squared}, {s.timestep}, {s.prediction_type})" for s in schedules[:2])
+        said = " and ".join(f"({', '.join(map(str, vars(schedule).values()))})" for schedule in schedules[:2])
         raise ValueError(f"these LoRaDs cannot be used together: their one-step schedules differ, {said}")
     predictions = sorted({lorad.metadata.prediction_type for lorad in adapters})
     if len(predictions) > 1:

@@ -172,6 +172,7 @@ def to_lora(
         architecture=base.architecture,
         alpha_T_squared=schedule.alpha_T_squared if schedule else None,
         timestep=schedule.timestep if schedule else None,
+        input_scale=schedule.input_scale if schedule else "one",
         prediction_type=first.prediction_type,
         title=first.title,
         license=first.license,

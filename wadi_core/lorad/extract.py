@@ -320,6 +320,7 @@ def _metadata(base: Weights, student: Weights) -> Metadata:
         architecture=base.architecture,
         alpha_T_squared=schedule.alpha_T_squared,
         timestep=schedule.timestep,
+        input_scale=schedule.input_scale,
         prediction_type=schedule.prediction_type if said.one_step else base.prediction_type or schedule.prediction_type,
         base_sha256=base.sha256(),
     )

@@ -19,7 +19,7 @@ from ..schedule import PREDICTION_TYPES, OneStep
 from .checkpoint import DTYPE_NAMES, encode_header, raw_bytes
 from .layers import ARCHITECTURES
 
-FORMAT = 1
+FORMAT = 2  # the newest that is read; a file is written as 1 unless it needs what 1 does not know
 PAIRING = "interleaved-input"
 
 Number = TypeVar("Number", int, float)
@@ -30,7 +30,7 @@ _MODELSPEC_PREDICTION = {"epsilon": "epsilon", "v_prediction": "v"}
 
 # Everything that to_strings writes; what else a file holds is carried along in ``extra``.
 _OWN = {
-    *("wadi.format", "wadi.alpha_T_squared", "wadi.timestep", "wadi.sha256", "wadi.prediction_type"),
+    *("wadi.format", "wadi.alpha_T_squared", "wadi.timestep", "wadi.sha256", "wadi.prediction_type", "wadi.input_scale"),
     *("wadi.architecture", "wadi.base_sha256", "wadi.pairing"),
     *("ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_base_model_version", "ss_v2", "ss_output_name"),
     *("sshs_model_hash", "sshs_legacy_hash"),
@@ -49,6 +49,7 @@ class Metadata:
         alpha_T_squared, timestep: the one-step schedule, both or neither; with neither it is an ordinary adapter
             (a style, a subject) that changes no sampling.
         prediction_type: what the network it was trained on returns.
+        input_scale: of the one-step schedule, as :attr:`.OneStep.input_scale`.
         base_sha256: :func:`~.layers.network_sha256` of the base it was trained on, where known.
         title, license: as a person would write them, where known.
         resolution: width and height in pixels as ``512x512``; None for the native one of the architecture.
@@ -69,6 +70,7 @@ class Metadata:
     license: str | None = None
     thumbnail: str | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
+    input_scale: str = "one"
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
@@ -86,7 +88,7 @@ class Metadata:
         """The schedule of a one-step student; None for an ordinary adapter."""
         if self.alpha_T_squared is None or self.timestep is None:
             return None
-        return OneStep(self.alpha_T_squared, self.timestep, self.prediction_type)
+        return OneStep(self.alpha_T_squared, self.timestep, self.prediction_type, self.input_scale)
 
     def to_strings(self, rank: int, output_name: str) -> dict[str, str]:
         """The metadata of a file, but for the hashes.
@@ -100,6 +102,7 @@ class Metadata:
         optional = {
             "wadi.alpha_T_squared": one_step and repr(one_step.alpha_T_squared),
             "wadi.timestep": one_step and str(one_step.timestep),
+            "wadi.input_scale": one_step.input_scale if one_step and one_step.input_scale != "one" else None,
             "wadi.base_sha256": self.base_sha256,
             "ss_v2": "True" if architecture == "sd21" else None,
             "modelspec.resolution": resolution,
@@ -110,7 +113,7 @@ class Metadata:
         }
         return {
             **{key: value for key, value in self.extra.items() if key not in _OWN},
-            "wadi.format": str(FORMAT),
+            "wadi.format": "2" if optional["wadi.input_scale"] else "1",
             "wadi.architecture": architecture,
             "wadi.prediction_type": self.prediction_type,
             "wadi.pairing": PAIRING,
@@ -155,6 +158,7 @@ class Metadata:
             alpha_T_squared=_number(strings, "wadi.alpha_T_squared", float),
             timestep=_number(strings, "wadi.timestep", int),
             prediction_type=strings.get("wadi.prediction_type", "epsilon"),
+            input_scale=strings.get("wadi.input_scale", "one"),
             base_sha256=strings.get("wadi.base_sha256"),
             title=strings.get("modelspec.title"),
             resolution=strings.get("modelspec.resolution"),
@@ -170,6 +174,7 @@ def schedule_strings(one_step: OneStep) -> dict[str, str]:
         "wadi.alpha_T_squared": repr(one_step.alpha_T_squared),
         "wadi.timestep": str(one_step.timestep),
         "wadi.prediction_type": one_step.prediction_type,
+        **({} if one_step.input_scale == "one" else {"wadi.input_scale": one_step.input_scale}),
         "modelspec.usage_hint": "1 step, CFG 1",
     }
 

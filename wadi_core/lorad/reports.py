@@ -20,6 +20,7 @@ from .weights import Weights
 Line = tuple[str, str]
 
 WORST_LAYERS = 5  # shown where all would be too many
+_SCHEDULE = ("alpha_T_squared", "timestep", "input_scale")
 _KNOWN = ("architecture", "prediction_type", "base_sha256", "title", "resolution", "license")
 
 
@@ -34,7 +35,7 @@ def adapter_facts(adapter: LoRaD) -> dict[str, Any]:
         "parameters": adapter.parameters_count,
         "rank": adapter.rank,
         "angles": asdict(angle_statistics(adapter.factors.values())),
-        "one_step": {"alpha_T_squared": one_step.alpha_T_squared, "timestep": one_step.timestep} if one_step else None,
+        "one_step": {name: getattr(one_step, name) for name in _SCHEDULE} if one_step else None,
         "metadata": {name: getattr(metadata, name) for name in _KNOWN} | {"other": dict(metadata.extra)},
         "layers": layers,
     }
