@@ -65,6 +65,16 @@ def weight_adapters() -> Any:
     return None
 
 
+def knows_networks_by_widths() -> bool:
+    """Whether the program has a list of the networks that it recognises; without one, a file says how to build them."""
+    return has("huggingface_guess.model_list", "models")
+
+
+def clip_skip() -> int:
+    """How many layers of the text encoder are left out from the end, counted as the programs do: 1 means none."""
+    return int(shared.opts.CLIP_stop_at_last_layers)
+
+
 def tell(p: Any, sentence: str) -> None:
     """Say something about a generation below its pictures, and in the console.
 

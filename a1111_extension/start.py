@@ -35,6 +35,8 @@ def register() -> Any:
         host.logger.warning("WaDi: the built-in extension for LoRA is off, so LoRaD files cannot be used; the sampler can")
     else:
         attempt("LoRaD files", lambda: _of(host.adapter_module())())
+    if host.knows_networks_by_widths():
+        attempt("wadi-mini", lambda: _of("mini")())
     attempt("what belongs to the page", _callbacks)
     return attempt("the panel", lambda: _of("panel", "Panel"))
 

@@ -18,10 +18,10 @@ WEIGHTS = 5e-7  # absolute, of weights around 0.05 in float32
 FP8, FP8_SMALLEST = 2**-4, 2**-10  # half a step of float8_e4m3fn, relative, and absolute below its normal numbers
 
 
-def close(made: Made, expected: list[np.ndarray]) -> bool:
+def close(made: Made, expected: list[np.ndarray], within: int = PICTURES) -> bool:
     """Whether pictures are the core's own."""
     assert len(made.pictures) == len(expected)
-    return max(int(abs(one - other).max()) for one, other in zip(made.pictures, expected, strict=True)) <= PICTURES
+    return max(int(abs(one - other).max()) for one, other in zip(made.pictures, expected, strict=True)) <= within
 
 
 def tag(base: Base, adapter: str, strength: float = 1.0, kind: str = "lora") -> str:

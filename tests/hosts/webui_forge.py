@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from webui_cases import *  # noqa: F403 - the tests that all programs have
-from webui_cases import beyond_rounding, tag, weights_after
-from webui_models import Base, turned, wide, wide_velocity
+from webui_cases import beyond_rounding, close, tag, weights_after
+from webui_models import Base, installed_mini, turned, wide, wide_velocity
 from webui_server import WebUI, lay_out
+
+from wadi_core import mini
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +25,10 @@ def data(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bases(kind: str, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Base]:
-    models, work = lay_out(kind, data), tmp_path_factory.mktemp("bases")
+    models, work = lay_out(kind, data, mini.FOLDER), tmp_path_factory.mktemp("bases")
     base = wide(models, work)
-    return {"wide": base, "wide-v": wide_velocity(models, base, work)}
+    made = [base, wide_velocity(models, base, work), installed_mini(models, mini.FOLDER)]
+    return {base.name: base for base in made}
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,21 @@ def test_its_own_controlnet_is_there_and_makes_no_error(webui: WebUI) -> None:
     scripts = webui.get("/sdapi/v1/scripts")["txt2img"]
     assert "controlnet" in scripts and "wadi" in scripts
     assert "Traceback" not in webui.said().split("Startup time")[0]
+
+
+def test_wadi_mini_as_the_installer_writes_it(webui: WebUI, bases: dict[str, Base]) -> None:
+    """The program knows networks by their widths, and this one from the extension."""
+    small = bases["wadi-mini"]
+    webui.choose("wadi-mini")
+    try:
+        for stack in ([("one-step", 1.0)], [("one-step", 0.5), ("style", 2.0)]):
+            prompt = "a red apple" + "".join(tag(small, name, strength) for name, strength in stack)
+            made = webui.draw(prompt, width=128, height=128)
+            files = [(small.adapters[name], strength) for name, strength in stack]
+            assert close(made, small.pictures("a red apple", [3], files), 1)
+        assert webui.comments() == []
+    finally:
+        webui.choose("wide")
 
 
 @pytest.mark.parametrize("on_the_fly", [False, True])

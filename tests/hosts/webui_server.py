@@ -26,6 +26,7 @@ import numpy as np
 from host_server import PORT, ROOT, HostServer
 from PIL import Image
 
+from a1111_extension import programs
 from wadi_core import configs
 
 PROBE = Path(__file__).parent / "webui_probe"
@@ -159,7 +160,10 @@ def lay_out(kind: str, data: Path, mini: Path | None = None, extension: bool = T
             source = ROOT / name
             copied = shutil.copytree if source.is_dir() else shutil.copyfile
             copied(source, copy / name)
-        (data / "webui.py").touch()  # by which the installer knows a program
+        for sign in ("webui.py", *(sign.file for sign in (*programs.NEEDED, *programs.KNOWN))):
+            if (file := Path(os.environ[f"{kind.upper()}_PATH"], sign)).is_file():  # by which the installer knows a program
+                (data / sign).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, data / sign)
         command = [sys.executable, str(copy / "install.py"), "--webui", str(data)]
         if mini is not None:
             shutil.copytree(mini, copy / "wadi_core" / "mini", dirs_exist_ok=True)
