@@ -41,7 +41,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     add("name", nargs="?", metavar="NAME", help="what to get; --list shows the names")
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--comfyui", metavar="PATH", help="for the ComfyUI in this folder")
-    place.add_argument("--webui", metavar="PATH", help="for the A1111 or Forge in this folder")
+    place.add_argument("--webui", metavar="PATH", help="for the A1111, Forge or Forge Neo in this folder")
     place.add_argument("-o", "--output", metavar="O", help=_OUTPUT)
     add("--list", action="store_true", help="show names, sizes and places, then leave")
     add("--yes", action="store_true", help="do not ask about a network without a licence")

@@ -48,7 +48,7 @@ def webui(path: str | os.PathLike[str]) -> Places:
     Raises:
         OSError: there is no such program; one line.
     """
-    folder = _program(path, "A1111 or Forge", "webui.py", "webui", "Stable-diffusion") / "models"
+    folder = _program(path, "A1111, Forge or Forge Neo", "webui.py", "webui", "Stable-diffusion") / "models"
     return Places("the web UI", folder / "LoRaD", (folder / "Stable-diffusion",))
 
 
