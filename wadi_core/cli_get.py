@@ -7,6 +7,7 @@ import dataclasses
 import os
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,6 +153,9 @@ def _extracted(
 
 def _compare(base: Path, network: Weights, lorad: LoRaD, output: Path, device: str | None) -> None:
     """Tell how alike the released network and base with LoRaD are; a pair of pictures is left beside the LoRaD."""
+    if find_spec("diffusers") is None:
+        _say("no picture is compared: this Python has no diffusers")
+        return
     from . import pictures, released
 
     if lorad.metadata.architecture == "pixart-alpha":
@@ -193,22 +197,27 @@ def _confirm(entry: Entry, yes: bool) -> None:
     Raises:
         ValueError: the user does not; one line.
     """
-    if entry.base_licence:
-        _say(f"The base {entry.base[0]} is under {entry.base_licence}.")
-    if entry.licence:
-        _say(f"The network {entry.network} is under {entry.licence}.")
-        return
-    _say(
-        f"The network {entry.network} carries no licence: its authors do not say under which terms it, or a LoRaD made of "
-        "it, may be used or passed on."
-    )
-    if yes:
+    for sentence in terms(entry):
+        _say(sentence)
+    if entry.licence or yes:
         return
     sys.stdout.write("Go on? [y/N] ")
     sys.stdout.flush()
     answer = sys.stdin.readline()
     if answer.strip().lower() not in ("y", "yes"):
         raise ValueError("nothing was fetched: answer y, or say --yes, to go on without a licence")
+
+
+def terms(entry: Entry) -> list[str]:
+    """Under which terms base and network are, in a sentence each."""
+    said = [f"The base {entry.base[0]} is under {entry.base_licence}."] if entry.base_licence else []
+    if entry.licence:
+        return [*said, f"The network {entry.network} is under {entry.licence}."]
+    unknown = (
+        f"The network {entry.network} carries no licence: its authors do not say under which terms it, or a LoRaD made of "
+        "it, may be used or passed on."
+    )
+    return [*said, unknown]
 
 
 def _tidy(marker: Path, keep: bool) -> None:

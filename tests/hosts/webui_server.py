@@ -28,7 +28,8 @@ from PIL import Image
 from wadi_core import configs
 
 PROBE = Path(__file__).parent / "webui_probe"
-NEEDED = ("scripts", "a1111_extension", "wadi_core", "localizations", "metadata.ini", "install.py", "requirements.txt")
+NEEDED = ("scripts", "javascript", "style.css", "a1111_extension", "wadi_core", "localizations", "metadata.ini", "install.py")
+NEEDED += ("requirements.txt",)
 START_SECONDS = 900
 OPTIONS = {
     "a1111": ("--use-cpu", "all", "--no-half", "--precision", "full"),
@@ -65,13 +66,22 @@ class WebUI(HostServer):
         data: its folder for models, extensions and all that it writes; see :func:`lay_out`.
         options: more of its command line.
         missing: packages that are not to be found in it, whether they are installed or not.
+        environment: more of its environment; an empty text takes a variable out.
     """
 
-    def __init__(self, kind: str, data: Path, options: tuple[str, ...] = (), missing: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        kind: str,
+        data: Path,
+        options: tuple[str, ...] = (),
+        missing: tuple[str, ...] = (),
+        environment: dict[str, str] | None = None,
+    ) -> None:
         super().__init__(Path(os.environ[f"{kind.upper()}_PATH"]), data / "server.log", START_SECONDS)
         self.kind, self.data, self.options, self.missing = kind, data, options, missing
         self.python = host_python(kind)
         self.size = 64
+        self.environment = environment or {}
 
     def start(self) -> WebUI:
         """Start it and wait until it answers; see :meth:`HostServer.launch`."""
@@ -80,6 +90,7 @@ class WebUI(HostServer):
         command += ["--data-dir", str(self.data), "--gradio-allowed-path", str(self.path), *self.options]
         offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HOME": str(self.data / "huggingface")}
         environment = {**os.environ, **offline, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
+        environment = {name: text for name, text in {**environment, **self.environment}.items() if text}
         if self.missing:
             environment["PYTHONPATH"] = str(self._hidden())
         self.launch(command, environment)

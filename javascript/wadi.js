@@ -1,0 +1,18 @@
+// Draw while typing: some time after the last key in the prompt, the panel's hidden button is pressed. All else is in
+// a1111_extension/live.py.
+const WADI_PAUSE = 120; // ms
+
+onUiLoaded(function () {
+    const prompt = gradioApp().querySelector("#txt2img_prompt textarea");
+    const part = (name) => gradioApp().querySelector("#script_txt2img_wadi_" + name);
+    if (!prompt || !part("live") || !part("live_draw")) {
+        return;
+    }
+    let waiting = 0;
+    prompt.addEventListener("input", function () {
+        clearTimeout(waiting);
+        if (part("live").querySelector("input").checked) {
+            waiting = setTimeout(() => part("live_draw").click(), WADI_PAUSE);
+        }
+    });
+});
