@@ -98,7 +98,7 @@ def _picture(
 ) -> tuple[Any, list[str], int]:
     """The picture, what there is to say of it, and its seed; the program's lock is held."""
     p = processing.StableDiffusionProcessingTxt2Img(
-        prompt="", seed=seed, sampler_name=NAME, steps=1, cfg_scale=1.0, width=width, height=height,
+        prompt="", seed=seed, sampler_name=NAME, scheduler="Automatic", steps=1, cfg_scale=1.0, width=width, height=height,
         do_not_save_samples=True, do_not_save_grid=True,
     )  # fmt: skip
     p.wadi_live = True

@@ -1,6 +1,6 @@
 // Draw while typing: some time after the last key in the prompt, the panel's hidden button is pressed. All else is in
 // a1111_extension/live.py.
-const WADI_PAUSE = 120; // ms
+const WADI_PAUSE = 100; // ms
 
 onUiLoaded(function () {
     const prompt = gradioApp().querySelector("#txt2img_prompt textarea");
