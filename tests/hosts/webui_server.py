@@ -69,22 +69,13 @@ class WebUI(HostServer):
         data: its folder for models, extensions and all that it writes; see :func:`lay_out`.
         options: more of its command line.
         missing: packages that are not to be found in it, whether they are installed or not.
-        environment: more of its environment; an empty text takes a variable out.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        data: Path,
-        options: tuple[str, ...] = (),
-        missing: tuple[str, ...] = (),
-        environment: dict[str, str] | None = None,
-    ) -> None:
+    def __init__(self, kind: str, data: Path, options: tuple[str, ...] = (), missing: tuple[str, ...] = ()) -> None:
         super().__init__(Path(os.environ[f"{kind.upper()}_PATH"]), data / "server.log", START_SECONDS)
         self.kind, self.data, self.options, self.missing = kind, data, options, missing
         self.python = host_python(kind)
         self.size = 64
-        self.environment = environment or {}
 
     def start(self) -> WebUI:
         """Start it and wait until it answers; see :meth:`HostServer.launch`."""
@@ -93,7 +84,6 @@ class WebUI(HostServer):
         command += ["--data-dir", str(self.data), "--gradio-allowed-path", str(self.path), *self.options]
         offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HOME": str(self.data / "huggingface")}
         environment = {**os.environ, **offline, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
-        environment = {name: text for name, text in {**environment, **self.environment}.items() if text}
         if self.missing:
             environment["PYTHONPATH"] = str(self._hidden())
         self.launch(command, environment)

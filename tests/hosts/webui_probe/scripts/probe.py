@@ -167,6 +167,15 @@ def routes(demo: Any, app: Any) -> None:
                 thread.join()
         return dict(live.COUNTS)
 
+    @app.post("/probe/environment")
+    def environment(body: dict) -> None:
+        """Set variables for the processes that the program starts; an empty text takes one out."""
+        for name, text in body.items():
+            if text:
+                os.environ[name] = text
+            else:
+                os.environ.pop(name, None)
+
     @app.post("/probe/last")
     def last() -> str:
         """What the program remembers of the last picture."""
