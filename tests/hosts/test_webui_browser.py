@@ -166,6 +166,7 @@ def prepared(opened: Opened) -> None:
         opened.type(name, opened.base.size)
     opened.page.locator("#txt2img_seed input").first.fill(str(SEED))
     opened.part("accordion").get_by_text("WaDi", exact=True).first.click()
+    assert not opened.ticked
     opened.choose(opened.part("lorad"), opened.base.adapters["one-step"].stem)
 
 
@@ -213,7 +214,9 @@ def test_a_state_is_seen_while_the_panel_is_closed(opened: Opened, shots: Path) 
     box.press("Tab")
     opened.said("angles times 0.5")
     opened.part("accordion").locator(".label-wrap").first.click()
+    opened.part("lorad").wait_for(state="hidden")
     opened.part("state").get_by_text(f"{name} 0.5").first.wait_for(state="visible")
+    assert opened.ticked
     opened.shot(shots, "closed")
 
 
