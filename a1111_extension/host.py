@@ -47,7 +47,9 @@ def folder() -> Path | None:
 
 def sampler_module() -> str:
     """Which of this package's modules has the sampler for the program."""
-    return "forge" if has("backend.sampling.sampling_function", "sampling_function") else "sampler"
+    if has("backend.sampling.sampling_function", "sampling_function"):
+        return "forge"
+    return "reforge" if has("modules_forge.forge_sampler", "forge_sample") else "sampler"
 
 
 def adapter_module() -> str:
@@ -147,9 +149,9 @@ def checkpoint_file() -> Path | None:
 
 def prediction_type() -> str:
     """What the loaded network returns, ``epsilon`` or ``v_prediction``."""
-    unet = forge_unet()
-    if unet is not None:
-        return "v_prediction" if unet.model.predictor.prediction_type == "v_prediction" else "epsilon"
+    predictor = getattr(getattr(forge_unet(), "model", None), "predictor", None)
+    if predictor is not None:
+        return "v_prediction" if predictor.prediction_type == "v_prediction" else "epsilon"
     return "v_prediction" if sd_models.model_data.sd_model.parameterization == "v" else "epsilon"
 
 

@@ -40,7 +40,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     add("name", nargs="?", metavar="NAME", help="what to get; --list shows the names")
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--comfyui", metavar="PATH", help="for the ComfyUI in this folder")
-    place.add_argument("--webui", metavar="PATH", help="for the A1111 or Forge in this folder")
+    place.add_argument("--webui", metavar="PATH", help="for the A1111, Forge or Forge Neo in this folder")
     place.add_argument("-o", "--output", metavar="O", help=_OUTPUT)
     add("--list", action="store_true", help="show names, sizes and places, then leave")
     add("--yes", action="store_true", help="do not ask about a network without a licence")
@@ -254,7 +254,7 @@ def _folder(options: argparse.Namespace) -> Path:
     if options.comfyui:
         return _program(options.comfyui, "ComfyUI", "main.py", "ComfyUI") / "models" / "lorad"
     if options.webui:
-        return _program(options.webui, "A1111 or Forge", "webui.py", "webui") / "models" / "LoRaD"
+        return _program(options.webui, "A1111, Forge or Forge Neo", "webui.py", "webui") / "models" / "LoRaD"
     folder = catalog.models_folder()
     if folder is None:
         raise ValueError("no folder for models can be found, as there is no home: set WADI_MODELS, or name a file with -o")

@@ -70,12 +70,12 @@ def measured(webui: WebUI, kind: str, pixels: int) -> Figures:
     }
 
 
-def started(data: Path, checkpoint: Path, extension: bool) -> Figures:
+def started(data: Path, checkpoint: Path | None, extension: bool, program: str = "a1111") -> Figures:
     """One start: until it answers, and what the program itself measures of the extension's script and callbacks."""
-    models = lay_out("a1111", data, extension=extension)
-    for file in checkpoint.parent.glob(f"{checkpoint.stem}.*"):
+    models = lay_out(program, data, extension=extension)
+    for file in checkpoint.parent.glob(f"{checkpoint.stem}.*") if checkpoint else ():
         (models / "Stable-diffusion" / file.name).symlink_to(file)
-    webui = WebUI("a1111", data)
+    webui = WebUI(program, data)
     begin = time.perf_counter()
     webui.start()
     try:

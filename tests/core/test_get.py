@@ -199,7 +199,7 @@ def test_of_pixart_the_outputs_are_compared(tmp_path: Path) -> None:
         (["get", "pixar"], "", 1, "pixar: there is no such entry (did you mean pixart?); there are sd15, sd21, pixart"),
         (["get"], "", 2, "a NAME is needed: sd15, sd21, pixart"),
         (["get", "sd15", "--yes", "--comfyui", "."], "", 1, "is no folder of ComfyUI: there is no main.py"),
-        (["get", "sd15", "--yes", "--webui", "nowhere"], "", 1, "is no folder of A1111 or Forge"),
+        (["get", "sd15", "--yes", "--webui", "nowhere"], "", 1, "is no folder of A1111, Forge or Forge Neo"),
         (["get", "sd15", "--yes", "-o", "x.ckpt"], "", 1, "x.ckpt: the name must end in .safetensors"),
         (["get", "sd15", "--yes", "-o", "other.safetensors"], "", 1, "another file is there under this name"),
     ],

@@ -58,8 +58,9 @@ def beyond_rounding(stored: torch.Tensor, exact: torch.Tensor, half_steps: int =
 
 def hires(webui: WebUI, sampler: str, **values: object) -> dict[str, object]:
     """What a request needs for a second pass with this sampler; Forge's API fails without choices of its own."""
-    own = {"hr_cfg": 7.0, "hr_additional_modules": ["Use same choices"]} if webui.kind != "a1111" else {}
-    common = {"enable_hr": True, "hr_scale": 2.0, "hr_upscaler": "Latent", "denoising_strength": 0.5}
+    own = {"hr_cfg": 7.0, "hr_additional_modules": ["Use same choices"]} if webui.kind in ("forge", "neo") else {}
+    upscaler = "None" if webui.kind == "neo" else "Latent"  # Forge Neo has no upscalers of latents
+    common = {"enable_hr": True, "hr_scale": 2.0, "hr_upscaler": upscaler, "denoising_strength": 0.5}
     return {**common, "hr_sampler_name": sampler, **own, **values}
 
 

@@ -37,6 +37,7 @@ OPTIONS = {
     "a1111": ("--use-cpu", "all", "--no-half", "--precision", "full"),
     "forge": ("--always-cpu", "--all-in-fp32"),
     "neo": ("--cpu", "--force-fp32"),
+    "reforge": ("--always-cpu", "--all-in-fp32"),
 }
 COMMON = ("--skip-prepare-environment", "--skip-torch-cuda-test", "--skip-version-check", "--no-hashing", "--api")
 SAMPLER = "WaDi one-step"
@@ -179,6 +180,8 @@ def lay_out(kind: str, data: Path, mini: Path | None = None, extension: bool = T
     (snapshot / "config.json").write_text(json.dumps({"model_type": "clip", "projection_dim": 768, "text_config": text}))
     settings = {"live_previews_enable": True, "show_progress_every_n_steps": 1, "samples_save": False, "grid_save": False}
     settings |= {"randn_source": "CPU", "CLIP_stop_at_last_layers": 1}
+    if kind == "reforge":
+        settings["show_progress_type"] = "Approx cheap"  # else it fetches a network for previews
     if kind == "neo":
         settings["VERSION_UID"] = "PY313"  # else it waits for a key
         (data / "tmp").mkdir()
