@@ -7,7 +7,6 @@ import dataclasses
 import os
 import shlex
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +86,8 @@ def _make(entry: Entry, output: Path, marker: Path, options: argparse.Namespace)
     hub.check_room(output.parent, OUTPUT_BYTES, str(output))
     base = Path(source)
     if base_plan:
-        base = base_plan.fetch(None if _is_transformer(base_plan.listing) else bases.find)
+        unread = _is_transformer(base_plan.listing) or not _draws()
+        base = base_plan.fetch(None if unread else bases.find)
     if network_plan and network_plan.missing:
         marker.write_text(str(network_plan.path), encoding="utf-8")  # what this command fetched, it also takes away
     network = network_plan.fetch() if network_plan else Path(entry.network)
@@ -153,7 +153,7 @@ def _extracted(
 
 def _compare(base: Path, network: Weights, lorad: LoRaD, output: Path, device: str | None) -> None:
     """Tell how alike the released network and base with LoRaD are; a pair of pictures is left beside the LoRaD."""
-    if find_spec("diffusers") is None:
+    if not _draws():
         _say("no picture is compared: this Python has no diffusers")
         return
     from . import pictures, released
@@ -170,6 +170,15 @@ def _compare(base: Path, network: Weights, lorad: LoRaD, output: Path, device: s
     if found.mean > MORE_THAN_ROUNDING:
         _say("that is more than rounding: this network is not wholly a rotation of this base")
     _say(str(path))
+
+
+def _draws() -> bool:
+    """Whether this Python can draw pictures: A1111's cannot, and the LoRaD is the same without."""
+    try:
+        import diffusers  # noqa: F401 - asked for, not used
+    except ImportError:
+        return False
+    return True
 
 
 def _at(plan: hub.Plan | None, name: str) -> str:

@@ -122,10 +122,11 @@ class Opened:
         before = self.sources()
         self.page.locator("#txt2img_generate").click()
         there = """(before) => [...document.querySelectorAll("#txt2img_gallery img")]
-          .some((one) => one.naturalWidth > 0 && !one.src.includes("live-preview") && !before.includes(one.src))"""
+          .some((one) => one.naturalWidth > 0 && !one.src.includes("live-preview")
+            && !one.src.startsWith("data:") && !before.includes(one.src))"""
         self.page.wait_for_function(there, arg=before)
         self.page.locator("#html_info_txt2img").get_by_text(SAMPLER).first.wait_for()
-        source = next(one for one in self.sources() if one not in before)
+        source = next(one for one in self.sources() if one not in before and not one.startswith("data:"))
         with Image.open(io.BytesIO(self.page.request.get(source).body())) as picture:
             return np.asarray(picture.convert("RGB")).astype(int)
 
@@ -274,27 +275,32 @@ def test_sending_to_img2img_carries_tick_and_sampler(opened: Opened, shots: Path
     opened.generate()
     sampler = page.locator("#img2img_sampling input").first
 
-    def sent() -> None:
+    def send() -> None:
+        page.locator("#tabs button").filter(has_text=re.compile("^ *txt2img *$", re.IGNORECASE)).first.click()
         page.locator("#txt2img_send_to_img2img").click()
         page.locator("#img2img_sampling").wait_for(state="visible")
-        page.wait_for_timeout(1500)
+
+    def arrived(value: str) -> None:
+        page.wait_for_function("(value) => document.querySelector('#img2img_sampling input').value === value", arg=value)
 
     assert sampler.input_value() != SAMPLER
-    sent()
-    assert sampler.input_value() == SAMPLER
-    assert page.locator("#script_img2img_wadi_accordion-visible-checkbox").is_checked()
+    send()
+    arrived(SAMPLER)
+    page.wait_for_function("() => document.querySelector('#script_img2img_wadi_accordion-visible-checkbox').checked")
     assert page.locator("#script_img2img_wadi_lorad input").first.input_value() == opened.base.adapters["one-step"].stem
     opened.shot(shots, "sent")
     # Another sampler stays as it is chosen there, and a second sending works like the first.
     opened.choose(page.locator("#img2img_sampling"), "Euler")
-    page.locator("#tabs button").filter(has_text=re.compile("^ *txt2img *$", re.IGNORECASE)).first.click()
-    sent()
-    assert sampler.input_value() == SAMPLER
+    send()
+    arrived(SAMPLER)
     opened.choose(page.locator("#img2img_sampling"), "Euler")
     page.locator("#tabs button").filter(has_text=re.compile("^ *txt2img *$", re.IGNORECASE)).first.click()
     opened.choose(page.locator("#txt2img_sampling"), "DPM++ 2M")
+    opened.prompt("a frog")
     page.wait_for_timeout(1000)
-    sent()
+    send()
+    page.wait_for_function("() => document.querySelector('#img2img_prompt textarea').value === 'a frog'")
+    page.wait_for_timeout(2000)
     assert sampler.input_value() == "Euler"
 
 
