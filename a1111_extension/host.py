@@ -84,7 +84,7 @@ def tell(p: Any, sentence: str) -> None:
         p: the program's object for the generation.
     """
     sentence = one_line(f"WaDi: {sentence}")
-    if sentence not in p.comments:
+    if sentence not in p.comments and not getattr(p, "wadi_live", False):  # not again for every letter that is typed
         logger.warning("%s", sentence)
     p.comment(sentence)
 

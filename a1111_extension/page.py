@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from modules import ui_extra_networks
@@ -11,6 +12,9 @@ from modules import ui_extra_networks
 from . import catalog, host
 
 TITLE = "LoRaD"
+THUMBNAIL = "modelspec.thumbnail"  # in a file's metadata
+LONGEST = 400_000  # characters: the page holds every card's picture
+_PICTURE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+={0,2}")
 
 
 def register() -> None:
@@ -20,6 +24,12 @@ def register() -> None:
         return
     if not any(page.title == TITLE for page in ui_extra_networks.extra_pages):
         ui_extra_networks.register_page(_page(cards))
+
+
+def thumbnail(metadata: Mapping[str, Any]) -> str | None:
+    """The picture that a file carries in its metadata, as an address for the page; None where there is none."""
+    said = metadata.get(THUMBNAIL)
+    return said if isinstance(said, str) and len(said) <= LONGEST and _PICTURE.fullmatch(said) else None
 
 
 def _page(cards: Any) -> Any:
@@ -39,6 +49,7 @@ def _page(cards: Any) -> Any:
             item = super().create_item(name, index, enable_filter)
             if item is not None:
                 item["prompt"] = item["prompt"].replace("<lora:", "<lorad:", 1)
+                item["preview"] = item["preview"] or thumbnail(item["metadata"])
             return item
 
         def list_items(self) -> Iterator[dict[str, Any]]:

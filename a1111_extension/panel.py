@@ -6,28 +6,15 @@ Values for the API's ``alwayson_scripts``, in this order: enabled, name of the L
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from html import escape
 from typing import Any
 
-import gradio as gr
-from modules import extra_networks, scripts, shared
-from modules.infotext_utils import PasteField
-from modules.ui_common import create_refresh_button
+from modules import extra_networks, scripts
 
 from wadi_core import entries
-from wadi_core.settings import SAMPLER as NAME
 
-from . import catalog, check, grid, host, large, options, tags, tools
+from . import catalog, check, grid, host, inner, large, tags, ui
 from .passes import Passes
-
-FILE, STRENGTH = "WaDi LoRaD", "WaDi strength"  # in the infotext
-# Components of the program that the check line looks at, by their ids: arguments of check.line.
-LOOKED_AT = {"sampling": "sampler", "width": "width", "height": "height", "prompt": "prompt"}
-HELP = (
-    f'One-step pictures: choose a one-step LoRaD here, or write &lt;lorad:NAME:1&gt;, and the sampler "{NAME}". Steps, '
-    "CFG scale and the negative prompt then have no effect."
-)
+from .ui import FILE, STRENGTH
 
 
 class Panel(scripts.Script):
@@ -36,89 +23,32 @@ class Panel(scripts.Script):
     sorting_priority = 5  # in Forge: near its own panels
 
     def __init__(self) -> None:
-        self.page: dict[str, Any] | None = None  # components of LOOKED_AT
+        self.around: ui.Surroundings | None = None
 
     def title(self) -> str:
         return "WaDi"
 
     def show(self, is_img2img: bool) -> object:
-        if self.page is None:  # the program asks again for every id of a component
-            self.page = {}
-            for name in LOOKED_AT:
-                self.on_after_component(self._remember(name, self.page), elem_id=f"{self.tabname}_{name}")
+        if self.around is None:  # the program asks again for every id of a component
+            self.around = ui.Surroundings(self.tabname)
+            self.around.watch(self)
         return scripts.AlwaysVisible
-
-    def _remember(self, name: str, page: dict[str, Any]) -> Any:
-        return lambda on: page.__setitem__(name, on.component)
 
     def ui(self, is_img2img: bool) -> list[Any]:
         """The panel; the program calls this several times, and wants the components of the first values back."""
-        with gr.Accordion("WaDi", open=False, elem_id=self.elem_id("accordion")):
-            gr.HTML(f"<p>{HELP}</p>")
-            with gr.Row():
-                enabled = gr.Checkbox(False, label="Use this LoRaD", elem_id=self.elem_id("enabled"))
-            with gr.Row():
-                file = gr.Dropdown(
-                    catalog.choices(), value=options.default_lorad(), label="LoRaD", elem_id=self.elem_id("lorad")
-                )
-                self._refresh_button(file)
-                strength = gr.Slider(-2.0, 2.0, value=1.0, step=0.05, label="Strength", elem_id=self.elem_id("strength"))
-            hires = gr.Radio(
-                list(large.CHOICES), value=large.OFF, label="Larger than native in one piece", elem_id=self.elem_id("large")
-            )
-            line = gr.HTML("", elem_id=self.elem_id("check"))
-            button = gr.Button("Check", elem_id=self.elem_id("check_button"))
-            self._connect_check([button.click, enabled.change], file, strength, hires, line)
-            self._tools(file, strength)
-        self.infotext_fields = [
-            PasteField(enabled, lambda read: FILE in read),
-            PasteField(file, FILE),
-            PasteField(strength, STRENGTH),
-            PasteField(hires, lambda read: read.get(large.LABEL, large.OFF)),
-        ]
-        self.paste_field_names = [FILE, STRENGTH, large.LABEL]
-        return [enabled, file, strength, hires]
-
-    def _refresh_button(self, file: gr.Dropdown) -> None:
-        extension = host.lora_extension()
-        listing = catalog.refresh if extension is None else extension.list_available_networks
-        create_refresh_button(file, listing, lambda: {"choices": catalog.choices()}, self.elem_id("refresh"))
-
-    def _connect_check(self, events: list[Any], file: gr.Dropdown, strength: gr.Slider, hires: gr.Radio, line: gr.HTML) -> None:
-        page = self.page or {}
-        arguments = [LOOKED_AT[name] for name in page]
-
-        def checked(name: str, value: float, method: str, *seen: Any) -> str:
-            return check.line(name, value, in_one_piece=method != large.OFF, **dict(zip(arguments, seen, strict=True)))
-
-        inputs = [file, strength, hires, *page.values()]
-        events = [*events, file.change, strength.change, hires.change]
-        # Of the prompt only when it is left: not for every letter.
-        events += [component.blur if name == "prompt" else component.change for name, component in page.items()]
-        for event in events:
-            event(checked, inputs=inputs, outputs=[line], show_progress=False)
-
-    def _tools(self, file: gr.Dropdown, strength: gr.Slider) -> None:
-        with gr.Accordion("Extract or merge", open=False, elem_id=self.elem_id("tools")):
-            with gr.Row():
-                student = gr.Dropdown(tools.students(), label="Complete one-step network", elem_id=self.elem_id("student"))
-                create_refresh_button(student, catalog.refresh, lambda: {"choices": tools.students()}, self.elem_id("again"))
-                rank = gr.Number(0, precision=0, label="Rank (0: as small as loses nothing)", elem_id=self.elem_id("rank"))
-            with gr.Row():
-                extracted = gr.Textbox("", label="Name of the new LoRaD", elem_id=self.elem_id("extracted"))
-                extract = gr.Button("Extract a LoRaD from it and the checkpoint", elem_id=self.elem_id("extract"))
-            with gr.Row():
-                merged = gr.Textbox("", label="Name of the new checkpoint", elem_id=self.elem_id("merged"))
-                merge = gr.Button("Merge the LoRaD above into the checkpoint", elem_id=self.elem_id("merge"))
-            said = gr.HTML("", elem_id=self.elem_id("tool_result"))
-        extract.click(_shown(tools.extract), inputs=[student, rank, extracted], outputs=[said, file], show_progress=False)
-        merge.click(_shown(tools.merge), inputs=[file, strength, merged], outputs=[said, file], show_progress=False)
+        built = ui.build(self.around or ui.Surroundings(self.tabname), self.elem_id)
+        self.infotext_fields, self.paste_field_names = built.pasted, built.sent
+        return built.values
 
     def process(self, p: Any, enabled: bool, file: str, strength: float, hires: str = large.OFF) -> None:
         """Once for a generation: what is true of its passes, and which LoRaD the panel adds."""
         p.wadi_passes = passes = Passes.of(p)
+        inner.within(p)
         passes.settle(p)
         p.wadi_own = own = _chosen(p, enabled, file, strength)
+        p.wadi_idle = None if own or enabled or file in (None, "", catalog.NONE) else file
+        if own is None and hasattr(p, grid.STRENGTH):
+            _strengthen(p)
         p.wadi_large = _large(p, hires)
         enlarges = p.wadi_large if p.wadi_large != large.OFF and (passes.first or passes.second) else None
         for label, value in ((FILE, own and own[0]), (STRENGTH, own and own[1]), (large.LABEL, enlarges)):
@@ -149,7 +79,7 @@ def _chosen(p: Any, enabled: bool, file: str, strength: float) -> tuple[str, flo
     """Name and strength of the LoRaD that the panel or an axis of the X/Y/Z plot adds to a generation."""
     name = getattr(p, grid.FILE, file)
     strength = getattr(p, grid.STRENGTH, strength)
-    if not (enabled or hasattr(p, grid.FILE) or hasattr(p, grid.STRENGTH)) or name in (None, "", catalog.NONE):
+    if not (enabled or hasattr(p, grid.FILE)) or name in (None, "", catalog.NONE):
         return None
     try:
         strength = entries.strength(strength)
@@ -161,6 +91,15 @@ def _chosen(p: Any, enabled: bool, file: str, strength: float) -> tuple[str, flo
         host.tell(p, f"{name} is left out: {tags.no_file(name)}")
         return None
     return name, strength
+
+
+def _strengthen(p: Any) -> None:
+    """An axis of the X/Y/Z plot acts on the tags, where the panel has no LoRaD on."""
+    try:
+        if not grid.strengthen(p):
+            host.tell(p, f"{grid.LABELS[grid.STRENGTH]} has no LoRaD to act on")
+    except ValueError as error:
+        host.tell(p, str(error))
 
 
 def _large(p: Any, method: str) -> str:
@@ -189,7 +128,12 @@ def _own_tag(p: Any, in_one_step: bool) -> str:
 def _tell_of(p: Any, found: list[tags.Found], passes: Passes) -> None:
     """The commonest mistakes with one-step LoRaDs."""
     one_step = [one for one in found if one.lorad.one_step]
+    skipped = check.clip_skip_note() if one_step or passes.first or passes.second else None
+    if skipped:
+        host.tell(p, skipped)
     if not one_step:
+        if p.wadi_idle and (passes.first or passes.second):
+            host.tell(p, check.switched_off(p.wadi_idle))
         return
     name = one_step[0].tag.name
     if not passes.first:
@@ -200,25 +144,11 @@ def _tell_of(p: Any, found: list[tags.Found], passes: Passes) -> None:
             f"{name} is made for one step and, named in the prompt, is at work in the hires pass too: choose it in the "
             "panel, which leaves it out there, or write a hires prompt without it",
         )
-    asked = passes.first and p.wadi_large == large.OFF
-    note = check.size_note(one_step[0].lorad, p.width, p.height) if asked else None
-    if note:
-        host.tell(p, note)
-
-
-def _shown(tool: Any) -> Any:
-    """A tool as the page's queue runs it: with its progress, or, where the queue is off, with its result alone."""
-
-    def running(*values: Any) -> Iterator[tuple[str, Any]]:
-        for sentence in tool(*values):
-            yield f"<p>{escape(sentence)}</p>", gr.update()
-        yield f"<p>{escape(sentence)}</p>", gr.update(choices=catalog.choices())
-
-    if not shared.cmd_opts.no_gradio_queue:
-        return running
-
-    def waiting(*values: Any) -> tuple[str, Any]:
-        *_, last = running(*values)
-        return last
-
-    return waiting
+    if p.wadi_large != large.OFF:
+        return
+    sizes = [(p.width, p.height, False)] if passes.first else []
+    sizes += [(p.hr_upscale_to_x, p.hr_upscale_to_y, True)] if passes.second else []
+    for width, height, second in sizes:
+        note = check.size_note(one_step[0].lorad, width, height, second)
+        if note:
+            host.tell(p, note)

@@ -15,6 +15,13 @@ from wadi_core.settings import SAMPLER as NAME
 SAME = "Use same sampler"
 
 
+def target_size(width: int, height: int, scale: float, wide: int, high: int) -> tuple[int, int]:
+    """Width and height of a hires pass, as the programs reckon them: by a scale, or to one or two given sides."""
+    if not wide and not high:
+        return int(width * scale), int(height * scale)
+    return wide or high * width // height, high or wide * height // width
+
+
 @dataclass(frozen=True)
 class Passes:
     """Which passes are drawn in one step.
@@ -41,8 +48,10 @@ class Passes:
         """Give a generation the step counts and scales that are true of its passes.
 
         A1111 has one CFG scale for both passes: it stays where one of them uses it. Forge has a second one, ``hr_cfg``.
+        What was asked for is kept in ``wadi_asked``.
         """
         two_scales = hasattr(p, "hr_cfg")
+        p.wadi_asked = p.steps, p.cfg_scale
         if self.second:
             p.hr_second_pass_steps = 0 if self.first else 1
             if two_scales:

@@ -26,7 +26,7 @@ from torch import Tensor
 from wadi_core.schedule import OneStep, check_latents
 from wadi_core.settings import SAMPLER as NAME
 
-from . import host, large, schedule
+from . import host, inner, large, schedule
 
 ALIASES = ["wadi", "wadi_one_step"]
 OPTIONS = {"no_sdxl": True}
@@ -156,6 +156,8 @@ class FromNoise(sd_samplers_common.Sampler):
 
         With a mask the program puts the kept part of ``x`` back afterwards; before the step it would be no noise.
         """
+        if inner.is_one(p):
+            return inner.sample(p, x, noise, conditioning, unconditional_conditioning, image_conditioning)
         self.model_wrap_cfg.init_latent = x
         return self.sample(p, noise, conditioning, unconditional_conditioning, steps, image_conditioning)
 

@@ -7,6 +7,8 @@ of half applied or lost in a traceback.
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -88,7 +90,7 @@ def prepare(prompts: list[str], own: str, tell: Callable[[str], None]) -> list[s
     """The prompts of a batch as the program is to read them.
 
     The panel's own tag comes first, tags of LoRaD files become such as the program knows, and tags that cannot work are
-    left out. Programs read the tags of a batch from its first prompt.
+    left out. Programs read the tags of a batch from its first prompt, so the others lose theirs.
 
     Args:
         own: the tag to put before all others, or nothing.
@@ -100,17 +102,36 @@ def prepare(prompts: list[str], own: str, tell: Callable[[str], None]) -> list[s
     if not TAG.search(first):
         return prompts
     unusable = _unusable(list(read(first)), tell)
+    place = itertools.count()
 
     def rewritten(found: re.Match[str]) -> str:
-        return "" if found[0] in unusable else f"<lora:{found[2]}>"
+        return "" if next(place) in unusable else f"<lora:{found[2]}>"
 
-    return [TAG.sub(rewritten, own + prompt) for prompt in prompts]
+    return [TAG.sub(rewritten, first), *(TAG.sub("", prompt) for prompt in prompts[1:])]
+
+
+def scaled(prompt: str, factor: float) -> str:
+    """A prompt whose LoRaD tags have this many times their strengths; others, and such as cannot be read, stay."""
+    known = {found.tag.text: found.tag for found in lorads(prompt)}
+    return TAG.sub(lambda found: _with_strength(known, found[0], factor), prompt)
+
+
+def _with_strength(known: dict[str, Tag], text: str, factor: float) -> str:
+    one = known.get(text)
+    if one is None:
+        return text
+    options = [part for part in text.strip("<>").split(":")[2:] if "=" in part and not part.startswith(("te=", "unet="))]
+    return f"<{':'.join([one.kind, one.name, f'{entries.strength(one.strength * factor):g}', *options])}>"
 
 
 def no_file(name: str) -> str:
     """The sentence that there is no adapter of this name, with the names that come nearest."""
-    bare = PureWindowsPath(name).name.removesuffix(catalog.ENDING)
-    return f"there is no adapter file of this name{entries.nearest(bare, catalog.known_names(), 3)}"
+    return f"there is no adapter file of this name{nearest(name)}"
+
+
+def nearest(name: str) -> str:
+    """The known names that come nearest to one, as the end of a sentence; nothing where none does."""
+    return entries.nearest(PureWindowsPath(name).name.removesuffix(catalog.ENDING), catalog.known_names(), 3)
 
 
 def lorads(prompt: str) -> list[Found]:
@@ -127,20 +148,19 @@ def lorads(prompt: str) -> list[Found]:
     return found
 
 
-def _unusable(tags: list[Tag], tell: Callable[[str], None]) -> set[str]:
-    """The texts of the tags that cannot work, each of them told."""
-    unusable: set[str] = set()
-    usable: list[Found] = []
-    missing: list[Tag] = []
-    wrong: list[Tag] = []
+def _unusable(tags: list[Tag], tell: Callable[[str], None]) -> set[int]:
+    """The places of the tags that cannot work, each of them told."""
+    unusable: dict[int, str] = {}  # place -> what to tell
+    usable: dict[int, Found] = {}
+    foreign: dict[int, str] = {}  # the program's business while no tag is meant for a LoRaD
     ordinary = named = False  # whether an ordinary adapter has come, and whether a tag is meant for a LoRaD
-    for one in tags:
+    for place, one in enumerate(tags):
         named = named or one.kind == "lorad"
         file = catalog.file_of(one.name)
         if one.wrong:
-            wrong.append(one)
+            foreign[place] = f"{one.text} is left out: {one.wrong}"
         elif file is None:
-            missing.append(one)
+            foreign[place] = f"{one.name} is left out: {no_file(one.name)}"
         if file is None:
             continue
         try:
@@ -151,26 +171,41 @@ def _unusable(tags: list[Tag], tell: Callable[[str], None]) -> set[str]:
             if lorad is not None:
                 lorad.matched(host.layout().network).check()
         except (OSError, ValueError) as error:
-            tell(f"{one.name} is left out: {error}")
-            unusable.add(one.text)
+            unusable[place] = f"{one.name} is left out: {error}"
+            foreign.pop(place, None)
             continue
         if lorad is None:
             ordinary = ordinary or bool(one.strength)
-        else:
-            if ordinary and one.strength:
-                tell(f"a LoRA stands before the LoRaD {one.name} in the prompt: rotation first, then LoRA is what was trained")
-            usable.append(Found(one, file, lorad))
+            continue
+        if ordinary and one.strength:
+            tell(f"a LoRA stands before the LoRaD {one.name} in the prompt: rotation first, then LoRA is what was trained")
+        before = next((place for place, other in usable.items() if same(file, other.file)), None)
+        if before is not None and one.strength and not usable[before].tag.strength:
+            unusable[before] = ""
+            del usable[before]
+        elif before is not None:
+            unusable[place] = twice(one.name) if one.strength else ""
+            continue
+        usable[place] = Found(one, file, lorad)
     # While it looks for a name in vain, the program forgets the files of the folders that are not its own.
     # At a number that is none it drops all tags of the prompt. Without a LoRaD both are the program's business.
     if named:
-        for one in missing:
-            tell(f"{one.name} is left out: {no_file(one.name)}")
-        for one in wrong:
-            tell(f"{one.text} is left out: {one.wrong}")
-        unusable |= {one.text for one in [*missing, *wrong]}
+        unusable |= foreign
+    for sentence in filter(None, unusable.values()):
+        tell(sentence)
     try:
-        check_together(found.lorad for found in usable if found.tag.strength)
+        check_together(found.lorad for found in usable.values() if found.tag.strength)
     except ValueError as error:
         tell(f"all LoRaDs are left out: {error}")
-        unusable |= {found.tag.text for found in usable}
-    return unusable
+        unusable |= dict.fromkeys(usable, "")
+    return set(unusable)
+
+
+def twice(name: str) -> str:
+    """The sentence that a LoRaD is asked for again, by the panel and a tag or by two tags."""
+    return f"{name} is asked for twice: the second is not applied, and a higher strength does what two of them would"
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one file."""
+    return one == other or os.path.realpath(one) == os.path.realpath(other)

@@ -20,7 +20,7 @@ from wadi_core.lorad.checkpoint import read_header
 
 from . import catalog, host
 
-Progress = Callable[[int, int], None]
+Say = Callable[[str], None]
 WATCHED_EVERY = 0.5  # seconds
 
 _NAME = re.compile(r"[^\w. -]+")
@@ -43,7 +43,7 @@ def extract(student: str, rank: float, name: str) -> Iterator[str]:
         A sentence, the last one with the result, or with what went wrong.
     """
 
-    def work(progress: Progress) -> str:
+    def work(say: Say) -> str:
         from wadi_core.lorad.extract import extract as extract_lorad
         from wadi_core.lorad.weights import Weights
 
@@ -52,13 +52,13 @@ def extract(student: str, rank: float, name: str) -> Iterator[str]:
         output.parent.mkdir(parents=True, exist_ok=True)
         _refuse_existing(output)
         base = Weights.open(_base_file())
-        lorad, found = extract_lorad(base, Weights.open(source), rank=int(rank) or None, progress=progress)
+        lorad, found = extract_lorad(base, Weights.open(source), rank=int(rank) or None, progress=counted(say, "layers"))
         lorad.save(output)
         catalog.refresh()
         note = "" if found.is_rotation else "; the student is no rotation of this base, see 'wadi_core extract' for more"
         return f"{output.name}: {len(found.layers)} layers, {found.explained:.1%} of the change is a rotation{note}"
 
-    return watched(work, "layers")
+    return watched(work)
 
 
 def merge(name: str, strength: float, output_name: str) -> Iterator[str]:
@@ -73,7 +73,7 @@ def merge(name: str, strength: float, output_name: str) -> Iterator[str]:
         A sentence, the last one with the result, or with what went wrong.
     """
 
-    def work(progress: Progress) -> str:
+    def work(say: Say) -> str:
         from wadi_core.lorad.merge import merge as merge_into
 
         base, lorad = _base_file(), catalog.file_of(name)
@@ -81,29 +81,32 @@ def merge(name: str, strength: float, output_name: str) -> Iterator[str]:
             raise ValueError("choose a LoRaD first")
         output = base.with_name(f"{_file_name(output_name or f'{base.stem}-{lorad.stem}')}{catalog.ENDING}")
         _refuse_existing(output)
-        report = merge_into(base, [(lorad, float(strength))], output, progress=progress)
+        report = merge_into(base, [(lorad, float(strength))], output, progress=counted(say, "bytes"))
         settings = base.with_suffix(".yaml")
         if settings.is_file():  # without it the program would take the checkpoint for one of another shape
             shutil.copyfile(settings, output.with_suffix(".yaml"))
         sd_models.list_models()
         return f"{output.name}: {report.layers} layers rotated; refresh the list of checkpoints to choose it"
 
-    return watched(work, "bytes")
+    return watched(work)
 
 
-def watched(work: Callable[[Progress], str], unit: str) -> Iterator[str]:
+def counted(say: Say, unit: str) -> Callable[[int, int], None]:
+    """What the core calls with how much of how much is done, as sentences."""
+    return lambda done, total: say(f"{done:,} of {total:,} {unit}")
+
+
+def watched(work: Callable[[Say], str]) -> Iterator[str]:
     """Do something long in a thread of its own, and say every half second how far it is; last of all its result.
 
     Args:
-        work: is given a function to call with how much of how much is done; returns a sentence, or raises OSError or
-            ValueError with one.
-        unit: what is counted.
+        work: is given a function to call with how far it is; returns a sentence, or raises OSError or ValueError with one.
     """
     said: SimpleQueue[tuple[bool, str]] = SimpleQueue()
 
     def run() -> None:
         try:
-            said.put((True, work(lambda done, total: said.put((False, f"{done:,} of {total:,} {unit}")))))
+            said.put((True, work(lambda sentence: said.put((False, sentence)))))
         except (OSError, ValueError) as error:
             host.logger.warning("WaDi: %s", one_line(error))
             said.put((True, f"⚠ {one_line(error)}"))

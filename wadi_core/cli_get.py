@@ -90,7 +90,8 @@ def _make(entry: Entry, output: Path, marker: Path, options: argparse.Namespace)
     hub.check_room(output.parent, OUTPUT_BYTES, str(output))
     base = Path(source)
     if base_plan:
-        base = base_plan.fetch(None if _is_transformer(base_plan.listing) else bases.find)
+        unread = _is_transformer(base_plan.listing) or not _draws()
+        base = base_plan.fetch(None if unread else bases.find)
     if network_plan and network_plan.missing:
         marker.write_text(str(network_plan.path), encoding="utf-8")  # what this command fetched, it also takes away
     network = network_plan.fetch() if network_plan else Path(entry.network)
@@ -155,6 +156,9 @@ def _extracted(
 
 def _compare(base: Path, network: Weights, lorad: LoRaD, output: Path, device: str | None) -> None:
     """Tell how alike the released network and base with LoRaD are; a pair of pictures is left beside the LoRaD."""
+    if not _draws():
+        _say("no picture is compared: this Python has no diffusers")
+        return
     from . import pictures, released
 
     if lorad.metadata.architecture == "pixart-alpha":
@@ -169,6 +173,15 @@ def _compare(base: Path, network: Weights, lorad: LoRaD, output: Path, device: s
     if found.mean > MORE_THAN_ROUNDING:
         _say("that is more than rounding: this network is not wholly a rotation of this base")
     _say(str(path))
+
+
+def _draws() -> bool:
+    """Whether this Python can draw pictures: A1111's cannot, and the LoRaD is the same without."""
+    try:
+        import diffusers  # noqa: F401 - asked for, not used
+    except ImportError:
+        return False
+    return True
 
 
 def _at(plan: hub.Plan | None, name: str) -> str:
@@ -196,22 +209,27 @@ def _confirm(entry: Entry, yes: bool) -> None:
     Raises:
         ValueError: the user does not; one line.
     """
-    if entry.base_licence:
-        _say(f"The base {entry.base[0]} is under {entry.base_licence}.")
-    if entry.licence:
-        _say(f"The network {entry.network} is under {entry.licence}.")
-        return
-    _say(
-        f"The network {entry.network} carries no licence: its authors do not say under which terms it, or a LoRaD made of "
-        "it, may be used or passed on."
-    )
-    if yes:
+    for sentence in terms(entry):
+        _say(sentence)
+    if entry.licence or yes:
         return
     sys.stdout.write("Go on? [y/N] ")
     sys.stdout.flush()
     answer = sys.stdin.readline()
     if answer.strip().lower() not in ("y", "yes"):
         raise ValueError("nothing was fetched: answer y, or say --yes, to go on without a licence")
+
+
+def terms(entry: Entry) -> list[str]:
+    """Under which terms base and network are, in a sentence each."""
+    said = [f"The base {entry.base[0]} is under {entry.base_licence}."] if entry.base_licence else []
+    if entry.licence:
+        return [*said, f"The network {entry.network} is under {entry.licence}."]
+    unknown = (
+        f"The network {entry.network} carries no licence: its authors do not say under which terms it, or a LoRaD made of "
+        "it, may be used or passed on."
+    )
+    return [*said, unknown]
 
 
 def _tidy(marker: Path, keep: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -109,6 +110,16 @@ def test_from_nothing_to_a_picture(server: Hub, repositories: dict[str, Reposito
     again = server.wadi(tmp_path, "get", "sd15")
     assert again.returncode == 0 and "is there already" in again.stdout
     assert len(server.requests) == asked
+
+
+def test_without_diffusers_no_picture_is_compared(server: Hub, repositories: dict[str, Repository], tmp_path: Path) -> None:
+    """As under A1111's Python."""
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / "diffusers.py").write_text("raise ModuleNotFoundError(name='diffusers')\n")
+    paths = f"{tmp_path / 'hidden'}{os.pathsep}{hub_server.ROOT}"
+    ended = server.wadi(tmp_path, "get", "sd15", "--yes", "-o", tmp_path / NAME, PYTHONPATH=paths)
+    assert ended.returncode == 0 and "no picture is compared" in ended.stdout
+    assert_the_lorad_is_the_network(tmp_path / NAME, repositories)
 
 
 def test_killed_at_any_moment_it_goes_on(server: Hub, repositories: dict[str, Repository], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -272,30 +273,54 @@ def test_an_infotext_goes_round(webui: WebUI, base: Base) -> None:
     name = base.adapters["one-step"].stem
     made = webui.draw("a frog", seed=11, alwayson_scripts={"WaDi": {"args": [True, name, -0.25]}})
     pasted = webui.post("/probe/paste", {"infotext": made.infotexts[0]})
-    assert pasted == {"Use this LoRaD": True, "LoRaD": name, "Strength": "-0.25", "Larger than native in one piece": "off"}
+    expected = {"WaDi": True, "LoRaD": name, "Strength": "-0.25", "Larger than native in one piece": "off"}
+    assert {label: pasted[label] for label in expected} == expected
     if webui.kind == "a1111":  # the API of Forge takes no infotext, with or without extensions
         again = webui.post("/sdapi/v1/txt2img", {"infotext": made.infotexts[0]})
         assert json.loads(again["info"])["infotexts"] == made.infotexts
-    assert webui.post("/probe/paste", {"infotext": webui.draw().infotexts[0]})["Use this LoRaD"] is False
+    assert webui.post("/probe/paste", {"infotext": made.infotexts[0], "tab": "img2img"}) == pasted
+    assert webui.post("/probe/paste", {"infotext": webui.draw().infotexts[0]})["WaDi"] is False
+
+
+def plot(webui: WebUI, prompt: str, axes: dict[str, Any], **values: Any) -> Made:
+    """What the X/Y/Z plot makes: label of an axis -> its values, as text or as a list."""
+    info = next(one for one in webui.get("/sdapi/v1/script-info") if one["name"] == "x/y/z plot" and not one["is_img2img"])
+    known, arguments = info["args"][0]["choices"], [one.get("value") for one in info["args"]]
+    for place in range(3):
+        label, chosen = [*axes.items(), *[("Nothing", "")] * 3][place]
+        assert known.count(label) == 1
+        arguments[3 * place : 3 * place + 3] = [
+            known.index(label),
+            *(("", chosen) if isinstance(chosen, list) else (chosen, [])),
+        ]
+    arguments[[one["label"] for one in info["args"]].index("Include Sub Images")] = True
+    return webui.draw(prompt, script_name="x/y/z plot", script_args=arguments, **values)
+
+
+def cells(made: Made, like: np.ndarray) -> Made:
+    """The pictures of a plot that are no grids."""
+    return Made([picture for picture in made.pictures if picture.shape == like.shape], made.infotexts, {})
 
 
 def test_the_plot_goes_over_strengths(webui: WebUI, base: Base) -> None:
     name = base.adapters["one-step"].stem
-    info = next(one for one in webui.get("/sdapi/v1/script-info") if one["name"] == "x/y/z plot" and not one["is_img2img"])
-    axes, arguments = info["args"][0]["choices"], [one.get("value") for one in info["args"]]
-    assert axes.count("[WaDi] Strength") == axes.count("[WaDi] LoRaD") == 1
     assert SAMPLER in webui.post("/probe/axis", {"label": "Sampler"})
-    labels = [one["label"] for one in info["args"]]
-    arguments[0], arguments[1] = axes.index("[WaDi] Strength"), "1, 0.5, 0"
-    arguments[3], arguments[5] = axes.index("[WaDi] LoRaD"), [name]
-    arguments[6] = axes.index("Nothing")
-    arguments[labels.index("Include Sub Images")] = True
-    made = webui.draw(script_name="x/y/z plot", script_args=arguments)
+    made = plot(webui, "a cat", {"[WaDi] Strength": "1, 0.5, 0", "[WaDi] LoRaD": [name]})
     expected = [base.pictures("a cat", [3], [(base.adapters["one-step"], strength)])[0] for strength in (1, 0.5, 0)]
-    cells = [picture for picture in made.pictures if picture.shape == expected[0].shape]
-    assert close(Made(cells, [], {}), expected)
+    assert close(cells(made, expected[0]), expected)
     strengths = [text.split("WaDi strength: ")[1].split(",")[0] for text in made.infotexts if "WaDi strength: " in text]
     assert {"1.0", "0.5", "0.0"} <= set(strengths)
+
+
+def test_the_plot_scales_tags_or_refuses(webui: WebUI, base: Base) -> None:
+    made = plot(webui, "a cat" + tag(base, "one-step", 0.8), {"[WaDi] Strength": "1, 0.5"})
+    expected = [base.pictures("a cat", [3], [(base.adapters["one-step"], strength)])[0] for strength in (0.8, 0.4)]
+    assert close(cells(made, expected[0]), expected)
+    assert any(f"{base.adapters['one-step'].stem}:0.4>" in text for text in made.infotexts)
+    webui.calls()
+    with pytest.raises(WebUIError):
+        plot(webui, "a cat", {"[WaDi] Strength": "1, 0.5"})
+    assert webui.calls() == [] and "[WaDi] Strength has no LoRaD to act on" in webui.said()
 
 
 def test_the_second_pass_of_another_sampler_is_without_the_panels_one_step_lorad(webui: WebUI, base: Base) -> None:
@@ -399,6 +424,121 @@ def test_lorads_that_disagree_are_left_out_together(webui: WebUI, base: Base) ->
     assert any("all LoRaDs are left out" in line and "schedules differ" in line for line in webui.comments())
     made = webui.draw("a cat" + tag(base, "one-step") + tag(base, "other-alpha", 0))
     assert close(made, base.pictures("a cat", [3], base.adapters["one-step"]))
+
+
+# What is told
+
+
+def told(webui: WebUI, part: str) -> bool:
+    """Whether a sentence stands below the last picture and in the console."""
+    return any(part in line for line in webui.comments()) and part in webui.said()
+
+
+def checked(webui: WebUI, *values: Any, **page: Any) -> str:
+    return webui.post("/probe/check", {"values": values, "page": page})
+
+
+def test_clip_skip_is_told(webui: WebUI, base: Base) -> None:
+    name = base.adapters["one-step"].stem
+    webui.post("/sdapi/v1/options", {"CLIP_stop_at_last_layers": 2})
+    try:
+        webui.draw("a cat" + tag(base, "one-step"))
+        assert told(webui, "Clip skip is 2")
+        assert "Clip skip is 2" in checked(webui, name, 1.0, SAMPLER, base.size, base.size)
+        webui.draw("a cat", sampler_name="Euler", steps=1)
+        assert not any("Clip skip" in line for line in webui.comments())
+    finally:
+        webui.post("/sdapi/v1/options", {"CLIP_stop_at_last_layers": 1})
+    webui.draw("a cat" + tag(base, "one-step"), override_settings={"CLIP_stop_at_last_layers": 2})
+    assert told(webui, "Clip skip is 2")
+    webui.draw("a cat" + tag(base, "one-step"))
+    assert webui.comments() == []
+
+
+@pytest.mark.parametrize("by_panel", [True, False])
+def test_the_same_lorad_twice_is_told(webui: WebUI, base: Base, by_panel: bool) -> None:
+    name = base.adapters["one-step"].stem
+    panel = {"WaDi": {"args": [by_panel, name, 1.0]}}
+    prompt = "a cat" + tag(base, "one-step", 0.5, "lorad") + ("" if by_panel else tag(base, "one-step"))
+    made = webui.draw(prompt, alwayson_scripts=panel)
+    strength = 1.0 if by_panel else 0.5
+    assert close(made, base.pictures("a cat", [3], [(base.adapters["one-step"], strength)]))
+    assert told(webui, f"{name} is asked for twice: the second is not applied")
+    line = checked(webui, name, 1.0, SAMPLER, base.size, base.size, prompt, enabled=by_panel)
+    assert "is asked for twice" in line
+
+
+def test_a_lorad_that_is_not_switched_on_is_told(webui: WebUI, base: Base) -> None:
+    name = base.adapters["one-step"].stem
+    plain = webui.draw().pictures[0]
+    made = webui.draw(alwayson_scripts={"WaDi": {"args": [False, name, 1.0]}})
+    assert abs(made.pictures[0] - plain).max() == 0
+    assert told(webui, f"{name} is chosen in the panel and not switched on")
+    assert f"⚠ {name} is chosen in the panel and" in checked(webui, name, 1.0, SAMPLER, 8, 8, enabled=False)
+
+
+def test_a_size_above_native_is_told_of_either_pass(webui: WebUI, base: Base) -> None:
+    side, name = base.size, base.adapters["one-step"].stem
+    prompt = "a cat" + tag(base, "one-step")
+    webui.draw(prompt, width=2 * side)
+    assert told(webui, f"was trained at {side}x{side}") and not any("hires pass" in line for line in webui.comments())
+    webui.draw(prompt, **hires(webui, SAMPLER))
+    assert told(webui, f"the hires pass draws at {2 * side}x{2 * side}, the LoRaD was trained at {side}x{side}")
+    webui.draw(prompt, **hires(webui, SAMPLER), alwayson_scripts={"WaDi": {"args": [False, "None", 1.0, "redilate"]}})
+    assert not any("was trained at" in line for line in webui.comments())
+    page = {"hires": True, "scale": 1.0, "wide": 3 * side, "high": 0, "second": "Use same sampler"}
+    line = checked(webui, name, 1.0, SAMPLER, side, side, **page)
+    assert f"the hires pass draws at {3 * side}x{3 * side}" in line
+    assert "⚠" not in checked(webui, name, 1.0, SAMPLER, side, side, **{**page, "second": "Euler"})
+    assert "⚠" not in checked(webui, name, 1.0, SAMPLER, side, side, **page, large="shrink")
+
+
+@pytest.mark.parametrize("strength", ["0,8", "", ":1", "nan", "1e9"])
+def test_a_tag_whose_strength_is_no_number_is_told_and_the_others_stay(webui: WebUI, base: Base, strength: str) -> None:
+    name = base.adapters["style"].stem
+    made = webui.draw(f"a cat <lorad:{name}:{strength}>" + tag(base, "one-step"))
+    assert close(made, base.pictures("a cat", [3], base.adapters["one-step"]))
+    assert told(webui, f"<lorad:{name}:{strength}> is left out: ")
+    assert f"{name}:{strength}&gt;: " in checked(webui, "None", 1.0, SAMPLER, 8, 8, f"a <lorad:{name}:{strength}>")
+
+
+def test_the_nearest_names_are_told(webui: WebUI, base: Base) -> None:
+    name = base.adapters["one-step"].stem
+    webui.draw(f"a cat <lorad:{name[:-1]}:1>")
+    assert told(webui, f"{name[:-1]} is left out: there is no adapter file of this name; did you mean '{name}'")
+    webui.draw(alwayson_scripts={"WaDi": {"args": [True, name[:-1], 1.0]}})
+    assert told(webui, f"did you mean '{name}'")
+
+
+def test_the_pass_of_another_extension_is_drawn_in_many_steps_without_the_lorad(webui: WebUI, base: Base) -> None:
+    prompt = "a cat" + tag(base, "one-step")
+    webui.draw()
+    webui.calls()
+    webui.post("/probe/inner")
+    made = webui.draw(prompt)
+    first, *rest = (call["timesteps"] for call in webui.calls())
+    assert first == [999.0] and len(rest) >= 8 and all(max(steps) < 700 for steps in rest)
+    assert told(webui, "the inner pass of another extension (such as ADetailer) is drawn with Euler")
+    assert (made.fields["Steps"], made.fields["Sampler"]) == ("1", SAMPLER)
+    assert webui.post("/probe/applied") == []
+    assert close(webui.draw(prompt), base.pictures("a cat", [3], base.adapters["one-step"]))
+    assert not any("inner pass" in line for line in webui.comments())
+
+
+# Drawing while typing
+
+
+def test_requests_that_are_stale_are_never_drawn(webui: WebUI, base: Base) -> None:
+    name = base.adapters["one-step"].stem
+    before, _ = webui.post("/probe/live", {}), webui.draw("a frog", seed=11)
+    last = webui.post("/probe/last")
+    webui.calls()
+    after = webui.post("/probe/live", {"several": 6, "name": name, "size": base.size})
+    counts = {what: after[what] - before[what] for what in after}
+    assert counts == {"asked": 6, "drawn": 1, "stale": 5}
+    assert [call["timesteps"] for call in webui.calls()] == [[999.0]]
+    assert webui.post("/probe/last") == last
+    assert close(webui.draw("a cat" + tag(base, "one-step")), base.pictures("a cat", [3], base.adapters["one-step"]))
 
 
 # The tools

@@ -30,7 +30,8 @@ from a1111_extension import programs
 from wadi_core import configs
 
 PROBE = Path(__file__).parent / "webui_probe"
-NEEDED = ("scripts", "a1111_extension", "wadi_core", "localizations", "metadata.ini", "install.py", "requirements.txt")
+NEEDED = ("scripts", "javascript", "style.css", "a1111_extension", "wadi_core", "localizations", "metadata.ini", "install.py")
+NEEDED += ("requirements.txt",)
 START_SECONDS = 900
 OPTIONS = {
     "a1111": ("--use-cpu", "all", "--no-half", "--precision", "full"),

@@ -88,7 +88,7 @@ def test_tags_are_read_as_the_programs_read_them(host: Program) -> None:
 
 def test_what_works_becomes_the_programs_own_tag(host: Program) -> None:
     prompts, told = host.prepared("a <lorad:one-step:0.5>", "b", own="<lora:style:1>")
-    assert prompts == ["<lora:style:1>a <lora:one-step:0.5>", "<lora:style:1>b"] and told == ""
+    assert prompts == ["<lora:style:1>a <lora:one-step:0.5>", "b"] and told == ""
     assert host.prepared("nothing of the kind") == (["nothing of the kind"], "")
     assert host.prepared() == ([], "")
 
@@ -111,6 +111,33 @@ def test_lorads_that_disagree_are_left_out_unless_one_is_off(host: Program) -> N
     assert prompts == ["a"] and "all LoRaDs are left out" in told
     prompts, told = host.prepared("a<lora:one-step:1><lora:other:0>")
     assert prompts == ["a<lora:one-step:1><lora:other:0>"] and told == ""
+
+
+@pytest.mark.parametrize(
+    ("own", "prompt", "left"),
+    [
+        ("<lora:one-step:1>", "a<lorad:one-step:0.5><lora:style:1>", "<lora:one-step:1>a<lora:style:1>"),
+        ("", "a<lora:one-step:1><lora:one-step:1>", "a<lora:one-step:1>"),
+        ("", "a<lora:one-step:1><lorad:linked:0.5>", "a<lora:one-step:1>"),
+    ],
+)
+def test_the_same_lorad_twice_is_applied_once(host: Program, tmp_path: Path, own: str, prompt: str, left: str) -> None:
+    (tmp_path / "LoRaD").mkdir()
+    (tmp_path / "LoRaD" / "linked.safetensors").symlink_to(tmp_path / "one-step.safetensors")
+    prompts, told = host.prepared(prompt, own=own)
+    assert prompts == [left] and "is asked for twice: the second is not applied" in told
+    assert "is asked for twice" in host.line("one-step", prompt="<lorad:one-step:1>")
+
+
+def test_of_two_the_one_that_is_off_gives_way(host: Program) -> None:
+    assert host.prepared("a<lora:one-step:0><lora:one-step:1>") == (["a<lora:one-step:1>"], "")
+    assert host.prepared("a<lora:one-step:1><lora:one-step:0>") == (["a<lora:one-step:1>"], "")
+
+
+def test_strengths_of_lorads_are_scaled_and_nothing_else(host: Program) -> None:
+    prompt = "a <lorad:one-step:0.8> <lora:style:1:te=0.5:lbw=OUTD> <lora:ordinary:0.5> <lorad:cut:1> <lorad:one-step:0,8>"
+    scaled = "a <lorad:one-step:0.4> <lora:style:0.25:lbw=OUTD> <lora:ordinary:0.5> <lorad:cut:1> <lorad:one-step:0,8>"
+    assert host.extension("tags").scaled(prompt, 0.5) == scaled
 
 
 def test_a_lora_in_front_is_told(host: Program) -> None:

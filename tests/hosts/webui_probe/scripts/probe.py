@@ -1,15 +1,17 @@
 """An extension for the tests alone: what A1111 or Forge does inside, told over HTTP."""
 
+import os
 import sys
+import threading
 import time
 from typing import Any
 
 import torch
-from modules import script_callbacks, scripts, sd_models, shared
+from modules import processing, script_callbacks, scripts, sd_models, shared
 from safetensors.torch import save_file
 
 CALLS: list[dict[str, Any]] = []
-LAST: dict[str, Any] = {"comments": "", "preview": None}
+LAST: dict[str, Any] = {"comments": "", "preview": None, "inner": False}
 HOOKED: list[Any] = []
 
 
@@ -45,6 +47,18 @@ class Probe(scripts.Script):
             module.register_forward_pre_hook(count, with_kwargs=True)
             module.register_forward_hook(after)
             HOOKED.append(module)
+
+    def postprocess_image(self, p: Any, pp: Any, *args: Any) -> None:
+        """What extensions such as ADetailer do: a pass of their own over the picture, with the sampler of the generation."""
+        if not LAST["inner"]:
+            return
+        LAST["inner"] = False
+        within = processing.StableDiffusionProcessingImg2Img(
+            init_images=[pp.image], denoising_strength=0.4, prompt=p.all_prompts[0], seed=p.seed,
+            width=p.width, height=p.height, sampler_name=p.sampler_name,
+            steps=p.steps, cfg_scale=p.cfg_scale, do_not_save_samples=True, do_not_save_grid=True,
+        )  # fmt: skip
+        pp.image = processing.process_images(within).images[0]
 
     def postprocess(self, p: Any, processed: Any, *args: Any) -> None:
         LAST["comments"] = processed.comments
@@ -120,17 +134,65 @@ def routes(demo: Any, app: Any) -> None:
     def check(body: dict) -> str:
         from a1111_extension import check
 
-        return check.line(*body["values"])
+        return check.line(*body["values"], **body.get("page", {}))
+
+    @app.post("/probe/inner")
+    def inner() -> None:
+        """The next picture gets a pass of another extension."""
+        LAST["inner"] = True
+
+    @app.post("/probe/applied")
+    def applied() -> list[str]:
+        """The adapters that the extension finds on the network."""
+        from a1111_extension import host
+
+        return [file.stem for file, strength in host.applied() if strength]
+
+    @app.post("/probe/live")
+    def live(body: dict) -> dict[str, int]:
+        """What became of the requests to draw while typing; with ``several`` so many are made at once before."""
+        from a1111_extension import live
+
+        if body.get("several"):
+            newest = live.Newest()
+            values = [True, True, body["name"], 1.0, "off"]
+            rest = [[], body["size"], body["size"], 3]
+            asked = [f"a cat {number}" for number in range(body["several"])]
+            threads = [threading.Thread(target=live.draw, args=(newest, *values, text, *rest)) for text in asked]
+            with live.queue_lock:  # somebody draws
+                for thread in threads:
+                    thread.start()
+                time.sleep(0.3)
+            for thread in threads:
+                thread.join()
+        return dict(live.COUNTS)
+
+    @app.post("/probe/environment")
+    def environment(body: dict) -> None:
+        """Set variables for the processes that the program starts; an empty text takes one out."""
+        for name, text in body.items():
+            if text:
+                os.environ[name] = text
+            else:
+                os.environ.pop(name, None)
+
+    @app.post("/probe/last")
+    def last() -> str:
+        """What the program remembers of the last picture."""
+        from modules import paths
+
+        path = os.path.join(paths.data_path, "params.txt")
+        return open(path, encoding="utf-8").read() if os.path.exists(path) else ""
 
     @app.post("/probe/paste")
     def paste(body: dict) -> dict[str, Any]:
-        """What pasting an infotext puts into the panel's components, by their labels."""
+        """What pasting an infotext puts into the panel's components of a tab, by their labels."""
         from modules import infotext_utils
 
         read = infotext_utils.parse_generation_parameters(body["infotext"])
         found = {}
-        for field in infotext_utils.paste_fields["txt2img"]["fields"]:
-            if "wadi" in (getattr(field.component, "elem_id", None) or ""):
+        for field in infotext_utils.paste_fields[body.get("tab", "txt2img")]["fields"]:
+            if getattr(field.component, "label", None) and "wadi" in (getattr(field.component, "elem_id", None) or ""):
                 value = field.function(read) if field.function else read.get(field.label)
                 found[field.component.label] = value
         return found
