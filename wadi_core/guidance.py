@@ -67,7 +67,7 @@ class Steering:
 
     Args:
         attention: has ``to_k``, ``to_v`` and ``heads``.
-        context: (1 or m, tokens, width) the encoded negative texts.
+        context: (1 or m, tokens, width) the encoded negative texts; the rows of a batch are m, or m after m.
         how: the method and its numbers.
         rows: which m rows of a batch are steered; all of them by default.
     """
@@ -92,7 +92,7 @@ class Steering:
 
         def split(part: Tensor) -> Tensor:
             found = part.to(queries.dtype).view(len(part), -1, heads, channels // heads).transpose(1, 2)
-            return found.expand(n, -1, -1, -1)
+            return found.expand(n, -1, -1, -1) if len(part) == 1 else found.repeat(n // len(part), 1, 1, 1)
 
         found = F.scaled_dot_product_attention(split(queries), split(keys), split(values))
         return found.transpose(1, 2).reshape(n, count, channels)

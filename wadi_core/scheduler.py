@@ -30,6 +30,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from torch import Tensor, nn
 
+from . import avoid
 from .lorad.adapter import Fused, LoRaD, Match, fuse
 from .lorad.linear import rotated_layers
 from .schedule import PREDICTION_TYPES, OneStep
@@ -189,7 +190,8 @@ def _calling_once(kind: type) -> type:
     def once(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(call).bind(self, *args, **kwargs)
         given.arguments.update(fixed)
-        return call(*given.args, **given.kwargs)
+        with avoid.of_call(self, given.arguments):
+            return call(*given.args, **given.kwargs)
 
     return type(kind.__name__, (kind,), {"__call__": once, "__module__": kind.__module__})
 
