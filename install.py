@@ -3,7 +3,7 @@
 python install.py demo ["a prompt"]     one picture from the embedded model, saved under outputs/
 python install.py test [pytest args]    the whole test suite; the exit status is pytest's
 python install.py get NAME              a released one-step network for your Stable Diffusion; --comfyui or --webui PATH
-python install.py --webui FOLDER        adds this repository to an A1111 or Forge; --mini also writes wadi-mini there
+python install.py --webui FOLDER        adds this repository to A1111, Forge or Forge Neo; --mini: with wadi-mini
 python install.py                       what ComfyUI-Manager and A1111 call: names what is missing, changes nothing
 
 The first three work in the active virtual environment or, without one, in `.venv` beside this file, which they make.
@@ -356,10 +356,10 @@ def get(arguments: "list[str]") -> int:
 
 
 def webui(arguments: "list[str]") -> int:
-    """Adds this repository to an A1111 or Forge."""
+    """Adds this repository to an A1111, Forge or Forge Neo."""
     from a1111_extension.link import add_webui
 
-    return add_webui(["--webui"] + arguments, say)
+    return add_webui(["--webui"] + arguments, say, lambda: prepared("generate"))
 
 
 def main(arguments: "list[str]") -> int:

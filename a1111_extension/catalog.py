@@ -44,7 +44,7 @@ def refresh() -> None:
             entry = on_disk(path.stem, str(path))
             extension.available_networks[path.stem] = entry
             if entry.alias in extension.available_network_aliases:
-                extension.forbidden_network_aliases[entry.alias.lower()] = 1
+                host.forbid_alias(entry.alias)
             extension.available_network_aliases[path.stem] = entry
             extension.available_network_aliases[entry.alias] = entry
 

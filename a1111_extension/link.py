@@ -1,4 +1,4 @@
-"""``python install.py --webui FOLDER``: this repository as an extension of an A1111 or Forge that is there already.
+"""``python install.py --webui FOLDER``: this repository as an extension of a program that is there already.
 
 Standard library only, and nothing of a host: it runs under any Python, before the program has ever started.
 """
@@ -6,26 +6,32 @@ Standard library only, and nothing of a host: it runs under any Python, before t
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from . import programs
 
 ROOT = Path(__file__).resolve().parents[1]
 NAME = "wadi"  # of the extension's folder
-PYTHONS = ("venv/bin/python", "venv/Scripts/python.exe", "../system/python/python.exe")  # the last: packed with the program
-FORGE_CANNOT = (
-    "Forge accepts networks of Stable Diffusion's own widths only, so it cannot load wadi-mini: use a checkpoint of Stable "
-    "Diffusion 1.5 with a one-step LoRaD made for it, or A1111"
+# The program's own, as its start script makes it; the last is packed with the program.
+PYTHONS = (
+    *("venv/bin/python", "venv/Scripts/python.exe", ".venv/bin/python", ".venv/Scripts/python.exe"),
+    "../system/python/python.exe",
 )
+NEEDED = ("torch", "safetensors", "numpy")  # to write wadi-mini
 
 
-def add_webui(arguments: list[str], say: Callable[[str], None]) -> int:
+def add_webui(arguments: list[str], say: Callable[[str], None], prepared: Callable[[], Path]) -> int:
     """The command; returns the exit status.
 
     Args:
         arguments: of the command line.
         say: called with each line for the user.
+        prepared: a Python that has ``NEEDED``, installed if need be; called only where there is no other.
 
     Raises:
         OSError: something is not where it should be, or cannot be made; one line.
@@ -33,16 +39,46 @@ def add_webui(arguments: list[str], say: Callable[[str], None]) -> int:
     options = _parser().parse_args(arguments)
     folder = Path(os.path.expanduser(options.webui))  # unlike Path.expanduser, it needs no home
     if not (folder / "webui.py").is_file():
-        raise FileNotFoundError(f"{folder} is no folder of A1111 or Forge: there is no webui.py in it")
+        raise FileNotFoundError(f"{folder} is no folder of {programs.SUPPORTED}: there is no webui.py in it")
+    program = programs.supported(folder)
+    if program is None:
+        raise OSError(programs.refusal(folder))
+    say(f"Found: {program.name}")
     say(link(folder))
+    if options.mini and not program.mini:
+        raise OSError(f"{program.name} cannot load wadi-mini: use a checkpoint of Stable Diffusion 1.5 with a LoRaD for it")
     if options.mini:
-        if (folder / "modules_forge").is_dir():
-            raise OSError(FORGE_CANNOT)
-        return export_mini(folder, options.python or python_of(folder), say)
-    say("Start it (or restart it, when it runs): the accordion WaDi and the sampler WaDi one-step are there then.")
-    if not (folder / "modules_forge").is_dir():
+        return export_mini(folder, options.python or python_of(folder) or str(prepared()), say)
+    say("Start it, or restart it when it runs. What is there then:")
+    for line in what_works(folder, program):
+        say(f"  {line}")
+    if program.mini:
         say(f"For a first picture without a download: python install.py --webui {options.webui} --mini")
     return 0
+
+
+def what_works(folder: Path, program: programs.Program) -> Iterator[str]:
+    """What a program will have, and what it will not have by its settings."""
+    off = _switched_off(folder)
+    if off & {"all", "extra", NAME}:
+        yield "nothing, until extensions, and this one, are switched on again on its page Extensions"
+        return
+    yield "the sampler WaDi one-step, and the accordion WaDi"
+    if off & {name.lower() for name in program.lora}:
+        yield "no LoRaD files, until its own extension for LoRA is switched on again on its page Extensions"
+    else:
+        yield "<lorad:NAME:1> for files in models/LoRaD and models/Lora, and their cards on the page LoRaD"
+    yield from program.notes
+
+
+def _switched_off(folder: Path) -> set[str]:
+    """The extensions that a program's settings switch off, in small letters; ``all`` or ``extra`` for many at once."""
+    try:
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        many = str(settings.get("disable_all_extensions", "none"))
+        return {str(name).lower() for name in settings.get("disabled_extensions", [])} | {many}
+    except (OSError, ValueError, TypeError, AttributeError):  # it has not been started, or will say so itself
+        return set()
 
 
 def link(folder: Path) -> str:
@@ -78,21 +114,22 @@ def _junction(place: Path) -> None:
         raise OSError(f"{place} cannot be made: clone the repository into {place.parent} instead")
 
 
-def python_of(folder: Path) -> str:
-    """The Python that a program runs under.
+def python_of(folder: Path) -> str | None:
+    """A Python that can write wadi-mini, the program's own before this one; None where neither can."""
+    own = [str(folder / name) for name in PYTHONS if (folder / name).is_file()]
+    return next((python for python in [*own, sys.executable] if _can_write(python)), None)
 
-    Raises:
-        OSError: it is not where programs of this kind have it; one line.
-    """
-    for name in PYTHONS:
-        if (folder / name).is_file():
-            return str(folder / name)
-    places = ", ".join(PYTHONS[:2])
-    raise FileNotFoundError(f"the program's own Python is not in {folder} ({places}): name it with --python")
+
+def _can_write(python: str) -> bool:
+    code = "import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))"
+    try:
+        return subprocess.run([python, "-c", code, *NEEDED], capture_output=True, check=False).returncode == 0
+    except OSError:  # of a folder that was moved, or of another system
+        return False
 
 
 def export_mini(folder: Path, python: str, say: Callable[[str], None]) -> int:
-    """Have the program's own Python write wadi-mini into its folders of models; returns that one's exit status."""
+    """Have a Python write wadi-mini into its folders of models; returns that one's exit status."""
     models = folder / "models"
     command = [python, "-m", "wadi_core.mini.export"]
     command += ["--checkpoints", str(models / "Stable-diffusion"), "--loras", str(models / "Lora")]
@@ -105,7 +142,7 @@ def export_mini(folder: Path, python: str, say: Callable[[str], None]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python install.py")
-    parser.add_argument("--webui", required=True, metavar="FOLDER", help="where A1111 or Forge is")
-    parser.add_argument("--mini", action="store_true", help="also write wadi-mini into its folders of models (A1111)")
-    parser.add_argument("--python", metavar="PYTHON", help="the program's own Python, where it is not in its venv")
+    parser.add_argument("--webui", required=True, metavar="FOLDER", help="where A1111, Forge or Forge Neo is")
+    parser.add_argument("--mini", action="store_true", help="also write wadi-mini into its folders of models")
+    parser.add_argument("--python", metavar="PYTHON", help="a Python with torch for that (default: one that is found)")
     return parser

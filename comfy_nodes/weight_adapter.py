@@ -1,85 +1,26 @@
 """LoRaD as one of ComfyUI's weight adapters, the thing that turns a layer's weight whenever ComfyUI patches it.
 
 ComfyUI calls it on whole weights, on rows of a fused one, on weights in half precision that are cast while the network
-runs (low VRAM), on dequantised ones, and for hooks. All of it ends in :func:`~wadi_core.lorad.rotation.rotate_`, whose
-angles, sines and cosines are float32 whatever type the weight comes in.
+runs (low VRAM), on dequantised ones, and for hooks. All of it ends in the core's rotation, whose angles, sines and
+cosines are float32 whatever type the weight comes in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import comfy.weight_adapter
 from comfy.weight_adapter.base import WeightAdapterBase
 from torch import Tensor
 
-from ..wadi_core.lorad.format import LORAD_ENDINGS
-from ..wadi_core.lorad.rotation import rotate_
+from ..wadi_core.lorad.weight_adapter import NAME, WeightAdapter, register_in
 
-NAME = "lorad"
+__all__ = ["NAME", "LoRaDAdapter", "register"]
 
 
-class LoRaDAdapter(WeightAdapterBase):
-    """The angles of one layer. Everything is in ``weights``: with dynamic VRAM ComfyUI rebuilds it from the two arguments.
-
-    Args:
-        loaded_keys: names of the tensors in the file that it comes from.
-        weights: (theta_a (out, r), theta_b (r, in/2)).
-    """
-
-    name = NAME
-
-    def __init__(self, loaded_keys: set[str], weights: tuple[Tensor, Tensor]) -> None:
-        self.loaded_keys = loaded_keys
-        self.weights = weights
-
-    @classmethod
-    def load(
-        cls, x: str, lora: Mapping[str, Tensor], alpha: Any, dora_scale: Any, loaded_keys: set[str] | None = None
-    ) -> LoRaDAdapter | None:
-        """The adapter of the layer ``x`` in a file that ComfyUI's own LoRA nodes read; None if the file holds none.
-
-        Raises:
-            ValueError: one of the layer's two tensors is missing, or they do not multiply; one line.
-        """
-        names = {place: x + ending for ending, place in LORAD_ENDINGS.items()}
-        found = {name for name in names.values() if name in lora}
-        if not found:
-            return None
-        if len(found) < len(names):
-            raise ValueError(f"the LoRaD layer {x} has only one of its two tensors: the file is damaged")
-        a, b = lora[names[0]], lora[names[1]]
-        if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
-            raise ValueError(f"the LoRaD layer {x} is damaged: {tuple(a.shape)} and {tuple(b.shape)} do not multiply")
-        return cls(found, (a, b))
-
-    def calculate_weight(
-        self,
-        weight: Tensor,
-        key: str,
-        strength: float,
-        strength_model: float,
-        offset: tuple[int, int, int] | None,
-        function: Callable[[Tensor], Tensor],
-        intermediate_dtype: Any = None,
-        original_weight: Any = None,
-    ) -> Tensor:
-        """Turn a weight by ``strength`` times the angles, in place: of a fused weight it is a view of the layer's rows.
-
-        ComfyUI has multiplied it by ``strength_model`` already. ``function`` is applied to the change, as to a LoRA's.
-
-        Raises:
-            ValueError: the angles are for a weight of another shape; one line that names the layer.
-        """
-        a, b = self.weights
-        if tuple(weight.shape) != (a.shape[0], 2 * b.shape[1]):
-            needed, found = (a.shape[0], 2 * b.shape[1]), tuple(weight.shape)
-            raise ValueError(f"this LoRaD is made for another network: {key} has the shape {found}, it needs {needed}")
-        if function(weight) is weight:  # the identity, as almost always: no copy for the change
-            return rotate_(weight, [(a, b, strength)])
-        change = rotate_(weight.clone(), [(a, b, strength)]) - weight
-        return weight.add_(function(change))
+class LoRaDAdapter(WeightAdapter, WeightAdapterBase):
+    """The angles of one layer; with dynamic VRAM ComfyUI rebuilds it from its two arguments."""
 
     def bypass_forward(self, org_forward: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Refuse: what is added to a layer's output cannot turn its weight.
@@ -91,9 +32,5 @@ class LoRaDAdapter(WeightAdapterBase):
 
 
 def register() -> None:
-    """Let ComfyUI's own loaders (Load LoRA, Create Hook LoRA) find LoRaD layers; a second time it does nothing.
-
-    The class claims nothing but ``.lorad_a`` and ``.lorad_b``. Without it ComfyUI would skip such a file silently.
-    """
-    if not any(getattr(known, "name", None) == NAME for known in comfy.weight_adapter.adapters):
-        comfy.weight_adapter.adapters.append(LoRaDAdapter)
+    """Let ComfyUI's own loaders (Load LoRA, Create Hook LoRA) find LoRaD layers; a second time it does nothing."""
+    register_in(comfy.weight_adapter.adapters, LoRaDAdapter)

@@ -1,11 +1,10 @@
-"""What A1111 and Forge find of this extension; the rest is in ``a1111_extension``, reached while its root is on the path.
+"""What the programs find of this extension; the rest is in ``a1111_extension``, reached while its root is on the path.
 
-Both programs run this file at every start and at every "Reload UI", and take each script class that they see in it.
+They run this file at every start and at every "Reload UI", and take each script class that they see in it.
 """
 
 from a1111_extension import start
-from a1111_extension.panel import Panel
 
-start.register()
+Panel = start.register()
 
 __all__ = ["Panel"]

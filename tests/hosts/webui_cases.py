@@ -1,4 +1,4 @@
-"""What A1111 and Forge must do alike. Each test takes ``webui``, a running program, and ``base``, what it has loaded."""
+"""What the programs must do alike. Each test takes ``webui``, a running program, and ``base``, what it has loaded."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ WEIGHTS = 5e-7  # absolute, of weights around 0.05 in float32
 FP8, FP8_SMALLEST = 2**-4, 2**-10  # half a step of float8_e4m3fn, relative, and absolute below its normal numbers
 
 
-def close(made: Made, expected: list[np.ndarray]) -> bool:
+def close(made: Made, expected: list[np.ndarray], within: int = PICTURES) -> bool:
     """Whether pictures are the core's own."""
     assert len(made.pictures) == len(expected)
-    return max(int(abs(one - other).max()) for one, other in zip(made.pictures, expected, strict=True)) <= PICTURES
+    return max(int(abs(one - other).max()) for one, other in zip(made.pictures, expected, strict=True)) <= within
 
 
 def tag(base: Base, adapter: str, strength: float = 1.0, kind: str = "lora") -> str:
@@ -42,9 +42,14 @@ def farthest(live: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -
     return max((live[name] - exact).abs().max().item() for name, exact in expected.items())
 
 
-def beyond_rounding(stored: torch.Tensor, exact: torch.Tensor) -> float:
-    """By how much a weight in eight bits is farther from the exact one than rounding explains."""
-    return ((stored.float() - exact).abs() - FP8 * exact.abs().clamp(min=FP8_SMALLEST / FP8)).max().item()
+def beyond_rounding(stored: torch.Tensor, exact: torch.Tensor, half_steps: int = 1) -> float:
+    """By how much a weight in eight bits is farther from the exact one than rounding explains.
+
+    Args:
+        half_steps: 1 for rounding to the nearest, 2 where the program rounds up or down by chance.
+    """
+    step = FP8 * exact.abs().clamp(min=FP8_SMALLEST / FP8)
+    return ((stored.float() - exact).abs() - half_steps * step).max().item()
 
 
 # The sampler
@@ -52,7 +57,7 @@ def beyond_rounding(stored: torch.Tensor, exact: torch.Tensor) -> float:
 
 def hires(webui: WebUI, sampler: str, **values: object) -> dict[str, object]:
     """What a request needs for a second pass with this sampler; Forge's API fails without choices of its own."""
-    own = {"hr_cfg": 7.0, "hr_additional_modules": ["Use same choices"]} if webui.kind == "forge" else {}
+    own = {"hr_cfg": 7.0, "hr_additional_modules": ["Use same choices"]} if webui.kind != "a1111" else {}
     common = {"enable_hr": True, "hr_scale": 2.0, "hr_upscaler": "Latent", "denoising_strength": 0.5}
     return {**common, "hr_sampler_name": sampler, **own, **values}
 

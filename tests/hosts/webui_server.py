@@ -1,7 +1,8 @@
-"""An A1111 or Forge of its own for the tests: started on the CPU, asked over HTTP, and stopped again.
+"""An A1111, Forge or Forge Neo of its own for the tests: started on the CPU, asked over HTTP, and stopped again.
 
     A1111_PATH=... [A1111_PYTHON=...] python -m pytest tests/hosts/test_a1111.py
     FORGE_PATH=... [FORGE_PYTHON=...] python -m pytest tests/hosts/test_forge.py
+    NEO_PATH=... [NEO_PYTHON=...] python -m pytest tests/hosts/test_neo.py
 
 All that the program writes goes into a folder of the tests' own. A1111 wants the tokenizer and settings of
 openai/clip-vit-large-patch14; they are laid out for it as its cache would be.
@@ -25,6 +26,7 @@ import numpy as np
 from host_server import PORT, ROOT, HostServer
 from PIL import Image
 
+from a1111_extension import programs
 from wadi_core import configs
 
 PROBE = Path(__file__).parent / "webui_probe"
@@ -33,6 +35,7 @@ START_SECONDS = 900
 OPTIONS = {
     "a1111": ("--use-cpu", "all", "--no-half", "--precision", "full"),
     "forge": ("--always-cpu", "--all-in-fp32"),
+    "neo": ("--cpu", "--force-fp32"),
 }
 COMMON = ("--skip-prepare-environment", "--skip-torch-cuda-test", "--skip-version-check", "--no-hashing", "--api")
 SAMPLER = "WaDi one-step"
@@ -61,7 +64,7 @@ class WebUI(HostServer):
     """A running program.
 
     Args:
-        kind: ``a1111`` or ``forge``.
+        kind: one of ``OPTIONS``.
         data: its folder for models, extensions and all that it writes; see :func:`lay_out`.
         options: more of its command line.
         missing: packages that are not to be found in it, whether they are installed or not.
@@ -157,7 +160,10 @@ def lay_out(kind: str, data: Path, mini: Path | None = None, extension: bool = T
             source = ROOT / name
             copied = shutil.copytree if source.is_dir() else shutil.copyfile
             copied(source, copy / name)
-        (data / "webui.py").touch()  # by which the installer knows a program
+        for sign in ("webui.py", *(sign.file for sign in (*programs.NEEDED, *programs.KNOWN))):
+            if (file := Path(os.environ[f"{kind.upper()}_PATH"], sign)).is_file():  # by which the installer knows a program
+                (data / sign).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, data / sign)
         command = [sys.executable, str(copy / "install.py"), "--webui", str(data)]
         if mini is not None:
             shutil.copytree(mini, copy / "wadi_core" / "mini", dirs_exist_ok=True)
@@ -171,7 +177,10 @@ def lay_out(kind: str, data: Path, mini: Path | None = None, extension: bool = T
     text = configs.read(configs.folder("sd15") / "text_encoder" / "config.json")
     (snapshot / "config.json").write_text(json.dumps({"model_type": "clip", "projection_dim": 768, "text_config": text}))
     settings = {"live_previews_enable": True, "show_progress_every_n_steps": 1, "samples_save": False, "grid_save": False}
-    settings |= {"randn_source": "CPU"}
+    settings |= {"randn_source": "CPU", "CLIP_stop_at_last_layers": 1}
+    if kind == "neo":
+        settings["VERSION_UID"] = "PY313"  # else it waits for a key
+        (data / "tmp").mkdir()
     (data / "config.json").write_text(json.dumps(settings))
     return models
 

@@ -1,10 +1,11 @@
-"""Write wadi-mini, or a base like it, as the files that A1111 loads.
+"""Write wadi-mini, or a base like it, as the files that A1111, Forge and Forge Neo load.
 
 python -m wadi_core.mini.export --checkpoints WEBUI/models/Stable-diffusion --loras WEBUI/models/Lora [--base FOLDER]
 
-That is one checkpoint in the LDM layout, a ``.yaml`` with its shape beside it, a folder with the text encoder's
-settings and tokenizer that the ``.yaml`` points to, and the LoRaD that makes it a one-step network. Only torch and
-safetensors are needed, so that a host program's own Python can do it.
+That is one checkpoint in the LDM layout, the LoRaD that makes it a one-step network, and, for A1111, a ``.yaml`` with its
+shape and a folder with the text encoder's settings and tokenizer beside it. These two are found by this pack's extension.
+Forge and Forge Neo know wadi-mini by its widths, with the extension, and no other base of widths of its own. Only torch
+and safetensors are needed, so that a host program's own Python can do it.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ def export(
     settings = {part: configs.read(folder / part / "config.json") for part in ldm.PREFIXES}
     schedule = configs.read(folder / "scheduler" / "scheduler_config.json")
     target = Path(checkpoints)
-    checkpoint, text_encoder = target / f"{name}.safetensors", (target / f"{name}{TEXT_ENCODER}").absolute()
-    text = ldm.settings_file(settings, schedule, text_encoder.as_posix())
+    checkpoint, text_encoder = target / f"{name}.safetensors", target / f"{name}{TEXT_ENCODER}"
+    text = ldm.settings_file(settings, schedule, text_encoder.name)
     tensors = ldm.checkpoint({part: _weights(folder, part) for part in ldm.PREFIXES}, settings)
     lorad = existing_file(mini.lorad_path()) if loras is not None else None
 

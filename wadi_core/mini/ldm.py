@@ -117,7 +117,8 @@ def settings_file(settings: Mapping[str, Settings], schedule: Settings, text_enc
     Args:
         settings: of ``unet``, ``vae`` and ``text_encoder``.
         schedule: the scheduler's.
-        text_encoder: folder with the text encoder's ``config.json`` and its tokenizer, as A1111 is to find it.
+        text_encoder: name of the folder beside the checkpoint with the text encoder's ``config.json`` and its tokenizer;
+            this pack's extension finds it.
 
     Raises:
         ValueError: a network that this layout has no words for; one line.
@@ -149,8 +150,8 @@ def settings_file(settings: Mapping[str, Settings], schedule: Settings, text_enc
         "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": _unet_settings(unet)},
         "first_stage_config": {"target": "ldm.models.autoencoder.AutoencoderKL", "params": _vae_settings(vae)},
         "cond_stage_config": {
-            "target": "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
-            "params": {"version": text_encoder},
+            "target": "a1111_extension.text_encoder.beside",
+            "params": {"folder": text_encoder},
         },
     }
     model = {"base_learning_rate": 1e-4, "target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": diffusion}

@@ -1,0 +1,19 @@
+"""The extension in a real Forge Neo, on the CPU, with a checkpoint of random weights and Stable Diffusion's own width."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+if not os.environ.get("NEO_PATH"):
+    pytest.skip("no Forge Neo: set NEO_PATH (and NEO_PYTHON) to run the tests of its extension", allow_module_level=True)
+
+pytest.register_assert_rewrite("webui_cases", "webui_forge")
+
+from webui_forge import *  # noqa: E402, F403 - its fixtures, and the tests of all programs
+
+
+@pytest.fixture(scope="module")
+def kind() -> str:
+    return "neo"
