@@ -25,7 +25,7 @@ from torch import Tensor
 
 from wadi_core.schedule import OneStep, check_latents
 
-from . import host, large, sampler
+from . import host, large, negative, sampler
 
 
 def register() -> None:
@@ -112,7 +112,7 @@ class OneStepSampler(sampler.FromNoise):
         self.sampler_extra_args = {"cond": conditioning, "image_cond": image_conditioning}
         unet = host.forge_unet()
         predictor = unet.model.predictor
-        with table_of(predictor, one_step), large.enlarged(p, x):
+        with table_of(predictor, one_step), large.enlarged(p, x), negative.steered_by_texts(p):
             sampling_prepare(unet, x=x)
             sigma = predictor.sigma_max.to(x)
             # What the network sees is what must be taken away again: the noise in the network's own number format.

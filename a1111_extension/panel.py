@@ -1,7 +1,8 @@
 """The accordion "WaDi" in txt2img and img2img, and what is done to a generation while it is on its way.
 
 Values for the API's ``alwayson_scripts``, in this order: enabled, name of the LoRaD, strength, and ``off``,
-``redilate`` or ``shrink`` for pictures larger than native.
+``redilate`` or ``shrink`` for pictures larger than native, then ``off`` or the method and the scale of the negative
+prompt.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from modules.ui_common import create_refresh_button
 from wadi_core import entries
 from wadi_core.settings import SAMPLER as NAME
 
-from . import catalog, check, grid, host, large, options, tags, tools
+from . import catalog, check, grid, host, large, negative, options, tags, tools
 from .passes import Passes
 
 FILE, STRENGTH = "WaDi LoRaD", "WaDi strength"  # in the infotext
@@ -26,7 +27,7 @@ FILE, STRENGTH = "WaDi LoRaD", "WaDi strength"  # in the infotext
 LOOKED_AT = {"sampling": "sampler", "width": "width", "height": "height", "prompt": "prompt"}
 HELP = (
     f'One-step pictures: choose a one-step LoRaD here, or write &lt;lorad:NAME:1&gt;, and the sampler "{NAME}". Steps, '
-    "CFG scale and the negative prompt then have no effect."
+    "and CFG scale then have no effect; the negative prompt works inside the one network call."
 )
 
 
@@ -66,6 +67,7 @@ class Panel(scripts.Script):
             hires = gr.Radio(
                 list(large.CHOICES), value=large.OFF, label="Larger than native in one piece", elem_id=self.elem_id("large")
             )
+            away = negative.components(self.elem_id)
             line = gr.HTML("", elem_id=self.elem_id("check"))
             button = gr.Button("Check", elem_id=self.elem_id("check_button"))
             self._connect_check([button.click, enabled.change], file, strength, hires, line)
@@ -76,8 +78,9 @@ class Panel(scripts.Script):
             PasteField(strength, STRENGTH),
             PasteField(hires, lambda read: read.get(large.LABEL, large.OFF)),
         ]
-        self.paste_field_names = [FILE, STRENGTH, large.LABEL]
-        return [enabled, file, strength, hires]
+        self.infotext_fields += negative.pasted(*away)
+        self.paste_field_names = [FILE, STRENGTH, large.LABEL, negative.LABEL, negative.SCALE]
+        return [enabled, file, strength, hires, *away]
 
     def _refresh_button(self, file: gr.Dropdown) -> None:
         extension = host.lora_extension()
@@ -114,10 +117,11 @@ class Panel(scripts.Script):
         extract.click(_shown(tools.extract), inputs=[student, rank, extracted], outputs=[said, file], show_progress=False)
         merge.click(_shown(tools.merge), inputs=[file, strength, merged], outputs=[said, file], show_progress=False)
 
-    def process(self, p: Any, enabled: bool, file: str, strength: float, hires: str = large.OFF) -> None:
+    def process(self, p: Any, enabled: bool, file: str, strength: float, hires: str = large.OFF, *away: Any) -> None:
         """Once for a generation: what is true of its passes, and which LoRaD the panel adds."""
         p.wadi_passes = passes = Passes.of(p)
         passes.settle(p)
+        negative.settle(p, passes, *away)
         p.wadi_own = own = _chosen(p, enabled, file, strength)
         p.wadi_large = _large(p, hires)
         enlarges = p.wadi_large if p.wadi_large != large.OFF and (passes.first or passes.second) else None

@@ -80,7 +80,7 @@ def steered_options(network: nn.Module, options: dict[str, Any], rows: int, cont
     wanted = [index * each + row for index, kind in enumerate(kinds) if kind == COND for row in range(each)]
     if not wanted:
         return options
-    chosen = None if len(wanted) == rows else torch.tensor(wanted)
+    chosen = None if len(wanted) == rows else wanted
     if len(context) > 1:  # a prompt for each picture, as ComfyUI gives them to a batch: the last one again and again
         context = torch.cat([context[:each], context[-1:].expand(max(each - len(context), 0), -1, -1)])
     replaced = dict(options.get("patches_replace", {}))

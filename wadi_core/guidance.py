@@ -70,16 +70,21 @@ class Steering:
         context: (1 or m, tokens, width) the encoded negative texts; the rows of a batch are m, or m after m.
         how: the method and its numbers.
         rows: which m rows of a batch are steered; all of them by default.
+        size: of the batch, where a call may hold several of that size, one after the other.
     """
 
-    def __init__(self, attention: Any, context: Tensor, how: Guidance, rows: Tensor | None = None) -> None:
-        self.attention, self.context, self.how, self.rows = attention, context, how, rows
+    def __init__(
+        self, attention: Any, context: Tensor, how: Guidance, rows: Sequence[int] | None = None, size: int | None = None
+    ) -> None:
+        self.attention, self.context, self.how, self.rows, self.size = attention, context, how, rows, size
 
     def __call__(self, queries: Tensor, positive: Tensor) -> Tensor:
         """(n, tokens, channels) Z+ before the output projection, and its queries of the same shape -> Z."""
         if self.rows is None:
             return steered(positive, self._negative(queries), self.how).to(positive.dtype)
-        rows = self.rows.to(positive.device)
+        size = self.size or len(queries)
+        every = [start + row for start in range(0, len(queries), size) for row in self.rows]
+        rows = torch.tensor(every, device=positive.device)
         moved = steered(positive[rows], self._negative(queries[rows]), self.how)
         return positive.index_copy(0, rows, moved.to(positive.dtype))
 
@@ -105,7 +110,9 @@ def layers(network: nn.Module) -> Iterator[nn.Module]:
             yield module
 
 
-def attach(network: nn.Module, context: Tensor, how: Guidance, rows: Sequence[int] | None = None) -> ExitStack:
+def attach(
+    network: nn.Module, context: Tensor, how: Guidance, rows: Sequence[int] | None = None, size: int | None = None
+) -> ExitStack:
     """Steer a network of diffusers or LDM away from encoded texts, until the returned stack is closed.
 
     Args:
@@ -114,6 +121,7 @@ def attach(network: nn.Module, context: Tensor, how: Guidance, rows: Sequence[in
             the network would not look at: one for all pictures, or one for each (see :func:`joined`).
         how: scale 0 changes nothing.
         rows: which m rows of a batch are steered; all of them by default.
+        size: of the batch, where a call may hold several of that size, one after the other.
 
     Returns:
         ``close()``, or the end of a ``with`` block, takes everything back.
@@ -134,9 +142,8 @@ def attach(network: nn.Module, context: Tensor, how: Guidance, rows: Sequence[in
     width = found[0].to_k.in_features  # type: ignore[union-attr]
     if context.shape[-1] != width:
         raise ValueError(f"the negative prompt was encoded in {context.shape[-1]} numbers, and this network reads {width}")
-    chosen = None if rows is None else torch.tensor(list(rows))
     for attention in found:
-        steering = Steering(attention, context, how, chosen)
+        steering = Steering(attention, context, how, rows, size)
         if hasattr(attention, "set_processor"):
             former = attention.processor
             changes.callback(attention.set_processor, former)  # type: ignore[operator]
