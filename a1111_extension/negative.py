@@ -1,23 +1,20 @@
 """The box for the negative prompt in one step: steered away from inside cross-attention, by the core's operations.
 
-The panel's switch and scale come in through :func:`components`, :func:`pasted` and :func:`settle`, the axes of the X/Y/Z
-plot through :func:`axes`, and the samplers of all programs call the network within :func:`steered`.
+The panel's switch and scale (:mod:`.negative_box`) come in through :func:`settle`, the axes of the X/Y/Z plot through
+:func:`axes`, and the samplers of all programs call the network within :func:`steered`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import gradio as gr
 from modules import prompt_parser, shared
-from modules.infotext_utils import PasteField
 from torch import Tensor
 
 from wadi_core import guidance
 from wadi_core.negative import DEFAULT, PRESETS, Guidance, preset
-from wadi_core.settings import SAMPLER as NAME
 
 from . import host
 from .passes import Passes
@@ -26,44 +23,14 @@ OFF = "off"
 CHOICES = (OFF, *PRESETS)
 LABEL, SCALE = "WaDi negative", "WaDi negative scale"  # in the infotext
 METHOD_AXIS, SCALE_AXIS = "wadi_negative_method", "wadi_negative_scale"  # attributes of the program's object
-LARGEST = 10.0  # of the slider
-
-
-def components(elem_id: Callable[[str], str]) -> list[Any]:
-    """The switch and the slider, in a row of the panel."""
-    with gr.Row():
-        method = gr.Radio(list(CHOICES), value=DEFAULT, label="Negative prompt in one step", elem_id=elem_id("negative"))
-        scale = gr.Slider(
-            0.0, LARGEST, value=PRESETS[DEFAULT].scale, step=0.05, label="Negative scale", elem_id=elem_id("negative_scale")
-        )
-    method.change(_own_scale, inputs=[method], outputs=[scale], show_progress=False)
-    return [method, scale]
-
-
-def _own_scale(method: str) -> Any:
-    """A method's own scale, as soon as it is chosen."""
-    return gr.update(value=PRESETS[method].scale) if method in PRESETS else gr.update()
-
-
-def pasted(method: Any, scale: Any) -> list[PasteField]:
-    """The components as they are read out of an infotext."""
-    return [PasteField(method, _method_of), PasteField(scale, SCALE)]
-
-
-def _method_of(read: dict[str, Any]) -> str | None:
-    """What an infotext says; None, which leaves the panel as it is, where it says nothing.
-
-    A one-step picture that has a negative prompt and no method was drawn without it.
-    """
-    without = read.get("Sampler") == NAME and str(read.get("Negative prompt") or "").strip()
-    return read.get(LABEL, OFF if without else None)
+LABELS = {METHOD_AXIS: "[WaDi] Negative method", SCALE_AXIS: "[WaDi] Negative scale"}
 
 
 def axes(grid: Any) -> list[Any]:
     """Axes of the X/Y/Z plot."""
     return [
-        grid.AxisOption("[WaDi] Negative method", str, _setter(METHOD_AXIS), choices=lambda: list(CHOICES)),
-        grid.AxisOption("[WaDi] Negative scale", float, _setter(SCALE_AXIS)),
+        grid.AxisOption(LABELS[METHOD_AXIS], str, _setter(METHOD_AXIS), choices=lambda: list(CHOICES)),
+        grid.AxisOption(LABELS[SCALE_AXIS], float, _setter(SCALE_AXIS)),
     ]
 
 

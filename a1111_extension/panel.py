@@ -19,14 +19,14 @@ from modules.ui_common import create_refresh_button
 from wadi_core import entries
 from wadi_core.settings import SAMPLER as NAME
 
-from . import catalog, check, grid, host, large, negative, options, tags, tools
+from . import catalog, check, grid, host, large, negative, negative_box, options, tags, tools
 from .passes import Passes
 
 FILE, STRENGTH = "WaDi LoRaD", "WaDi strength"  # in the infotext
 # Components of the program that the check line looks at, by their ids: arguments of check.line.
 LOOKED_AT = {"sampling": "sampler", "width": "width", "height": "height", "prompt": "prompt"}
 HELP = (
-    f'One-step pictures: choose a one-step LoRaD here, or write &lt;lorad:NAME:1&gt;, and the sampler "{NAME}". Steps, '
+    f'One-step pictures: choose a one-step LoRaD here, or write &lt;lorad:NAME:1&gt;, and the sampler "{NAME}". Steps '
     "and CFG scale then have no effect; the negative prompt works inside the one network call."
 )
 
@@ -67,7 +67,7 @@ class Panel(scripts.Script):
             hires = gr.Radio(
                 list(large.CHOICES), value=large.OFF, label="Larger than native in one piece", elem_id=self.elem_id("large")
             )
-            away = negative.components(self.elem_id)
+            away = negative_box.components(self.elem_id)
             line = gr.HTML("", elem_id=self.elem_id("check"))
             button = gr.Button("Check", elem_id=self.elem_id("check_button"))
             self._connect_check([button.click, enabled.change], file, strength, hires, line)
@@ -78,7 +78,7 @@ class Panel(scripts.Script):
             PasteField(strength, STRENGTH),
             PasteField(hires, lambda read: read.get(large.LABEL, large.OFF)),
         ]
-        self.infotext_fields += negative.pasted(*away)
+        self.infotext_fields += negative_box.pasted(*away)
         self.paste_field_names = [FILE, STRENGTH, large.LABEL, negative.LABEL, negative.SCALE]
         return [enabled, file, strength, hires, *away]
 
