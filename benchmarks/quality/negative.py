@@ -189,13 +189,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     one: dict[str, Any] = {"pipe": pipe, "batch": options.batch, "bfloat16": not options.float32}
     bare = Generated(**one, name=BARE)
     if options.sweep:
-        away = {name_of(how): Away(**one, name="sweep", how=how) for how in settings_to_try(options)}
-        passes = {f"two passes {scale:g}": TwoPasses(**one, name="sweep", scale=scale) for scale in options.two_passes}
+        away = {name_of(how): Away(**one, name=how.method, how=how) for how in settings_to_try(options)}
         stream = SWEEP
     else:
-        away = {f"{key}: {name_of(how)}": Away(**one, name=key, how=how) for key, how in PRESETS.items()}
-        passes = {f"two passes {scale:g}": TwoPasses(**one, name=f"two-{scale:g}", scale=scale) for scale in options.two_passes}
+        away = {f"{key}: {name_of(how)}": Away(**one, name=how.method, how=how) for key, how in PRESETS.items()}
         stream = TEST
+    passes = {f"two passes {scale:g}": TwoPasses(**one, name="two-passes", scale=scale) for scale in options.two_passes}
     sources: dict[str, Generated] = {BARE: bare, **away, **passes}
     sets = {key: look.figures(source, stream, options.count) for key, source in sources.items()}
     sets[ALONE] = look.figures(bare, alone(stream), options.count)
