@@ -55,10 +55,13 @@ def test_without_a_value_of_the_panel_it_works_and_off_is_off(webui: WebUI, base
 
 
 def test_each_picture_has_its_own_negative_prompt(webui: WebUI, base: Base) -> None:
-    """As wildcards and scripts write them: the box of the page gives all pictures the same."""
-    prompt, own = PROMPT + tag(base, "one-step"), [UNWANTED, " ", "a boat"]
-    made = webui.draw([prompt] * 3, negative_prompt=own, batch_size=3)  # type: ignore[arg-type]
-    assert close(Made(made.pictures[-3:], [], {}), expected(base, [3, 4, 5], own))
+    """As scripts write them; here the program's own prompt matrix, of four pictures with one seed."""
+    webui.calls()
+    matrix = {"script_name": "prompt matrix", "script_args": [False, False, "negative", "comma", 0]}
+    made = webui.draw(PROMPT + tag(base, "one-step"), negative_prompt="|a dog|a boat", batch_size=4, **matrix)
+    assert [len(call["timesteps"]) for call in webui.calls()] == [4]
+    own = ["", ", a dog", ", a boat", ", a dog, a boat"]
+    assert close(Made(made.pictures[-4:], [], {}), expected(base, [3] * 4, own))
 
 
 def test_the_parts_of_a_composed_prompt_are_all_steered(webui: WebUI, base: Base) -> None:
