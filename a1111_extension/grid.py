@@ -9,7 +9,7 @@ from typing import Any
 
 from modules import scripts
 
-from . import catalog, tags
+from . import catalog, negative, tags
 
 FILE, STRENGTH = "wadi_lorad", "wadi_strength"  # attributes of the program's object for a generation
 LABELS = {FILE: "[WaDi] LoRaD", STRENGTH: "[WaDi] Strength"}
@@ -23,8 +23,11 @@ def register() -> None:
     for data in scripts.scripts_data:
         if data.module.__name__ == PLOT:
             grid = data.module
-            grid.axis_options[:] = [axis for axis in grid.axis_options if axis.label not in LABELS.values()]
+            away = negative.axes(grid)
+            labels = {*LABELS.values(), *(axis.label for axis in away)}
+            grid.axis_options[:] = [axis for axis in grid.axis_options if axis.label not in labels]
             grid.axis_options += [
+                *away,
                 grid.AxisOption(LABELS[FILE], str, _setter(FILE), confirm=_confirm_files, choices=catalog.choices),
                 grid.AxisOption(LABELS[STRENGTH], float, _setter(STRENGTH), confirm=_confirm_strengths),
             ]

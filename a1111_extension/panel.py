@@ -1,7 +1,8 @@
 """The accordion "WaDi" in txt2img and img2img, and what is done to a generation while it is on its way.
 
 Values for the API's ``alwayson_scripts``, in this order: enabled, name of the LoRaD, strength, and ``off``,
-``redilate`` or ``shrink`` for pictures larger than native.
+``redilate`` or ``shrink`` for pictures larger than native, then ``off`` or the method and the scale of the negative
+prompt.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from modules import extra_networks, scripts
 
 from wadi_core import entries
 
-from . import catalog, check, grid, host, inner, large, tags, ui
+from . import catalog, check, grid, host, inner, large, negative, tags, ui
 from .passes import Passes
 from .ui import FILE, STRENGTH
 
@@ -40,11 +41,12 @@ class Panel(scripts.Script):
         self.infotext_fields, self.paste_field_names = built.pasted, built.sent
         return built.values
 
-    def process(self, p: Any, enabled: bool, file: str, strength: float, hires: str = large.OFF) -> None:
+    def process(self, p: Any, enabled: bool, file: str, strength: float, hires: str = large.OFF, *away: Any) -> None:
         """Once for a generation: what is true of its passes, and which LoRaD the panel adds."""
         p.wadi_passes = passes = Passes.of(p)
         inner.within(p)
         passes.settle(p)
+        negative.settle(p, passes, *away)
         p.wadi_own = own = _chosen(p, enabled, file, strength)
         p.wadi_idle = None if own or enabled or file in (None, "", catalog.NONE) else file
         if own is None and hasattr(p, grid.STRENGTH):

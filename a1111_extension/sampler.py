@@ -26,7 +26,7 @@ from torch import Tensor
 from wadi_core.schedule import OneStep, check_latents
 from wadi_core.settings import SAMPLER as NAME
 
-from . import host, inner, large, schedule
+from . import host, inner, large, negative, schedule
 
 ALIASES = ["wadi", "wadi_one_step"]
 OPTIONS = {"no_sdxl": True}
@@ -114,21 +114,22 @@ class OneStepDenoiser(CFGDenoiserTimesteps):
         Args:
             x: (n, 4, h, w).
             timestep: (n,).
-            cond, uncond: the program's schedules of prompts; the negative ones are only shown to other extensions.
+            cond, uncond: the program's schedules of prompts and of negative prompts.
             image_cond: of inpainting and similar networks, else of no meaning.
         """
         state = shared.state
         if state.interrupted or state.skipped:
             raise sd_samplers_common.InterruptedException
         composition, text = prompt_parser.reconstruct_multicond_batch(cond, self.step)
-        negative = prompt_parser.reconstruct_cond_batch(uncond, self.step)
+        unwanted = prompt_parser.reconstruct_cond_batch(uncond, self.step)
         owner = torch.tensor([picture for picture, parts in enumerate(composition) for _ in parts], device=x.device)
         asked = CFGDenoiserParams(
-            x[owner], image_cond[owner], timestep[owner], state.sampling_step, state.sampling_steps, text, negative, self
+            x[owner], image_cond[owner], timestep[owner], state.sampling_step, state.sampling_steps, text, unwanted, self
         )
         cfg_denoiser_callback(asked)
         told = {"c_crossattn": [asked.text_cond], "c_concat": [asked.image_cond]}
-        rows = self.inner_model(asked.x, asked.sigma, cond=told)
+        with negative.steered(self.p, asked.text_uncond, owner.tolist()):
+            rows = self.inner_model(asked.x, asked.sigma, cond=told)
         # Others expect the unconditional rows behind the conditional ones, as where the program skips that branch.
         firsts = rows[[parts[0][0] for parts in composition]]
         seen = CFGDenoisedParams(torch.cat([rows, firsts]), state.sampling_step, state.sampling_steps, self.inner_model)

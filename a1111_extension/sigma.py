@@ -25,7 +25,7 @@ from torch import Tensor
 
 from wadi_core.schedule import OneStep, check_latents
 
-from . import host, large, sampler
+from . import host, large, negative, sampler
 
 
 def ending_at(sigmas: Tensor, one_step: OneStep) -> Tensor:
@@ -121,7 +121,7 @@ class OneStepSampler(sampler.FromNoise):
         self.last_latent = x
         self.sampler_extra_args = {"cond": conditioning, "image_cond": image_conditioning}
         unet = host.forge_unet()
-        with self.predicting(unet, one_step) as predictor, large.enlarged(p, x):
+        with self.predicting(unet, one_step) as predictor, large.enlarged(p, x), negative.steered_by_texts(p):
             self.prepare(unet, x)
             sigma = predictor.sigma_max.to(x)
             # What the network sees is what must be taken away again: the noise in the network's own number format.

@@ -17,7 +17,7 @@ from modules.ui_components import InputAccordion
 from wadi_core import highres
 from wadi_core.settings import SAMPLER as NAME
 
-from . import catalog, check, get, host, large, live, options, tools
+from . import catalog, check, get, host, large, live, negative, negative_box, options, tools
 
 FILE, STRENGTH = "WaDi LoRaD", "WaDi strength"  # in the infotext
 CARRIED = "WaDi sampler"  # what is sent to another tab beside the program's own values
@@ -37,8 +37,8 @@ LOOKED_AT = {
 OTHERS = {"generate": "{tab}_generate", "seed": "{tab}_seed", "styles": "{tab}_styles"}
 NOTES_BEFORE, PREVIEW_AFTER = "sampler_selection_{tab}", "{tab}_prompt_image"
 HELP = (
-    f'One-step pictures: choose a one-step LoRaD here, or write &lt;lorad:NAME:1&gt;, and the sampler "{NAME}". Steps, '
-    "CFG scale and the negative prompt then have no effect."
+    f'One-step pictures: choose a one-step LoRaD here, or write &lt;lorad:NAME:1&gt;, and the sampler "{NAME}". Steps '
+    "and CFG scale then have no effect; the negative prompt works inside the one network call."
 )
 Elements = Callable[[str], str]
 
@@ -122,6 +122,7 @@ def build(around: Surroundings, elements: Elements) -> Built:
         method = gr.Radio(
             list(large.CHOICES), value=large.OFF, label="Larger than native in one piece", elem_id=elements("large")
         )
+        away = negative_box.components(elements)
         carried = gr.Textbox("", visible=False, elem_id=elements("carried"))
         if around.notes is None:  # a program that is laid out in another way
             around.make_notes()
@@ -140,8 +141,10 @@ def build(around: Surroundings, elements: Elements) -> Built:
         PasteField(strength, STRENGTH),
         PasteField(method, lambda read: read.get(large.LABEL, large.OFF)),
         PasteField(carried, CARRIED),
+        *negative_box.pasted(*away),
     ]
-    return Built(values, pasted, [is_pasted, FILE, STRENGTH, large.LABEL, CARRIED])
+    sent = [is_pasted, FILE, STRENGTH, large.LABEL, CARRIED, negative.LABEL, negative.SCALE]
+    return Built([*values, *away], pasted, sent)
 
 
 def _refresh_button(file: gr.Dropdown, elements: Elements) -> None:

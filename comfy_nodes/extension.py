@@ -8,12 +8,13 @@ from . import embedded, files, sampling, weight_adapter
 from .control import ControlPreprocessor, EmbeddedControlNet
 from .highres import HighResolution
 from .loaders import ApplyLoRaD, EmbeddedModel, LoadLoRaD, OpenLoRaD
+from .negative import NegativePrompt
 from .sampling import OneStepCustomSampling, OneStepModel, OneStepSampler
 from .tools import AnalyzeDirections, ConvertToLoRA, ExtractLoRaD, Inspect, SaveLoRaD
 
 NODES: list[type[io.ComfyNode]] = [
     *(LoadLoRaD, OpenLoRaD, ApplyLoRaD, EmbeddedModel, EmbeddedControlNet),
-    *(OneStepModel, OneStepSampler, OneStepCustomSampling, HighResolution),
+    *(OneStepModel, OneStepSampler, OneStepCustomSampling, HighResolution, NegativePrompt),
     *(ExtractLoRaD, SaveLoRaD, ConvertToLoRA, Inspect, AnalyzeDirections, ControlPreprocessor),
 ]
 

@@ -22,9 +22,11 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..wadi_core.negative import preset
 from ..wadi_core.schedule import OneStep, check_latents
 from . import pixart
 from .model import layout_of, prediction_type
+from .negative import with_negative
 from .schema import MAXIMUM_SEED, schema
 
 if TYPE_CHECKING:
@@ -182,7 +184,7 @@ class OneStepSampler(io.ComfyNode):
             node_id="WaDi_OneStepSampler",
             display_name="One-Step Sampler",
             category="WaDi/sampling",
-            description="Makes latents in exactly one network call, without steps, scheduler, cfg or negative prompt.",
+            description="Makes latents in exactly one network call, without steps, scheduler or cfg.",
             search_aliases=["wadi", "one step", "single step", "ksampler", "fast", "turbo"],
             inputs=[
                 io.Model.Input("model", tooltip="A model with a one-step LoRaD, or from One-Step Model."),
@@ -198,14 +200,28 @@ class OneStepSampler(io.ComfyNode):
                     control_after_generate=True,
                     tooltip="Seed of the noise. Picture i of a batch uses seed + i and equals the picture made alone.",
                 ),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="What to keep out, in the same call, as Negative Prompt does with its default values.",
+                ),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="Latents for VAE Decode.")],
         )
 
     @classmethod
     def execute(
-        cls, model: ModelPatcher, positive: list[Any], width: int, height: int, batch_size: int, seed: int
+        cls,
+        model: ModelPatcher,
+        positive: list[Any],
+        width: int,
+        height: int,
+        batch_size: int,
+        seed: int,
+        negative: list[Any] | None = None,
     ) -> io.NodeOutput:
+        if negative is not None:
+            model = with_negative(model, negative, preset())
         notes = [] if is_one_step(model) else [NOT_ONE_STEP]
         if notes:
             layout_of(model)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import __version__, cli_control, cli_get, cli_publish, cli_study, cli_tools, hub, packages, settings
+from . import __version__, cli_control, cli_get, cli_negative, cli_publish, cli_study, cli_tools, hub, packages, settings
 from .cli_tools import DECIMAL, WHOLE
 from .files import one_line
 from .output import take_any_text
@@ -89,6 +89,7 @@ def _parser() -> _Parser:
     add("--dtype", metavar="T", help=f"{help_of('dtype')}: fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32)")
     add("--alpha-T-squared", type=DECIMAL, metavar="A", help=_ALPHA_HELP)
     cli_control.add_options(generate)
+    cli_negative.add_options(generate)
 
     cli_control.add_commands(commands, common)
     cli_get.add_commands(commands, common)
@@ -134,7 +135,7 @@ def _generate(options: argparse.Namespace) -> None:
     for name in ("seed", "width", "height", "alpha_T_squared"):
         settings.check(name, getattr(options, name))
     cli_control.check(options)
-    steering = cli_control.arguments(options)
+    steering = {**cli_control.arguments(options), **cli_negative.arguments(options)}
 
     from . import pictures
 

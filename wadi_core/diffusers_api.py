@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from . import settings
+from .negative import Negatives
 from .settings import PictureSettings
 
 Generators: TypeAlias = "torch.Generator | Sequence[torch.Generator] | None"
@@ -49,14 +50,19 @@ def listed(prompts: Prompts) -> list[str]:
     return found
 
 
-def check_guidance(negative_prompt: Any, steps: int, guidance_scale: float | None) -> None:
-    """Do nothing if a call asks for one step without guidance, as is all there is.
+def negatives_of(negative: Negatives, count: int) -> Negatives:
+    """Negative prompts of a call: where there is one for each prompt, each ``count`` times in a row."""
+    if isinstance(negative, Sequence) and not isinstance(negative, (str, bytes, bytearray)) and len(negative) > 1:
+        return [one for one in negative for _ in range(count)]
+    return negative
+
+
+def check_guidance(steps: int, guidance_scale: float | None) -> None:
+    """Do nothing if a call asks for one step without a second pass for guidance, as is all there is.
 
     Raises:
         ValueError: it asks for more; one line.
     """
-    if negative_prompt and any([negative_prompt] if isinstance(negative_prompt, str) else negative_prompt):
-        raise ValueError("a negative prompt needs guidance, which one step has none of: leave negative_prompt out")
     if steps != 1:
         raise ValueError(f"a picture is one network call: num_inference_steps must be 1, not {steps}")
     if guidance_scale not in (None, 0, 1):

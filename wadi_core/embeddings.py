@@ -263,7 +263,6 @@ class Vocabulary:
 
     def ids(self, prompts: Sequence[str]) -> Tensor:
         """(n, 77): what the text encoder reads. Longer prompts are cut with a warning."""
-        start, end = self.base.tokenizer("", verbose=False).input_ids
         rows = []
         for prompt in prompts:
             ids = self.tokens(prompt)
@@ -271,9 +270,19 @@ class Vocabulary:
                 left_out = one_line(self.text(ids[TOKENS - 2 :]))
                 logger.warning("a prompt has more than %d tokens; left out is: %s", TOKENS - 2, left_out)
                 ids = ids[: TOKENS - 2]
-            # Padded here, because the tokenizer would take Stable Diffusion 2's padding "!" for a special token.
-            rows.append([start, *ids, end] + [self.base.pad] * (TOKENS - 2 - len(ids)))
+            rows.append(self._row(ids))
         return torch.tensor(rows)
+
+    def pages(self, text: str) -> Tensor:
+        """(n, 77): a text of any length, cut where the text encoder can read no more at once; never less than one row."""
+        ids, step = self.tokens(text), TOKENS - 2
+        return torch.tensor([self._row(ids[start : start + step]) for start in range(0, max(len(ids), 1), step)])
+
+    def _row(self, ids: list[int]) -> list[int]:
+        """Up to 75 ids as the text encoder reads them."""
+        start, end = self.base.tokenizer("", verbose=False).input_ids
+        # Padded here, because the tokenizer would take Stable Diffusion 2's padding "!" for a special token.
+        return [start, *ids, end] + [self.base.pad] * (TOKENS - 2 - len(ids))
 
     def tokens(self, prompt: str) -> list[int]:
         """The ids of a prompt without start and end, however many they are."""

@@ -118,6 +118,11 @@ class Networks:
         """(n, 77, width of the text encoder): what the network is told. Longer prompts are cut with a warning."""
         return self.base.text_encoder(self.vocabulary.ids(listed(prompts)).to(self.device))[0]
 
+    @torch.no_grad()
+    def encode_whole(self, text: str) -> Tensor:
+        """(77 n, width of the text encoder): a text of any length, in parts that the text encoder can read."""
+        return self.base.text_encoder(self.vocabulary.pages(text).to(self.device))[0].flatten(0, 1)
+
     def _wait(self) -> None:
         """Until the device has done what it was told: otherwise only the telling would be timed."""
         if self.device.type != "cpu":

@@ -20,12 +20,13 @@ from torch import Tensor
 
 from . import base as bases
 from . import control as controls
-from . import diffusers_api, diffusers_folder, highres, hub, mini, results, settings
+from . import diffusers_api, diffusers_folder, guidance, highres, hub, mini, negative, results, settings
 from .control import ControlImages, Controls, Steered, Steering
 from .devices import find_device, find_dtype
 from .diffusers_api import Generators, Prompts, listed
 from .embeddings import Embeddings
 from .lorad.adapter import Fused, check_together, fuse
+from .negative import Guidance, Negatives
 from .networks import Networks
 from .results import Pictures
 from .schedule import OneStep, check_latents
@@ -214,7 +215,9 @@ class OneStepPipeline(Networks):
         generator: Generators = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
-        negative_prompt: Prompts = None,
+        negative_prompt: Negatives = None,
+        negative_scale: float | None = None,
+        negative_method: str | Guidance = negative.DEFAULT,
         num_inference_steps: int = 1,
         guidance_scale: float | None = None,
     ) -> Pictures:
@@ -237,19 +240,24 @@ class OneStepPipeline(Networks):
             generator: instead of seeds: draws the noise as diffusers does, one for all pictures or one for each.
             latents: (n, 4, h/8, w/8) instead of seeds: the noise itself.
             output_type: ``pil``, ``np``, ``pt`` or ``latent``; see :func:`~.results.gathered`.
-            negative_prompt, num_inference_steps, guidance_scale: what a stock pipeline may be given in one step: none,
-                1, and 1 or 0.
+            negative_prompt: what the pictures are not to show: a text, or one for each prompt. An entry of a list may
+                itself be several texts. It works inside the one call (:mod:`.guidance`).
+            negative_scale: how strongly; 0 is not at all. By default what the method's preset says.
+            negative_method: one of ``negative.PRESETS``, or numbers of one's own.
+            num_inference_steps, guidance_scale: what a stock pipeline may be given in one step: 1, and 1 or 0.
 
         Raises:
             ValueError: no prompt, a size not divisible by 8, a seed out of range, control images that do not fit; one
                 line, before any work.
         """
-        diffusers_api.check_guidance(negative_prompt, num_inference_steps, guidance_scale)
+        diffusers_api.check_guidance(num_inference_steps, guidance_scale)
         results.check_output_type(output_type)
         asked = diffusers_api.prompts_of(prompts, prompt, num_images_per_prompt)
         if latents is not None:
             width, height = diffusers_api.size_of(latents, width, height, bases.FACTOR)
-        wanted = self.plan(asked, seed, seeds, width, height, control_image, control_scale, hires)
+        unwanted = diffusers_api.negatives_of(negative_prompt, num_images_per_prompt)
+        away = (unwanted, negative_scale, negative_method)
+        wanted = self.plan(asked, seed, seeds, width, height, control_image, control_scale, hires, *away)
         z = None
         if generator is not None or latents is not None:
             if seed or seeds is not None:
@@ -289,6 +297,9 @@ class OneStepPipeline(Networks):
         control_image: ControlImages = None,
         control_scale: float | Sequence[float] = 1.0,
         hires: bool | str = False,
+        negative_prompt: Negatives = None,
+        negative_scale: float | None = None,
+        negative_method: str | Guidance = negative.DEFAULT,
     ) -> list[PictureSettings]:
         """The settings of each picture of a call, checked; arguments as there."""
         if seed is None:
@@ -324,8 +335,9 @@ class OneStepPipeline(Networks):
         self._factors(common)
         for image in (image for own in images for image in own):
             controls.to_map(image, common.width, common.height)
-        pairs = zip(prompts, seeds, strict=True)
-        return [dataclasses.replace(common, prompt=prompt, seed=one) for prompt, one in pairs]
+        away = negative.of_each(negative_prompt, negative.preset(negative_method, negative_scale), len(prompts))
+        each = zip(prompts, seeds, away, strict=True)
+        return [dataclasses.replace(common, prompt=prompt, seed=one, negative=its) for prompt, one, its in each]
 
     def _factors(self, one: PictureSettings) -> tuple[float, float]:
         """How much larger than native a picture is, as far as that is to be seen to."""
@@ -375,7 +387,8 @@ class OneStepPipeline(Networks):
         x = self.one_step.network_input(z.to(self.device, self.dtype))
         self._wait()
         start = time.perf_counter()
-        with highres.attach(networks, self._factors(one), one.hires or highres.METHODS[0]):
+        larger = highres.attach(networks, self._factors(one), one.hires or highres.METHODS[0])
+        with larger, guidance.attach_each(self.base.unet, [its.negative for its in wanted], self.encode_whole):
             prediction = unet(x, self.one_step.timestep, encoder_hidden_states=text).sample
         self._wait()
         seconds = time.perf_counter() - start

@@ -30,6 +30,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from torch import Tensor, nn
 
+from . import avoid
 from .answer import answer_to_noise
 from .lorad.adapter import Fused, LoRaD, Match, fuse
 from .lorad.linear import rotated_layers
@@ -183,7 +184,8 @@ def _calling_once(kind: type) -> type:
     def once(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(call).bind(self, *args, **kwargs)
         given.arguments.update(fixed)
-        return call(*given.args, **given.kwargs)
+        with avoid.of_call(self, given.arguments):
+            return call(*given.args, **given.kwargs)
 
     return type(kind.__name__, (kind,), {"__call__": once, "__module__": kind.__module__})
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .files import one_line
+from .negative import Negative
 from .text_files import is_text
 
 VERSION = 1
@@ -103,6 +104,7 @@ class Settings:
     lorad: tuple[Adapter, ...] = _field((), "adapters whose angles are added")
     embeddings: tuple[Learned, ...] = _field((), "learned words that the prompt may contain")
     control: tuple[Control, ...] = _field((), "ControlNets, each with its scale")
+    negative: tuple[Negative, ...] = _field((), "what the picture is not to show, and how strongly")
     hires: str | None = _field(None, "method for pictures above the native size", choices=HIRES)
     alpha_T_squared: float | None = _field(None, "share of the signal at the last timestep", least=1e-8, below=1.0)
     timestep: int | None = _field(None, "timestep given to the network", minimum=0, maximum=999)
@@ -212,6 +214,8 @@ class PictureSettings(Settings):
             "Model": self.base,
             "LoRaD": ", ".join(f"{adapter.file}: {adapter.strength:g}" for adapter in self.lorad) or None,
             "Embeddings": ", ".join(f"{one.file}: {one.token}" for one in self.embeddings) or None,
+            "Negative method": ", ".join(one.method for one in self.negative) or None,
+            "Negative scale": ", ".join(f"{one.scale:g}" for one in self.negative) or None,
             "ControlNet": ", ".join(f"{control.file}: {control.scale:g}" for control in self.control) or None,
             "High resolution": self.hires,
             "alpha_T squared": self.alpha_T_squared,
@@ -221,11 +225,12 @@ class PictureSettings(Settings):
             "Number format": self.dtype,
             "Version": program,
         }
-        return f"{self.prompt}\n" + ", ".join(f"{name}: {_quoted(v)}" for name, v in pairs.items() if v is not None)
+        unwanted = "".join(f"Negative prompt: {', '.join(one.texts)}\n" for one in self.negative)
+        return f"{self.prompt}\n{unwanted}" + ", ".join(f"{name}: {_quoted(v)}" for name, v in pairs.items() if v is not None)
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
-PARTS = {"lorad": Adapter, "embeddings": Learned, "control": Control}
+PARTS = {"lorad": Adapter, "embeddings": Learned, "control": Control, "negative": Negative}
 _TYPES = {**dict.fromkeys(PARTS, tuple), "alpha_T_squared": float}
 
 
@@ -257,8 +262,8 @@ def check(name: str, value: Any) -> None:
         below = value - value % limits["step"]
         raise ValueError(f"{name} must be divisible by {limits['step']}, not {value}: try {below} or {below + limits['step']}")
     if name in PARTS and value is not None and not all(isinstance(part, PARTS[name]) for part in value):
-        what = {"lorad": "adapters", "embeddings": "learned words", "control": "ControlNets"}[name]
-        raise ValueError(f"{name} must hold {what}")
+        kinds = {"lorad": "adapters", "embeddings": "learned words", "control": "ControlNets", "negative": "negative prompts"}
+        raise ValueError(f"{name} must hold {kinds[name]}")
 
 
 def _check_type(name: str, value: Any, kind: type) -> None:

@@ -99,8 +99,12 @@ def used(seed: int) -> torch.Generator:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"negative_prompt": "blue"}, "leave negative_prompt out"),
-        ({"negative_prompt": ["", "blue"]}, "leave negative_prompt out"),
+        ({"negative_prompt": ["", "blue"]}, "there are 1 pictures and 2 negative prompts"),
+        ({"negative_prompt": 7}, "must be a text or a list of texts, not int"),
+        ({"negative_prompt": [["blue", 7]]}, "must be a text, not 7"),
+        ({"negative_prompt": "blue", "negative_scale": -1.0}, "negative scale must lie from 0 to 30"),
+        ({"negative_prompt": "blue", "negative_scale": float("nan")}, "negative scale must lie from 0 to 30"),
+        ({"negative_prompt": "blue", "negative_method": "cfg"}, "works by one of nag, nasa"),
         ({"num_inference_steps": 4}, "num_inference_steps must be 1"),
         ({"guidance_scale": 7.5}, "guidance_scale must be 1"),
         ({"output_type": "jpg"}, "output_type must be one of pil, np, pt, latent, not 'jpg'"),

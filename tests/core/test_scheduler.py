@@ -68,7 +68,6 @@ def test_a_batch_and_any_number_of_steps_are_one_call(parts: dict[str, Any]) -> 
         latents=torch.cat([z(), z(8)]),
         num_inference_steps=30,
         guidance_scale=9.0,
-        negative_prompt=["blue"] * 2,
         output_type="np",
     ).images
     assert calls == [1, 2]

@@ -176,6 +176,7 @@ def host_modules(models: Path, sd_model: Any) -> dict[str, ModuleType]:
 def _init_denoiser(self: Any, sampler: Any) -> None:
     torch.nn.Module.__init__(self)
     self.sampler, self.model_wrap, self.step = sampler, None, 0
+    self.p = SimpleNamespace()  # the generation, which the program sets when a pass begins
 
 
 @contextmanager

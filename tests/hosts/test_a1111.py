@@ -16,11 +16,12 @@ from safetensors.torch import save_file
 if not os.environ.get("A1111_PATH"):
     pytest.skip("no A1111: set A1111_PATH (and A1111_PYTHON) to run the tests of its extension", allow_module_level=True)
 
-pytest.register_assert_rewrite("webui_cases")
+pytest.register_assert_rewrite("webui_cases", "webui_negative")
 
 from webui_cases import *  # noqa: E402, F403 - the tests that both programs have
 from webui_cases import beyond_rounding, close, farthest, tag, weights_after  # noqa: E402
 from webui_models import NARROW, Base, installed_mini, narrow, turned  # noqa: E402
+from webui_negative import *  # noqa: E402, F403
 from webui_server import WebUI, lay_out, png  # noqa: E402
 
 from wadi_core import mini  # noqa: E402

@@ -27,7 +27,7 @@ from wadi_core.pipeline import noise
 NODES = {
     *("WaDi_LoadLoRaD", "WaDi_OpenLoRaD", "WaDi_ApplyLoRaD", "WaDi_EmbeddedModel", "WaDi_EmbeddedControlNet"),
     *("WaDi_OneStepModel", "WaDi_OneStepSampler", "WaDi_OneStepCustomSampling"),
-    "WaDi_HighResolution",
+    *("WaDi_HighResolution", "WaDi_NegativePrompt"),
     *("WaDi_ExtractLoRaD", "WaDi_SaveLoRaD", "WaDi_ConvertToLoRA", "WaDi_Inspect", "WaDi_AnalyzeDirections"),
     "WaDi_ControlPreprocessor",
 }

@@ -9,7 +9,7 @@ import pytest
 if not os.environ.get("FORGE_PATH"):
     pytest.skip("no Forge: set FORGE_PATH (and FORGE_PYTHON) to run the tests of its extension", allow_module_level=True)
 
-pytest.register_assert_rewrite("webui_cases", "webui_forge")
+pytest.register_assert_rewrite("webui_cases", "webui_forge", "webui_negative")
 
 from webui_forge import *  # noqa: E402, F403 - its fixtures, and the tests of all programs
 

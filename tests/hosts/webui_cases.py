@@ -71,7 +71,7 @@ def test_the_sampler_is_listed_under_its_exact_name(webui: WebUI) -> None:
 def test_a_batch_is_one_call_whatever_the_sliders_say(webui: WebUI, base: Base) -> None:
     webui.draw()
     webui.calls()
-    made = webui.draw("a cat" + tag(base, "one-step"), batch_size=2, n_iter=2, negative_prompt="a dog", steps=37, cfg_scale=11)
+    made = webui.draw("a cat" + tag(base, "one-step"), batch_size=2, n_iter=2, steps=37, cfg_scale=11)
     calls = webui.calls()
     assert [call["timesteps"] for call in calls] == [[999.0, 999.0]] * 2
     assert {tuple(call["shape"]) for call in calls} == {(2, 4, base.size // 8, base.size // 8)}
@@ -274,6 +274,7 @@ def test_an_infotext_goes_round(webui: WebUI, base: Base) -> None:
     made = webui.draw("a frog", seed=11, alwayson_scripts={"WaDi": {"args": [True, name, -0.25]}})
     pasted = webui.post("/probe/paste", {"infotext": made.infotexts[0]})
     expected = {"WaDi": True, "LoRaD": name, "Strength": "-0.25", "Larger than native in one piece": "off"}
+    expected |= {"Negative prompt in one step": None, "Negative scale": None}  # stays as it is in the panel
     assert {label: pasted[label] for label in expected} == expected
     if webui.kind == "a1111":  # the API of Forge takes no infotext, with or without extensions
         again = webui.post("/sdapi/v1/txt2img", {"infotext": made.infotexts[0]})

@@ -13,6 +13,7 @@ import torch
 from webui_cases import *  # noqa: F403 - the tests that all programs have
 from webui_cases import beyond_rounding, close, tag, weights_after
 from webui_models import Base, installed_mini, turned, wide, wide_velocity
+from webui_negative import *  # noqa: F403
 from webui_server import WebUI, lay_out
 
 from wadi_core import mini

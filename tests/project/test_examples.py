@@ -56,6 +56,20 @@ def test_text_to_image_as_a_program(tmp_path: Path) -> None:
     assert all(largest_difference(one, other) <= 1 for one, other in zip(made.values(), theirs, strict=True))
 
 
+def test_negative_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run("negative_prompt", tmp_path, monkeypatch)
+    ours = OneStepPipeline.from_pretrained("mini", device="cpu")
+    asked = [
+        {},
+        {"negative_prompt": "a bicycle"},
+        {"negative_prompt": "a bicycle", "negative_scale": 1.0, "negative_method": "nasa"},
+    ]
+    for name, more in zip(("with-both", "without", "subtracted"), asked, strict=True):
+        assert (
+            largest_difference(drawn(tmp_path)[f"negative-{name}"], ours("a cat and a bicycle", seed=7, **more).images[0]) <= 1
+        )
+
+
 def test_controlnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("controlnet", tmp_path, monkeypatch)
     made = drawn(tmp_path)

@@ -40,7 +40,7 @@ def text_of(node: ast.expr) -> str:
 
 def test_each_text_has_its_japanese() -> None:
     words = json.loads((ROOT / "localizations" / "ja_JP.json").read_text(encoding="utf-8"))
-    texts = {text for module in ("ui", "options", "grid") for text in shown(module)}
+    texts = {text for module in ("ui", "options", "grid", "negative", "negative_box") for text in shown(module)}
     assert len(texts) > 12
     assert texts - SAME == set(words) - SAME
     assert all(words.values())
