@@ -166,9 +166,9 @@ def factor_gradients(grad: Tensor, rotated: Tensor, theta_a: Tensor, theta_b: Te
     compiled = chosen.compiled and exact == torch.float32
     angle_gradient, g, r = _angle_gradient_of_columns, grad, rotated
     if compiled and grad.dtype == rotated.dtype == torch.bfloat16:
-        words = _words(grad), _words(rotated)
-        if words[0] is not None and words[1] is not None:
-            angle_gradient, (g, r) = _angle_gradient, words
+        g_words, r_words = _words(grad), _words(rotated)
+        if g_words is not None and r_words is not None:
+            angle_gradient, g, r = _angle_gradient, g_words, r_words
     grad_a, grad_b = torch.empty_like(theta_a), torch.zeros_like(theta_b)
     rows = (COMPILED_ELEMENTS if compiled else BLOCK_ELEMENTS) // grad.shape[1]
     # On a CPU blocks of rows stay in the cache; on a GPU fewer, larger kernels are faster.
