@@ -26,8 +26,8 @@ from trainer.distill.validation import FIRST_SEED, Validation
 from trainer.engine.checkpoints import read_checkpoint
 from trainer.evaluation.extractors import find
 from trainer.evaluation.metrics import frechet, kid
-from trainer.evaluation.sources import MINI_PROMPTS, MINI_SINGLE
 from trainer.mini import scenes
+from trainer.mini.reference import MINI_PROMPTS, MINI_SINGLE
 from wadi_core import LoRaD
 
 EXTRACTOR = "test_validation:corners"
