@@ -51,7 +51,7 @@ from .data.tensor_cache import Store
 from .evaluation import coco, extractors
 from .evaluation.clip_score import ClipScore
 from .evaluation.figures import Judgement, Reference, judge, read_statistics, write_statistics
-from .evaluation.sources import LOOK_BATCH, MINI_PROMPTS, Drawn, Files, features_of
+from .evaluation.sources import LOOK_BATCH, Files, Source, features_of
 from .models.generators import Generator, load_generator
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def read_prompts(options: argparse.Namespace, preset: coco.CocoData | None) -> P
         lines, key = preset.prompts, f"{options.preset} {PromptList(preset.prompts).digest}"
     elif source == MINI:
         from .mini import scenes
+        from .mini.reference import MINI_PROMPTS
 
         lines = [scenes.scene(MINI_PROMPTS + row).caption for row in range(count or MINI_COUNT)]
         key = f"{MINI} {MINI_PROMPTS}"
@@ -138,9 +139,11 @@ def read_prompts(options: argparse.Namespace, preset: coco.CocoData | None) -> P
     return Prompts(lines[: count or None], key)
 
 
-def _real(options: argparse.Namespace, preset: coco.CocoData | None) -> Files | Drawn | Path:
+def _real(options: argparse.Namespace, preset: coco.CocoData | None) -> Source | Path:
     """The real pictures, or the file with what is known of them."""
     if options.real == MINI:
+        from .mini.reference import Drawn
+
         return Drawn(options.count or MINI_COUNT)
     if options.real and not os.path.isdir(options.real):
         return Path(options.real)

@@ -15,8 +15,8 @@ from PIL import Image, ImageOps
 
 from benchmarks import report
 from benchmarks.quality import distances, inversion, localisation, openings, personal
+from trainer.data.examples import Examples
 from trainer.evaluation.retrieval import Prototypes
-from trainer.finetune.examples import Examples
 from trainer.mini import scenes
 from wadi_core import OneStepPipeline
 from wadi_core.embeddings import Embedding

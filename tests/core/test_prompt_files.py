@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from trainer.data.examples import Examples
 from trainer.data.prompts import PromptList, Prompts
-from trainer.finetune.examples import Examples
 from wadi_core.prompt_files import read_prompts, without_midjourney_settings
 
 FOUR = ["a cat", "a dog on a sofa", "ein grünes Haus", "a red apple, macro photograph"]

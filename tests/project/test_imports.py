@@ -42,8 +42,8 @@ TRAINER_ROOMS: dict[str, set[str]] = {
     "models": {"settings"},
     "engine": {"settings"},
     "evaluation": {"data"},
-    "mini": {"settings", "engine", "evaluation"},
-    "distill": {"settings", "data", "models", "engine", "mini"},
+    "mini": {"settings", "engine", "data", "evaluation"},
+    "distill": {"settings", "data", "models", "engine", "evaluation", "mini"},
     "finetune": {"settings", "data", "models", "engine"},
 }
 

@@ -16,8 +16,8 @@ from picture_makers import RED, flat, saved
 from PIL import Image, features
 
 from trainer import evaluate
+from trainer.data.examples import Examples
 from trainer.data.picture_files import listing, pictures_in
-from trainer.finetune.examples import Examples
 from trainer.invert import invert
 from trainer.personalize import personalize
 

@@ -8,11 +8,13 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from finetuning_runs import write_pictures
+from PIL import Image
 from training import tiny
 
 from trainer import export as export_script
@@ -24,6 +26,8 @@ from trainer.distill.validation import FIRST_SEED, Validation
 from trainer.engine.checkpoints import read_checkpoint
 from trainer.evaluation.extractors import find
 from trainer.evaluation.metrics import frechet, kid
+from trainer.mini import scenes
+from trainer.mini.reference import MINI_PROMPTS, MINI_SINGLE
 from wadi_core import LoRaD
 
 EXTRACTOR = "test_validation:corners"
@@ -156,3 +160,34 @@ def test_a_web_hook_is_told(base: Path, prompts: Path, tmp_path: Path, monkeypat
     assert "HOOK_OF_TEST" in (tmp_path / "run" / "config.yaml").read_text()
     train(tiny(base, prompts, tmp_path / "run", steps=2, webhook="$HOOK_OF_TEST", sheet_teacher_steps=0))  # nobody listens
     assert len(told) == 2
+
+
+def coarse() -> object:
+    """An extractor whose features are a picture in coarse squares."""
+    return lambda pictures: torch.nn.functional.adaptive_avg_pool2d(pictures, 10).flatten(1)
+
+
+@pytest.mark.parametrize("shows_them", [True, False])
+def test_objects_of_mini_are_found_where_they_are(tmp_path: Path, shows_them: bool) -> None:
+    things = scenes.things()
+    plans = {scenes.scene(MINI_PROMPTS + row).caption: scenes.scene(MINI_PROMPTS + row) for row in range(60)}
+
+    def pictures(prompts: list[str], seeds: list[int]) -> list[Image.Image]:
+        """A student that shows each object as its real pictures do, or one that shows nothing."""
+        made = []
+        for prompt in prompts:
+            index = plans[prompt].placed[0].thing.index
+            real = scenes.draw(scenes.scene(MINI_SINGLE + index, pair=False, only=things[index]))
+            made.append(real if shows_them else Image.new("RGB", real.size, "white"))
+        return made
+
+    config = tiny("mini", "mini", tmp_path, evaluate_every=1, evaluate_count=60, extractor="test_validation:coarse")
+    processes = SimpleNamespace(first=True, rank=0, count=1, gather=lambda value: [value])
+    run = SimpleNamespace(config=config, processes=processes, output=tmp_path, step=0, size=(128, 128),
+                          device=torch.device("cpu"), pictures=pictures)  # fmt: skip
+    found = Validation(run).measure()
+    assert {"fid", "kid", "diversity", "retrieval_single", "retrieval_both"} <= set(found)
+    if shows_them:
+        assert found["retrieval_single"] > 0.9 and found["retrieval_both"] < 0.5  # of two objects it shows the first
+    else:
+        assert found["retrieval_single"] < 0.1 and found["diversity"] == pytest.approx(0, abs=1e-6)

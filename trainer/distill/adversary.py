@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from wadi_core.pictures import to_tensor
 from wadi_core.thirdparty import DiffusersNetwork
 
+from ..data.examples import Examples
 from ..data.picture_files import middle_square
-from ..finetune.examples import Examples
 from ..models.base_models import Model
 from ..models.condition import Condition
 from ..models.diffusion import Noising

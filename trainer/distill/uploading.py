@@ -16,6 +16,7 @@ from wadi_core.publishing import Repository
 
 logger = logging.getLogger("wadi")
 
+OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # of this process's libraries
 FOLDER = "hub"  # in the output folder
 # In a process of its own: this one keeps its libraries offline.
 _SEND = """
@@ -47,7 +48,7 @@ def push(name: str, student: Path, base: str, pictures: Sequence[Path] = (), pro
     except (OSError, ValueError) as error:
         logger.warning("push_to_hub: the files of the repository cannot be written: %s", one_line(error))
         return False
-    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    environment = {key: value for key, value in os.environ.items() if key not in OFFLINE}
     environment["HF_HUB_DISABLE_TELEMETRY"] = "1"
     sent = subprocess.run(
         [sys.executable, "-c", _SEND, name, str(folder)], env=environment, capture_output=True, text=True, check=False

@@ -23,7 +23,7 @@ from ..evaluation.clip_score import ClipScore
 from ..evaluation.figures import Reference, judge, read_statistics
 from ..evaluation.metrics import Projection, spread
 from ..evaluation.retrieval import Prototypes
-from ..evaluation.sources import LOOK_BATCH, MINI_PROMPTS, Drawn, Files, features_of
+from ..evaluation.sources import LOOK_BATCH, Files, Source, features_of
 from .distillation import Distillation
 from .export import export
 
@@ -70,6 +70,7 @@ class Validation:
             found = list(PromptList.read(config.evaluate_prompts))[:count]
         elif self.mini:
             from ..mini import scenes
+            from ..mini.reference import MINI_PROMPTS
 
             found = [scenes.scene(MINI_PROMPTS + row).caption for row in range(count)]
         else:
@@ -97,11 +98,18 @@ class Validation:
             if name != MINI and not Path(name).is_dir():
                 self._reference = read_statistics(Path(name), self.extractor, None)
             else:
-                source = Drawn(self.run.config.evaluate_count) if name == MINI else Files(picture_files.pictures_in(name))
+                source = self._drawn(False) if name == MINI else Files(picture_files.pictures_in(name))
                 self._reference = Reference(features_of(source, "real", self.extractor, self.kept, side).numpy())
         if self._reference is None:
             raise ValueError("there is no reference")
         return self._reference
+
+    def _drawn(self, single: bool) -> Source:
+        """Real scenes, of mixed objects or of each one alone."""
+        from ..mini import scenes
+        from ..mini.reference import Drawn
+
+        return Drawn(STUDIED * len(scenes.things()) if single else self.run.config.evaluate_count, single)
 
     def measure(self) -> dict[str, float]:
         """The figures of the student as it is now, in the first process; the others get none."""
@@ -150,10 +158,11 @@ class Validation:
     def _retrieval(self, features: np.ndarray) -> dict[str, float]:
         """Shares of pictures whose objects are the nearest prototypes: of single objects, and both of two."""
         from ..mini import scenes
+        from ..mini.reference import MINI_PROMPTS
 
         things = scenes.things()
         if self._prototypes is None:
-            source = Drawn(STUDIED * len(things), single=True)
+            source = self._drawn(True)
             studied = features_of(source, "objects", self.extractor, self.kept, None).numpy()  # pyright: ignore
             shown = [[row % len(things)] for row in range(source.count)]
             self._prototypes = Prototypes.fit(studied, shown, len(things))

@@ -1,10 +1,10 @@
-"""Pictures to be looked at: files on the disk, or scenes of the embedded model's world in place of photographs."""
+"""Pictures to be looked at, and their features."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,30 +17,23 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LOOK_BATCH = 32
-# Scenes that are prompts, those that are real pictures, and those of single objects that prototypes are learned from:
-# those of the benchmark of wadi-mini.
-MINI_PROMPTS, MINI_REAL, MINI_SINGLE = 400_000_000, 200_000_000, 100_000_000
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """Scenes of the embedded model's world; with ``single`` each object in turn, alone."""
+class Source(Protocol):
+    """Pictures in an order."""
 
-    count: int
-    single: bool = False
+    @property
+    def count(self) -> int:
+        """How many."""
+        ...
 
     def key(self, side: int | None) -> dict[str, Any]:
-        return {"scenes": MINI_SINGLE if self.single else MINI_REAL, "side": side}
+        """All that decides what they look like, as plain values."""
+        ...
 
     def load(self, rows: range, side: int | None) -> list[Image]:
-        from ..mini import scenes
-
-        things = scenes.things()
-        if self.single:
-            plans = [scenes.scene(MINI_SINGLE + row, pair=False, only=things[row % len(things)]) for row in rows]
-        else:
-            plans = [scenes.scene(MINI_REAL + row) for row in rows]
-        return [picture_files.framed(scenes.draw(plan), side) for plan in plans]
+        """Some of them, as middle squares of ``side`` pixels where it is given."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +53,7 @@ class Files:
         return [picture_files.load(self.paths[row], side) for row in rows]
 
 
-def features_of(source: Files | Drawn, name: str, extractor: Extractor, folder: Path, side: int | None) -> Tensor:
+def features_of(source: Source, name: str, extractor: Extractor, folder: Path, side: int | None) -> Tensor:
     """Features (n, d) of all pictures of a source."""
 
     def look(rows: range) -> Tensor:

@@ -29,6 +29,7 @@ from wadi_core.schedule import OneStep
 from wadi_core.sheets import contact_sheet
 
 from ..data import random_draws
+from ..data.examples import Examples
 from ..engine.checkpoints import (
     DamagedCheckpoint,
     check_like,
@@ -47,7 +48,6 @@ from ..models.generators import ModelGenerator
 from ..models.placement import autocast_type, place, working_type
 from ..settings.fields import settings_before
 from ..settings.finetuning import FinetuningConfig
-from .examples import Examples
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -106,7 +106,7 @@ class TrainConfig:
     # The roles.
     adapter: str = setting("lorad", "kind of student: LoRaD, LoRA, DoRA or OFT (peft), or all weights", choices=ADAPTERS)
     fake_adapter: str = setting("lorad", "kind of fake score", choices=ADAPTERS)
-    student_rank: int = setting(64, "rank of the student's adapter, or side of OFT's blocks", low=1, high=LARGEST_RANK)
+    student_rank: int = setting(64, "rank of the student's adapter", low=1, high=LARGEST_RANK)
     fake_rank: int = setting(16, "rank of the fake score's adapter", low=1, high=LARGEST_RANK)
     start_from: FilePath = setting("", "LoRaD file or hub id of the same rank that the student starts from; empty: the base")
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,13 +17,24 @@ from wadi_core.files import one_line, refusal, sha256_of_file
 from wadi_core.pictures import to_tensor
 from wadi_core.text_files import read_captions, tidy
 
-from ..data.picture_files import listing, load
-from ..data.random_draws import shuffled, uniform64
-from ..models.base_models import Model
+from .picture_files import listing, load
+from .random_draws import shuffled, uniform64
 
 logger = logging.getLogger("wadi")
 
 PICTURE, CAPTION = 31, 32  # purposes of random numbers
+
+
+class Encoding(Protocol):
+    """What has an autoencoder: a base model."""
+
+    vae: Any
+    device: torch.device
+    dtype: torch.dtype
+
+    def on_device(self, helper: Any) -> AbstractContextManager[Any]:
+        """The autoencoder on the device, for the time that it is used."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -89,7 +102,7 @@ class Examples:
         return chosen, said
 
     @torch.no_grad()
-    def latents(self, model: Model, size: tuple[int, int], mirror: bool = False) -> tuple[Tensor, Tensor]:
+    def latents(self, model: Encoding, size: tuple[int, int], mirror: bool = False) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each picture's latents, scaled, (n, 4, h/8, w/8) float32 on the CPU.
 
         Args:
