@@ -17,6 +17,8 @@ from webui_cases import *  # noqa: E402, F403 - the tests that all programs have
 from webui_models import Base, wide, wide_velocity  # noqa: E402
 from webui_server import WebUI, lay_out  # noqa: E402
 
+from wadi_core.mini.export import export  # noqa: E402
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -27,7 +29,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bases(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Base]:
     models, work = lay_out("reforge", data), tmp_path_factory.mktemp("bases")
     base = wide(models, work)
-    return {"wide": base, "wide-v": wide_velocity(models, base, work)}
+    velocity = wide_velocity(models, base, work)
+    export(models / "Stable-diffusion", base=velocity.folder, name="wide-v")  # it wants all settings, as A1111 does
+    return {"wide": base, "wide-v": velocity}
 
 
 @pytest.fixture(scope="module")

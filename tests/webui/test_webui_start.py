@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from lorad_networks import SMALL, unet
+from networks import random_lorad
 from webui_stand_ins import host_modules, lora_modules, module, standing_in
 
 from wadi_core.lorad.rotation import rotate_
@@ -149,3 +151,19 @@ def test_an_alias_of_several_files_is_forbidden(tmp_path: Path, table: Any) -> N
     with standing_in(found) as extension:
         extension("host").forbid_alias("Style")
     assert list(table) == ["style"]
+
+
+def test_linked_subfolders_of_lorads_are_followed(tmp_path: Path) -> None:
+    """Also one that leads back to where it lies."""
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "LoRaD"
+    for place in (elsewhere / "deeper", folder):
+        place.mkdir(parents=True)
+    random_lorad(unet(SMALL)).save(elsewhere / "deeper" / "mine.safetensors")
+    (folder / "linked").symlink_to(elsewhere, target_is_directory=True)
+    (elsewhere / "back").symlink_to(folder, target_is_directory=True)
+    (tmp_path / "loras").mkdir()
+    found = {**program(tmp_path), **lora_modules(tmp_path / "loras")}
+    with standing_in(found) as extension:
+        catalog = extension("catalog")
+        assert catalog.names() == ["mine"]
+        assert catalog.file_of("mine") == folder / "linked" / "deeper" / "mine.safetensors"
