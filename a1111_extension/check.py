@@ -106,7 +106,7 @@ def look(name: str, strength: float, page: Page) -> Found:
         if name != catalog.NONE and not page.enabled:
             idle = switched_off(name)
             one_step = any(lorad.one_step for *_, lorad in asked)
-            (found.warnings if page.sampler == NAME and not one_step else found.facts).append(idle)
+            (found.warnings if page.sampler == NAME and not one_step else found.facts).insert(0, idle)
     except (OSError, ValueError) as error:
         found.warnings.append(str(error))
     return found
