@@ -10,11 +10,12 @@ from torch import Tensor
 
 from . import base as bases
 from . import control as controls
-from . import decoding, diffusers_api, pictures
+from . import decoding, diffusers_api, pictures, precision
 from .control import ControlNet, Controls
 from .devices import find_device, find_dtype
 from .diffusers_api import Place, listed
 from .embeddings import Embeddings, Vocabulary, load_embeddings
+from .stages import Encoded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,15 +30,18 @@ class Networks:
         base: the networks.
         control: the ControlNets, in the order in which control images are given.
         vocabulary: what prompts may say.
+        precision: one of :data:`.precision.PRECISIONS`, as it is in use; None where all are in a format that was asked for.
     """
 
     def __init__(self, base: bases.Base, device: torch.device, dtype: torch.dtype, control: Controls = None) -> None:
         self.base = base
         self.device = device
         self.dtype = dtype
+        self.precision: str | None = None
         self.control: tuple[ControlNet, ...] = ()
-        self.set_control(control)
         self.vocabulary = Vocabulary(base)
+        self._encoded = Encoded(base.text_encoder)
+        self.set_control(control)
 
     @property
     def unet(self) -> Any:
@@ -72,6 +76,31 @@ class Networks:
                 it was.
         """
         self.control = controls.load_all(control, self.base, self.device, self.dtype)
+        self._compute()
+
+    def set_precision(self, name: str) -> None:
+        """Choose how exactly the parts compute; on a CPU at any time, without loading anything again.
+
+        Args:
+            name: ``exact``, ``balanced`` or ``fast``. A CPU that does not multiply bfloat16 in hardware is always exact.
+
+        Raises:
+            ValueError: there is no such precision, or the networks were rounded to a smaller format; one line.
+        """
+        precision.check(name)
+        if name == "exact" and self.dtype != torch.float32:
+            rounded = str(self.dtype).removeprefix("torch.")
+            raise ValueError(f"the networks have been rounded to {rounded}: load them with precision exact")
+        self.precision = precision.used(name, self.device, self.dtype)
+        self._compute()
+
+    def _compute(self) -> None:
+        """Let the layers compute as the precision says."""
+        rules = precision.RULES[self.precision or "exact"] if self.dtype == torch.float32 else {}
+        parts = [(getattr(self.base, part), rules.get(part)) for part in bases.PARTS]
+        for network, rule in [*parts, *((one.network, rules.get("unet")) for one in self.control)]:
+            precision.attach(network, rule)
+        self._encoded.forget()
 
     def set_embeddings(self, embeddings: Embeddings = None) -> None:
         """Replace the learned words that prompts may say; ``None`` is none.
@@ -103,6 +132,11 @@ class Networks:
         steering = (one.network for one in self.control)
         for network in (self.base.unet, self.base.vae, self.base.text_encoder, *steering):
             network.to(self.device, self.dtype)
+        if kind is not None:
+            self.precision = None
+        elif self.precision is not None:
+            self.precision = precision.used(self.precision, self.device, self.dtype)
+        self._compute()
         return self
 
     @torch.no_grad()
@@ -116,9 +150,12 @@ class Networks:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """(n, 77, width of the text encoder): what the network is told. Longer prompts are cut with a warning."""
-        return self.base.text_encoder(self.vocabulary.ids(listed(prompts)).to(self.device))[0]
+        return self._read(self.vocabulary.ids(listed(prompts)))
 
-    def _wait(self) -> None:
-        """Until the device has done what it was told: otherwise only the telling would be timed."""
-        if self.device.type != "cpu":
-            getattr(torch, self.device.type).synchronize()
+    @torch.no_grad()
+    def _told(self, prompts: Sequence[str]) -> Tensor:
+        """As :meth:`encode`, but what was encoded lately is not encoded again."""
+        return self._encoded.get(self.vocabulary.ids(prompts), self._read)
+
+    def _read(self, ids: Tensor) -> Tensor:
+        return self.base.text_encoder(ids.to(self.device))[0].to(self.dtype)

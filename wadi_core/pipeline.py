@@ -11,8 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from . import base as bases
 from . import control as controls
 from . import diffusers_api, diffusers_folder, highres, hub, mini, results, settings
+from . import precision as precisions
 from .control import ControlImages, Controls, Steered, Steering
 from .devices import find_device, find_dtype
 from .diffusers_api import Generators, Prompts, listed
@@ -29,8 +29,10 @@ from .lorad.adapter import Fused, check_together, fuse
 from .networks import Networks
 from .results import Pictures
 from .schedule import OneStep, check_latents
+from .seeds import noise, seed_of
 from .settings import PictureSettings, Settings
 from .stack import Adapters, Stacked, load_adapters
+from .stages import Clock, Timings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -85,6 +87,7 @@ class OneStepPipeline(Networks):
         control: Controls = None,
         embeddings: Embeddings = None,
         torch_dtype: torch.dtype | None = None,
+        precision: str | None = None,
     ) -> OneStepPipeline:
         """Load a base and fuse adapters into it. Nothing is downloaded but what a name of the hub asks for (:mod:`.hub`).
 
@@ -94,7 +97,7 @@ class OneStepPipeline(Networks):
             lorad: as for :meth:`set_lorad`. By default what ``mini`` comes with, and nothing for another base.
             strength: of the adapters that name none of their own.
             device: by default a GPU if there is one.
-            dtype: float32, bfloat16 or float16; by default float16 on a GPU and float32 on the CPU.
+            dtype: float32, bfloat16 or float16 for all parts alike, instead of ``precision``.
             alpha_T_squared: says that the base is a one-step network itself, with its LoRaD merged into it, and at
                 which share of signal it was trained (0.0047 in the released ones).
             config: for a single file of unknown shape: a folder with its settings in diffusers layout.
@@ -102,6 +105,7 @@ class OneStepPipeline(Networks):
             control: as for :meth:`set_control`.
             embeddings: as for :meth:`set_embeddings`.
             torch_dtype: diffusers' name for ``dtype``.
+            precision: ``exact`` (float32), ``balanced`` (default) or ``fast``; see :mod:`.precision`.
 
         Raises:
             OSError, ValueError: a file is missing, damaged or of another kind; one line.
@@ -110,19 +114,28 @@ class OneStepPipeline(Networks):
             raise ValueError("dtype and torch_dtype are two names for the same: give one of them")
         dtype = torch_dtype if dtype is None else dtype
         device = find_device(device)
-        dtype = find_dtype(dtype, device)
+        if dtype is not None and precision is not None:
+            raise ValueError("dtype and precision both say how numbers are kept: give one of them")
+        chosen = precisions.check(precisions.DEFAULT if precision is None else precision)
+        number = precisions.find_format(chosen, device) if dtype is None else find_dtype(dtype, device)
         if lorad is None and str(base) == "mini":
             lorad = mini.lorad_path()
         stack = load_adapters(lorad, strength)
-        place = hub.local(base, hub.BASE, dtype == torch.float16, bases.find)
-        loaded = bases.load(place, device, dtype, config)
+        place = hub.local(base, hub.BASE, number == torch.float16, bases.find)
+        loaded = bases.load(place, device, number, config)
         if wanted := hub.parse(base):
             loaded.name = str(wanted)
-        pipe = cls(loaded, device, dtype, alpha_T_squared, control)
+        pipe = cls(loaded, device, number, alpha_T_squared, control)
         pipe._check(stack)
         pipe.set_embeddings(embeddings)
         pipe._fuse(stack, keep_base)
+        if dtype is None:
+            pipe.set_precision(chosen)
         return pipe
+
+    def warm_up(self, prompt: str = "", batch: int = 1, width: int | None = None, height: int | None = None) -> Timings:
+        """Do all that only a first picture has to wait for, by making one of this size; returns how long that took."""
+        return self([prompt] * batch, batch=batch, width=width, height=height).timings
 
     @property
     def scheduler(self) -> Any:
@@ -259,7 +272,7 @@ class OneStepPipeline(Networks):
         for part in self.run(wanted, batch, control_image, z, output_type):
             made.images += part.images
             made.settings += part.settings
-            made.seconds += part.seconds
+            made.timings += part.timings
             made.calls += part.calls
             clean.append(part.latents)
             if progress:
@@ -319,6 +332,7 @@ class OneStepPipeline(Networks):
             timestep=self.one_step.timestep,
             prediction_type=self.one_step.prediction_type,
             dtype=str(self.dtype).removeprefix("torch."),
+            precision=self.precision,
         )
         self._factors(common)
         for image in (image for own in images for image in own):
@@ -368,29 +382,19 @@ class OneStepPipeline(Networks):
         steerings = [Steering(net.network, map.to(self.device, self.dtype), kept.scale) for net, map, kept in parts]
         unet = Steered(self.base.unet, steerings)
         networks = [self.base.unet, *(steering.network for steering in unet.steerings)]
-        text = self.encode([one.prompt for one in wanted])
+        clock = Clock(self.device)
+        text = self._told([one.prompt for one in wanted])
+        clock.mark("text")
         # The network's own number format, for the formula too: what it sees is what must be taken away again.
-        z = noise([_seed_of(its) for its in wanted], one.width, one.height) if z is None else z
+        z = noise([seed_of(its) for its in wanted], one.width, one.height) if z is None else z
         z = z.to(self.device, self.dtype)
-        self._wait()
-        start = time.perf_counter()
         with highres.attach(networks, self._factors(one), one.hires or highres.METHODS[0]):
             prediction = unet(z, self.one_step.timestep, encoder_hidden_states=text).sample
-        self._wait()
-        seconds = time.perf_counter() - start
-        x0 = check_latents(self.one_step.x0(z.float(), prediction), self.dtype)
-        made = list(x0.to(self.dtype)) if output_type == "latent" else results.each(self._pixels(x0), output_type)
-        return Pictures(made, list(wanted), x0.cpu(), seconds, 1)
-
-
-def _seed_of(one: Settings) -> int:
-    """Raises ValueError where no seed is known."""
-    if one.seed is None:
-        raise ValueError("the noise of this picture came from a generator or from latents, and no seed makes it again")
-    return one.seed
-
-
-def noise(seeds: Iterable[int], width: int, height: int) -> Tensor:
-    """z (n, 4, height/8, width/8), float32 on the CPU: each picture's own generator, whatever the batch or device."""
-    shape = (1, 4, height // bases.FACTOR, width // bases.FACTOR)
-    return torch.cat([torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds])
+        x0 = self.one_step.x0(z.float(), prediction)
+        clock.mark("network")
+        pixels = x0 if output_type == "latent" else self._pixels(x0)
+        clock.mark("decode")
+        x0 = check_latents(x0, self.dtype)  # only now: the answer has to be waited for
+        made = list(x0.to(self.dtype)) if output_type == "latent" else results.each(pixels, output_type)
+        clock.mark("pictures")
+        return Pictures(made, list(wanted), x0.cpu(), Timings(**clock.read()), 1)

@@ -19,6 +19,7 @@ VERSION = 1
 SAMPLER = "WaDi one-step"
 SIZE_STEP = 8  # pixels per latent
 DTYPES = ("float32", "bfloat16", "float16")
+PRECISIONS = ("exact", "balanced", "fast")
 HIRES = ("redilate", "shrink")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
@@ -107,6 +108,7 @@ class Settings:
     timestep: int | None = _field(None, "timestep given to the network", minimum=0, maximum=999)
     prediction_type: str | None = _field(None, "what the network returns", choices=PREDICTION_TYPES)
     dtype: str | None = _field(None, "number format of the networks", choices=DTYPES)
+    precision: str | None = _field(None, "how exactly the parts compute, where no one format was asked for", choices=PRECISIONS)
     version: int = _field(VERSION, "version of this description", minimum=1, maximum=VERSION)
 
     def __post_init__(self) -> None:
@@ -114,7 +116,14 @@ class Settings:
             check(field.name, getattr(self, field.name))
 
     def resolved(
-        self, width: int, height: int, alpha_T_squared: float, timestep: int, prediction_type: str, dtype: str
+        self,
+        width: int,
+        height: int,
+        alpha_T_squared: float,
+        timestep: int,
+        prediction_type: str,
+        dtype: str,
+        precision: str | None = None,
     ) -> PictureSettings:
         """These settings with the network's own values where nothing else was asked for."""
         own = {
@@ -124,6 +133,7 @@ class Settings:
             "timestep": timestep,
             "prediction_type": prediction_type,
             "dtype": dtype,
+            "precision": precision,
         }
         asked = {name: getattr(self, name) for name in FIELDS}
         return PictureSettings(**asked | {name: value for name, value in own.items() if asked[name] is None})
@@ -203,6 +213,7 @@ class PictureSettings(Settings):
             "Timestep": self.timestep,
             "Prediction type": self.prediction_type,
             "Number format": self.dtype,
+            "Precision": self.precision,
             "Version": program,
         }
         return f"{self.prompt}\n" + ", ".join(f"{name}: {_quoted(v)}" for name, v in pairs.items() if v is not None)
