@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import __version__, cli_control, cli_get, cli_publish, cli_study, cli_tools, hub, packages, settings
+from . import __version__, catalog, cli_control, cli_get, cli_publish, cli_study, cli_tools, hub, packages, settings
 from .cli_tools import DECIMAL, WHOLE
 from .files import one_line
 from .output import take_any_text
@@ -86,6 +86,7 @@ def _parser() -> _Parser:
     add("--batch", type=WHOLE, metavar="N", help=_BATCH_HELP)
     add("--sheet", metavar="FILE", help="also write a contact sheet of all pictures, a .png")
     add("--device", metavar="D", help="cpu, cuda, cuda:1, mps and so on (default: a GPU if there is one)")
+    add("--vae", metavar="FILE|ID", help=f"{help_of('vae')}; taesd and mini are known by name")
     add("--precision", choices=settings.PRECISIONS, help=_PRECISION_HELP)
     add("--dtype", metavar="T", help=f"{help_of('dtype')}, one for all: fp32, bf16 or fp16 (instead of --precision)")
     add("--timings", action="store_true", help="tell how long each stage took")
@@ -162,6 +163,7 @@ def _generate(options: argparse.Namespace) -> None:
         device=options.device,
         dtype=options.dtype,
         precision=options.precision,
+        vae=options.vae,
         alpha_T_squared=options.alpha_T_squared,
         keep_base=False,
         control=options.control,
@@ -214,10 +216,10 @@ def _silence() -> None:
 
 def _names(options: argparse.Namespace) -> Iterator[str]:
     """All that a command's options name which may be on the model hub."""
-    for option in ("base", "student", "file", "lorad", "control", "embedding"):
+    for option in ("base", "student", "file", "lorad", "control", "embedding", "vae"):
         value = getattr(options, option, None)
         for name in value if isinstance(value, list) else [value] if value else []:
-            yield cli_tools.split_strength(name)[0] if option == "lorad" else name
+            yield cli_tools.split_strength(name)[0] if option == "lorad" else catalog.DECODERS.get(name, name)
 
 
 def _show_messages() -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from . import base as bases
+from . import catalog, decoding, diffusers_api, hub, pictures, precision, tiny
 from . import control as controls
-from . import decoding, diffusers_api, pictures, precision
 from .control import ControlNet, Controls
 from .devices import find_device, find_dtype
 from .diffusers_api import Place, listed
 from .embeddings import Embeddings, Vocabulary, load_embeddings
+from .files import known_name
 from .stages import Encoded
+from .thirdparty import DiffusersNetwork
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,6 +34,7 @@ class Networks:
         base: the networks.
         control: the ControlNets, in the order in which control images are given.
         vocabulary: what prompts may say.
+        tiny: the decoder that draws instead of the base's own, after the name it was asked for; None is the base's own.
         precision: one of :data:`.precision.PRECISIONS`, as it is in use; None where all are in a format that was asked for.
     """
 
@@ -38,6 +43,7 @@ class Networks:
         self.device = device
         self.dtype = dtype
         self.precision: str | None = None
+        self.tiny: tuple[str, DiffusersNetwork] | None = None
         self.control: tuple[ControlNet, ...] = ()
         self.vocabulary = Vocabulary(base)
         self._encoded = Encoded(base.text_encoder)
@@ -78,6 +84,24 @@ class Networks:
         self.control = controls.load_all(control, self.base, self.device, self.dtype)
         self._compute()
 
+    def set_vae(self, vae: str | os.PathLike[str] | None = None) -> None:
+        """Decode with a tiny network instead of the base's own autoencoder; ``None`` is the base's own.
+
+        Args:
+            vae: in TAESD's layout (see :mod:`.tiny`): a file or folder, a name of the hub, ``taesd`` or ``mini``.
+
+        Raises:
+            OSError, ValueError: it is missing, damaged or something else; one line, and the pipeline is as it was.
+        """
+        if vae is None:
+            self.tiny = None
+            return
+        name = catalog.DECODERS.get(str(vae), vae)
+        network = tiny.load(hub.local(name), self.device, self.dtype)
+        known = str(name) == "mini" or hub.parse(name)
+        self.tiny = str(name) if known else known_name(Path(name)), network
+        self._compute()
+
     def set_precision(self, name: str) -> None:
         """Choose how exactly the parts compute; on a CPU at any time, without loading anything again.
 
@@ -98,7 +122,8 @@ class Networks:
         """Let the layers compute as the precision says."""
         rules = precision.RULES[self.precision or "exact"] if self.dtype == torch.float32 else {}
         parts = [(getattr(self.base, part), rules.get(part)) for part in bases.PARTS]
-        for network, rule in [*parts, *((one.network, rules.get("unet")) for one in self.control)]:
+        tinies = [(self.tiny[1], rules.get("vae"))] if self.tiny else []
+        for network, rule in [*parts, *tinies, *((one.network, rules.get("unet")) for one in self.control)]:
             precision.attach(network, rule)
         self._encoded.forget()
 
@@ -129,7 +154,7 @@ class Networks:
         found = self.device if place is None else find_device(place)
         self.dtype = self.dtype if kind is None else find_dtype(kind, found)
         self.device = found
-        steering = (one.network for one in self.control)
+        steering = [*(one.network for one in self.control), *([self.tiny[1]] if self.tiny else [])]
         for network in (self.base.unet, self.base.vae, self.base.text_encoder, *steering):
             network.to(self.device, self.dtype)
         if kind is not None:
@@ -145,7 +170,7 @@ class Networks:
         return pictures.to_pictures(self._pixels(latents))
 
     def _pixels(self, latents: Tensor) -> Tensor:
-        return decoding.decode(self.base.vae, latents, self.device, self.dtype)
+        return decoding.decode(self.tiny[1] if self.tiny else self.base.vae, latents, self.device, self.dtype)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Tensor:

@@ -88,6 +88,7 @@ class OneStepPipeline(Networks):
         embeddings: Embeddings = None,
         torch_dtype: torch.dtype | None = None,
         precision: str | None = None,
+        vae: File | None = None,
     ) -> OneStepPipeline:
         """Load a base and fuse adapters into it. Nothing is downloaded but what a name of the hub asks for (:mod:`.hub`).
 
@@ -102,8 +103,7 @@ class OneStepPipeline(Networks):
                 which share of signal it was trained (0.0047 in the released ones).
             config: for a single file of unknown shape: a folder with its settings in diffusers layout.
             keep_base: keep the weights that are turned, so that :meth:`set_lorad` can be called again.
-            control: as for :meth:`set_control`.
-            embeddings: as for :meth:`set_embeddings`.
+            control, embeddings, vae: as for :meth:`set_control`, :meth:`set_embeddings` and :meth:`set_vae`.
             torch_dtype: diffusers' name for ``dtype``.
             precision: ``exact`` (float32), ``balanced`` (default) or ``fast``; see :mod:`.precision`.
 
@@ -128,14 +128,15 @@ class OneStepPipeline(Networks):
         pipe = cls(loaded, device, number, alpha_T_squared, control)
         pipe._check(stack)
         pipe.set_embeddings(embeddings)
+        pipe.set_vae(vae)
         pipe._fuse(stack, keep_base)
         if dtype is None:
             pipe.set_precision(chosen)
         return pipe
 
-    def warm_up(self, prompt: str = "", batch: int = 1, width: int | None = None, height: int | None = None) -> Timings:
-        """Do all that only a first picture has to wait for, by making one of this size; returns how long that took."""
-        return self([prompt] * batch, batch=batch, width=width, height=height).timings
+    def warm_up(self, prompt: str = "", batch: int = 1, **options: Any) -> Timings:
+        """Do all that only a first picture has to wait for, by making one with these options; returns how long it took."""
+        return self([prompt] * batch, batch=batch, **options).timings
 
     @property
     def scheduler(self) -> Any:
@@ -270,10 +271,7 @@ class OneStepPipeline(Networks):
             z, wanted = self._noise(wanted, generator, latents)
         made, clean = Pictures(), []
         for part in self.run(wanted, batch, control_image, z, output_type):
-            made.images += part.images
-            made.settings += part.settings
-            made.timings += part.timings
-            made.calls += part.calls
+            made.add(part)
             clean.append(part.latents)
             if progress:
                 progress(len(made.images), len(wanted))
@@ -323,6 +321,7 @@ class OneStepPipeline(Networks):
             lorad=self.adapters,
             embeddings=self.vocabulary.settings,
             control=controls.describe(self.control, images, control_scale),
+            vae=self.tiny[0] if self.tiny else None,
             hires=highres.METHODS[0] if hires is True else hires or None,
         )
         common = asked.resolved(
@@ -397,4 +396,4 @@ class OneStepPipeline(Networks):
         x0 = check_latents(x0, self.dtype)  # only now: the answer has to be waited for
         made = list(x0.to(self.dtype)) if output_type == "latent" else results.each(pixels, output_type)
         clock.mark("pictures")
-        return Pictures(made, list(wanted), x0.cpu(), Timings(**clock.read()), 1)
+        return Pictures(made, list(wanted), x0.cpu(), clock.read(), 1)

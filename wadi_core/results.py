@@ -35,6 +35,13 @@ class Pictures:
     timings: Timings = field(default_factory=Timings)
     calls: int = 0
 
+    def add(self, part: Pictures) -> None:
+        """Take in the pictures of a further network call, without its latents."""
+        self.images += part.images
+        self.settings += part.settings
+        self.timings += part.timings
+        self.calls += part.calls
+
     @property
     def seconds(self) -> float:
         """Time spent in the network calls."""

@@ -103,6 +103,7 @@ class Settings:
     lorad: tuple[Adapter, ...] = _field((), "adapters whose angles are added")
     embeddings: tuple[Learned, ...] = _field((), "learned words that the prompt may contain")
     control: tuple[Control, ...] = _field((), "ControlNets, each with its scale")
+    vae: str | None = _field(None, "a tiny decoder instead of the base's own (TAESD's layout)")
     hires: str | None = _field(None, "method for pictures above the native size", choices=HIRES)
     alpha_T_squared: float | None = _field(None, "share of the signal at the last timestep", least=1e-8, below=1.0)
     timestep: int | None = _field(None, "timestep given to the network", minimum=0, maximum=999)
@@ -208,6 +209,7 @@ class PictureSettings(Settings):
             "LoRaD": ", ".join(f"{adapter.file}: {adapter.strength:g}" for adapter in self.lorad) or None,
             "Embeddings": ", ".join(f"{one.file}: {one.token}" for one in self.embeddings) or None,
             "ControlNet": ", ".join(f"{control.file}: {control.scale:g}" for control in self.control) or None,
+            "VAE": self.vae,
             "High resolution": self.hires,
             "alpha_T squared": self.alpha_T_squared,
             "Timestep": self.timestep,
@@ -221,7 +223,7 @@ class PictureSettings(Settings):
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 PARTS = {"lorad": Adapter, "embeddings": Learned, "control": Control}
-_TYPES = {**dict.fromkeys(PARTS, tuple), "alpha_T_squared": float}
+_TYPES = {**dict.fromkeys(PARTS, tuple), "alpha_T_squared": float, "vae": str}
 
 
 def help_of(name: str) -> str:

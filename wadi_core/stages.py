@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +66,8 @@ class Clock:
             getattr(torch, self._device.type).synchronize()
         self._marks[name] = time.perf_counter()
 
-    def read(self) -> Mapping[str, float]:
-        """Stage -> seconds, waiting for the last."""
+    def read(self) -> Timings:
+        """How long each stage took, waiting for the last."""
         names = list(self._marks)
         if self._device.type == "cuda":
             self._marks[names[-1]].synchronize()
@@ -76,7 +76,8 @@ class Clock:
             first, second = self._marks[one], self._marks[other]
             return first.elapsed_time(second) / 1000 if self._device.type == "cuda" else second - first
 
-        return {end: between(start, end) for start, end in zip(names, names[1:])}  # noqa: B905 - pairs of neighbours
+        neighbours = zip(names, names[1:])  # noqa: B905
+        return Timings(**{end: between(start, end) for start, end in neighbours})
 
 
 class Encoded:
