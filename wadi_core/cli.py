@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__, catalog, cli_control, cli_get, cli_publish, cli_study, cli_tools, hub, packages, settings
+from .backends import BACKENDS, EAGER
 from .cli_tools import DECIMAL, WHOLE
 from .files import one_line
 from .output import take_any_text
@@ -89,6 +90,7 @@ def _parser() -> _Parser:
     add("--vae", metavar="FILE|ID", help=f"{help_of('vae')}; taesd and mini are known by name")
     add("--precision", choices=settings.PRECISIONS, help=_PRECISION_HELP)
     add("--dtype", metavar="T", help=f"{help_of('dtype')}, one for all: fp32, bf16 or fp16 (instead of --precision)")
+    add("--backend", choices=BACKENDS, default=EAGER, help="who computes: PyTorch (eager, default) or OpenVINO, on a CPU")
     add("--timings", action="store_true", help="tell how long each stage took")
     add("--alpha-T-squared", type=DECIMAL, metavar="A", help=_ALPHA_HELP)
     cli_control.add_options(generate)
@@ -164,6 +166,7 @@ def _generate(options: argparse.Namespace) -> None:
         dtype=options.dtype,
         precision=options.precision,
         vae=options.vae,
+        backend=options.backend,
         alpha_T_squared=options.alpha_T_squared,
         keep_base=False,
         control=options.control,
@@ -189,6 +192,7 @@ def _generate(options: argparse.Namespace) -> None:
         sys.stdout.write(f"{sheet_path}\n")
     each = f" ({timings.network / len(wanted):.3f} s a picture)" if len(wanted) > 1 else ""
     how = f", {pipe.precision} precision" if pipe.precision else ""
+    how += f" by {pipe.backend}" if options.backend != EAGER else ""
     sys.stdout.write(f"{calls} network call{'s' if calls > 1 else ''}: {timings.network:.3f} s{each}{how}\n")
     if options.timings:
         sys.stdout.write(f"{timings}, files {saving:.3f} s\n")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from . import backends, catalog, decoding, diffusers_api, hub, pictures, precision, tiny
 from . import base as bases
-from . import catalog, decoding, diffusers_api, hub, pictures, precision, tiny
 from . import control as controls
 from .control import ControlNet, Controls
 from .devices import find_device, find_dtype
@@ -35,6 +35,7 @@ class Networks:
         control: the ControlNets, in the order in which control images are given.
         vocabulary: what prompts may say.
         tiny: the decoder that draws instead of the base's own, after the name it was asked for; None is the base's own.
+        backend: who computes the networks, one of :data:`.backends.BACKENDS`.
         precision: one of :data:`.precision.PRECISIONS`, as it is in use; None where all are in a format that was asked for.
     """
 
@@ -44,6 +45,8 @@ class Networks:
         self.dtype = dtype
         self.precision: str | None = None
         self.tiny: tuple[str, DiffusersNetwork] | None = None
+        self.backend = backends.EAGER
+        self._backend: backends.Backend | None = None
         self.control: tuple[ControlNet, ...] = ()
         self.vocabulary = Vocabulary(base)
         self._encoded = Encoded(base.text_encoder)
@@ -102,6 +105,33 @@ class Networks:
         self.tiny = str(name) if known else known_name(Path(name)), network
         self._compute()
 
+    def set_backend(self, name: str) -> None:
+        """Choose who computes U-Net and decoder: ``eager`` (PyTorch) or ``openvino``, on a CPU in float32.
+
+        Converting and compiling happen with the first picture (see ``warm_up``); after other adapters only compiling.
+
+        Raises:
+            ValueError: there is none of this name, it is not installed, or is not for this device; one line.
+        """
+        made = backends.make(name, self.device)
+        if made and self.dtype != torch.float32:
+            raise ValueError(f"the backend {name} needs networks in float32: choose a precision instead of a dtype")
+        self.backend, self._backend = name, made
+        self._compute()
+
+    def _check_backend(self, enlarged: bool) -> None:
+        """Raises ValueError for pictures that a backend cannot draw: those that need hooks in the networks."""
+        if self._backend is not None and (self.control or enlarged):
+            raise ValueError(f"the backend {self.backend} draws without ControlNets and High Resolution: choose eager")
+
+    def _acting(self) -> tuple[Any, Any]:
+        """U-Net and decoder, or what stands in for them."""
+        decoder = self.tiny[1] if self.tiny else self.base.vae
+        if self._backend is None:
+            return self.base.unet, decoder
+        how = self.precision or "exact"
+        return self._backend.unet(self.base.unet, how), self._backend.decoder(decoder, how)
+
     def set_precision(self, name: str) -> None:
         """Choose how exactly the parts compute; on a CPU at any time, without loading anything again.
 
@@ -120,7 +150,8 @@ class Networks:
 
     def _compute(self) -> None:
         """Let the layers compute as the precision says."""
-        rules = precision.RULES[self.precision or "exact"] if self.dtype == torch.float32 else {}
+        eager = self.dtype == torch.float32 and self._backend is None
+        rules = precision.RULES[self.precision or "exact"] if eager else {}
         parts = [(getattr(self.base, part), rules.get(part)) for part in bases.PARTS]
         tinies = [(self.tiny[1], rules.get("vae"))] if self.tiny else []
         for network, rule in [*parts, *tinies, *((one.network, rules.get("unet")) for one in self.control)]:
@@ -148,9 +179,12 @@ class Networks:
         Weights that have been rounded to a smaller format stay rounded.
 
         Raises:
-            ValueError: no such device or format; one line, and nothing has been moved.
+            ValueError: no such device or format, or none that the backend can follow to; one line, and nothing has been
+                moved.
         """
         place, kind = diffusers_api.device_and_dtype(places, device, dtype)
+        if self._backend is not None:
+            raise ValueError(f"the backend {self.backend} stays where it is: set the backend eager first")
         found = self.device if place is None else find_device(place)
         self.dtype = self.dtype if kind is None else find_dtype(kind, found)
         self.device = found
@@ -170,7 +204,7 @@ class Networks:
         return pictures.to_pictures(self._pixels(latents))
 
     def _pixels(self, latents: Tensor) -> Tensor:
-        return decoding.decode(self.tiny[1] if self.tiny else self.base.vae, latents, self.device, self.dtype)
+        return decoding.decode(self._acting()[1], latents, self.device, self.dtype)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Tensor:

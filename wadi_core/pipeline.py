@@ -89,6 +89,7 @@ class OneStepPipeline(Networks):
         torch_dtype: torch.dtype | None = None,
         precision: str | None = None,
         vae: File | None = None,
+        backend: str = "eager",
     ) -> OneStepPipeline:
         """Load a base and fuse adapters into it. Nothing is downloaded but what a name of the hub asks for (:mod:`.hub`).
 
@@ -103,7 +104,7 @@ class OneStepPipeline(Networks):
                 which share of signal it was trained (0.0047 in the released ones).
             config: for a single file of unknown shape: a folder with its settings in diffusers layout.
             keep_base: keep the weights that are turned, so that :meth:`set_lorad` can be called again.
-            control, embeddings, vae: as for :meth:`set_control`, :meth:`set_embeddings` and :meth:`set_vae`.
+            control, embeddings, vae, backend: as for :meth:`set_control` and so on.
             torch_dtype: diffusers' name for ``dtype``.
             precision: ``exact`` (float32), ``balanced`` (default) or ``fast``; see :mod:`.precision`.
 
@@ -132,6 +133,7 @@ class OneStepPipeline(Networks):
         pipe._fuse(stack, keep_base)
         if dtype is None:
             pipe.set_precision(chosen)
+        pipe.set_backend(backend)
         return pipe
 
     def warm_up(self, prompt: str = "", batch: int = 1, **options: Any) -> Timings:
@@ -333,7 +335,7 @@ class OneStepPipeline(Networks):
             dtype=str(self.dtype).removeprefix("torch."),
             precision=self.precision,
         )
-        self._factors(common)
+        self._check_backend(enlarged=self._factors(common) != (1.0, 1.0))
         for image in (image for own in images for image in own):
             controls.to_map(image, common.width, common.height)
         pairs = zip(prompts, seeds, strict=True)
@@ -379,7 +381,7 @@ class OneStepPipeline(Networks):
         maps = [torch.cat([controls.to_map(image, one.width, one.height) for image in own]) for own in images]
         parts = zip(self.control, maps, one.control, strict=True)
         steerings = [Steering(net.network, map.to(self.device, self.dtype), kept.scale) for net, map, kept in parts]
-        unet = Steered(self.base.unet, steerings)
+        unet = Steered(self._acting()[0], steerings)
         networks = [self.base.unet, *(steering.network for steering in unet.steerings)]
         clock = Clock(self.device)
         text = self._told([one.prompt for one in wanted])

@@ -80,6 +80,14 @@ class Clock:
         return Timings(**{end: between(start, end) for start, end in neighbours})
 
 
+def state_of(network: nn.Module) -> tuple[Any, ...]:
+    """What changes whenever a network's parameters do.
+
+    A tensor counts the changes in place; whoever replaces its numbers replaces their address.
+    """
+    return tuple((one.data_ptr(), one._version, one.dtype, one.device) for one in network.parameters())
+
+
 class Encoded:
     """What a text encoder made of the last batches of prompts.
 
@@ -96,9 +104,7 @@ class Encoded:
 
     def get(self, ids: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
         """What ``encode`` returns for these ids, kept for the next time."""
-        # A tensor counts the changes in place; whoever replaces its numbers replaces their address.
-        parameters = self._text_encoder.parameters()
-        state = tuple((one.data_ptr(), one._version, one.dtype, one.device) for one in parameters)
+        state = state_of(self._text_encoder)
         if state != self._state:
             self.forget()
             self._state = state
