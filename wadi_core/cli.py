@@ -87,7 +87,7 @@ def _parser() -> _Parser:
     add("--batch", type=WHOLE, metavar="N", help=_BATCH_HELP)
     add("--sheet", metavar="FILE", help="also write a contact sheet of all pictures, a .png")
     add("--device", metavar="D", help="cpu, cuda, cuda:1, mps and so on (default: a GPU if there is one)")
-    add("--vae", metavar="FILE|ID", help=f"{help_of('vae')}; taesd and mini are known by name")
+    add("--vae", metavar="FILE|ID", help=f"{help_of('vae')}; taesd is known by name")
     add("--precision", choices=settings.PRECISIONS, help=_PRECISION_HELP)
     add("--dtype", metavar="T", help=f"{help_of('dtype')}, one for all: fp32, bf16 or fp16 (instead of --precision)")
     add("--backend", choices=BACKENDS, default=EAGER, help="who computes: PyTorch (eager, default) or OpenVINO, on a CPU")

@@ -91,7 +91,7 @@ class Networks:
         """Decode with a tiny network instead of the base's own autoencoder; ``None`` is the base's own.
 
         Args:
-            vae: in TAESD's layout (see :mod:`.tiny`): a file or folder, a name of the hub, ``taesd`` or ``mini``.
+            vae: in TAESD's layout (see :mod:`.tiny`): a file or folder, a name of the hub, or ``taesd``.
 
         Raises:
             OSError, ValueError: it is missing, damaged or something else; one line, and the pipeline is as it was.
@@ -101,8 +101,7 @@ class Networks:
             return
         name = catalog.DECODERS.get(str(vae), vae)
         network = tiny.load(hub.local(name), self.device, self.dtype)
-        known = str(name) == "mini" or hub.parse(name)
-        self.tiny = str(name) if known else known_name(Path(name)), network
+        self.tiny = str(name) if hub.parse(name) else known_name(Path(name)), network
         self._compute()
 
     def set_backend(self, name: str) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import mini
 from .base import fill
 from .files import refusal
 from .lorad import checkpoint
@@ -63,12 +62,12 @@ def load(path: str | os.PathLike[str], device: torch.device, dtype: torch.dtype)
     """Read a decoder.
 
     Args:
-        path: a file, a folder in diffusers layout, or ``mini`` for the one of wadi-mini.
+        path: a file, or a folder in diffusers layout.
 
     Raises:
         OSError, ValueError: it cannot be read, is damaged or something else; one line.
     """
-    path = mini.tiny_path() if str(path) == "mini" else Path(path)
+    path = Path(path)
     if path.is_dir():
         path /= WEIGHTS
     if path.suffix.lower() in checkpoint.PICKLE_ENDINGS:

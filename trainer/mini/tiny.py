@@ -60,7 +60,7 @@ def drawn(pipe: OneStepPipeline, config: TinyConfig) -> tuple[Tensor, Tensor]:
 
 
 def crops(latents: Tensor, targets: Tensor, config: TinyConfig, rng: random.Random) -> tuple[Tensor, Tensor]:
-    """A batch of crops, some mirrored."""
+    """A batch of crops of latents, and the same places of the pictures."""
     parts, wanted = [], []
     for _ in range(config.batch):
         index = rng.randrange(len(latents) - HELD)
@@ -88,7 +88,6 @@ def run(config: TinyConfig) -> None:
         for group in optimizer.param_groups:
             group["lr"] = config.lr * min(1.0, (step + 1) / 50) * (1 - share)
         part, target = crops(latents, targets, config, rng)
-        # What the border of a crop does not know lies within two cells.
         loss = reconstruction_loss(network(part), target, config.edge_weight)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -20,7 +20,6 @@ WEIGHTS = {
 }
 LORAD = "wadi-mini-one-step.safetensors"
 CONTROL = "controlnet-canny"
-TINY = "wadi-mini-tiny-decoder.safetensors"
 EMBEDDINGS, ADAPTERS = "embeddings", "adapters"  # folders of what was learned on it: words, and adapters
 
 
@@ -51,15 +50,6 @@ def control_path() -> Path:
         OSError: it is not in this installation; one line.
     """
     return _installed(f"{CONTROL}/diffusion_pytorch_model.safetensors").parent
-
-
-def tiny_path() -> Path:
-    """The file of the tiny decoder, for pictures in less time.
-
-    Raises:
-        OSError: it is not in this installation; one line.
-    """
-    return _installed(TINY)
 
 
 def embedding_paths() -> list[Path]:
