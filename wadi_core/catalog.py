@@ -115,6 +115,9 @@ _SHIPPED = (
     ),
 )
 
+# Tiny decoders, by which a pipeline is told of them and ``wadi get`` fetches them.
+DECODERS = {"taesd": "madebyollin/taesd:taesd_decoder.safetensors"}
+
 
 def entries() -> dict[str, Entry]:
     """Name -> entry: those that ship, and those of the user's file.
@@ -146,9 +149,9 @@ def find(name: str) -> Entry:
     known = entries()
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name, [*known, *DECODERS], n=1)
     meant = f" (did you mean {near[0]}?)" if near else ""
-    raise ValueError(one_line(f"{name}: there is no such entry{meant}; there are {', '.join(known)}"))
+    raise ValueError(one_line(f"{name}: there is no such entry{meant}; there are {', '.join([*known, *DECODERS])}"))
 
 
 def user_file() -> Path | None:

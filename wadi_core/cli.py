@@ -10,6 +10,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__, cli_control, cli_get, cli_negative, cli_publish, cli_study, cli_tools, hub, packages, settings
+from .backends import BACKENDS, EAGER
 from .cli_tools import DECIMAL, WHOLE
 from .files import one_line
 from .output import take_any_text
@@ -86,7 +88,11 @@ def _parser() -> _Parser:
     add("--batch", type=WHOLE, metavar="N", help=_BATCH_HELP)
     add("--sheet", metavar="FILE", help="also write a contact sheet of all pictures, a .png")
     add("--device", metavar="D", help="cpu, cuda, cuda:1, mps and so on (default: a GPU if there is one)")
-    add("--dtype", metavar="T", help=f"{help_of('dtype')}: fp32, bf16 or fp16 (default: fp16 on a GPU, else fp32)")
+    add("--vae", metavar="FILE|ID", help=f"{help_of('vae')}; taesd is known by name")
+    add("--precision", choices=settings.PRECISIONS, help=_PRECISION_HELP)
+    add("--dtype", metavar="T", help=f"{help_of('dtype')}, one for all: fp32, bf16 or fp16 (instead of --precision)")
+    add("--backend", choices=BACKENDS, default=EAGER, help="who computes: PyTorch (eager, default) or OpenVINO, on a CPU")
+    add("--timings", action="store_true", help="tell how long each stage took")
     add("--alpha-T-squared", type=DECIMAL, metavar="A", help=_ALPHA_HELP)
     cli_control.add_options(generate)
     cli_negative.add_options(generate)
@@ -110,6 +116,10 @@ _LORAD_HELP = (
 _EMBEDDING_HELP = (
     "a learned word for prompts (textual inversion, a .safetensors file or a hub id); may be repeated. "
     '"mini" loads those of the base mini'
+)
+_PRECISION_HELP = (
+    "exact: single precision throughout; balanced (default): smaller numbers where the device is faster with them and the "
+    "picture hardly changes; fast: smaller numbers throughout"
 )
 _BATCH_HELP = f"pictures per network call (default: {DEFAULT_BATCH}); a single prompt gives N pictures, each with its own seed"
 _ALPHA_HELP = "for a base that is a one-step network itself, with a merged LoRaD; released ones: 0.0047"
@@ -149,12 +159,16 @@ def _generate(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from .pipeline import OneStepPipeline
+    from .stages import Timings
 
     pipe = OneStepPipeline.from_pretrained(
         options.base,
         lorad=cli_tools.adapters(options.lorad),
         device=options.device,
         dtype=options.dtype,
+        precision=options.precision,
+        vae=options.vae,
+        backend=options.backend,
         alpha_T_squared=options.alpha_T_squared,
         keep_base=False,
         control=options.control,
@@ -164,21 +178,26 @@ def _generate(options: argparse.Namespace) -> None:
     if advice := cli_control.advice(pipe, wanted[0]):
         logging.getLogger("wadi").info(advice)
     sheet = ContactSheet()
-    seconds, calls, left = 0.0, 0, iter(paths)
+    timings, calls, left, saving = Timings(), 0, iter(paths), 0.0
     with tqdm(total=len(wanted), unit="picture", disable=len(wanted) == 1) as bar:
         for part in pipe.run(wanted, batch, steering["control_image"]):
+            start = time.perf_counter()
             for image, its_settings in zip(part.images, part.settings, strict=True):
                 pictures.save(image, next(left), its_settings)
                 sheet.add(image, its_settings.prompt) if sheet_path else None
-            seconds, calls = seconds + part.seconds, calls + part.calls
+            timings, calls, saving = timings + part.timings, calls + part.calls, saving + time.perf_counter() - start
             bar.update(len(part.images))
     for path in paths:
         sys.stdout.write(f"{path}\n")
     if sheet_path:
         pictures.save(sheet.draw(), sheet_path)
         sys.stdout.write(f"{sheet_path}\n")
-    each = f" ({seconds / len(wanted):.3f} s a picture)" if len(wanted) > 1 else ""
-    sys.stdout.write(f"{calls} network call{'s' if calls > 1 else ''}: {seconds:.3f} s{each}\n")
+    each = f" ({timings.network / len(wanted):.3f} s a picture)" if len(wanted) > 1 else ""
+    how = f", {pipe.precision} precision" if pipe.precision else ""
+    how += f" by {pipe.backend}" if options.backend != EAGER else ""
+    sys.stdout.write(f"{calls} network call{'s' if calls > 1 else ''}: {timings.network:.3f} s{each}{how}\n")
+    if options.timings:
+        sys.stdout.write(f"{timings}, files {saving:.3f} s\n")
 
 
 def _explain(error: Exception) -> str:

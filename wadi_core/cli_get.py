@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from . import catalog, hosts, hub
 from .catalog import Entry
 from .cli_tools import progress_bar
-from .files import one_line
+from .files import atomic_write, one_line
 
 if TYPE_CHECKING:
     from .lorad import LoRaD
@@ -56,7 +56,10 @@ def _get(options: argparse.Namespace) -> None:
         _list(options)
         return
     if not options.name:
-        options.usage_error(f"a NAME is needed: {', '.join(catalog.entries())}")
+        options.usage_error(f"a NAME is needed: {', '.join([*catalog.entries(), *catalog.DECODERS])}")
+    if options.name in catalog.DECODERS:
+        _get_decoder(options)
+        return
     entry = catalog.find(options.name)
     output = _output(options, entry)
     marker = output.with_name(f".{output.name}.fetching")
@@ -71,6 +74,40 @@ def _get(options: argparse.Namespace) -> None:
     _tidy(marker, options.keep)
     for line in _next(entry, output, checkpoint, options):
         sys.stdout.write(f"{line}\n")
+
+
+def _get_decoder(options: argparse.Namespace) -> None:
+    """Have a tiny decoder in the hub's cache, or as a file of the user's choice.
+
+    Raises:
+        OSError, ValueError: it cannot be had, or another file is in the way; one line.
+    """
+    if options.webui:
+        raise ValueError(f"{options.name}: A1111 and Forge fetch it themselves: Settings, VAE, TAESD")
+    name = catalog.DECODERS[options.name]
+    found = Path(hub.local(name))
+    if options.comfyui:
+        found = _copied(
+            found, _program(options.comfyui, "ComfyUI", "main.py", "ComfyUI") / "models" / "vae_approx" / found.name
+        )
+    elif options.output:
+        found = _copied(found, Path(options.output))
+    _say(f"{found}: {found.stat().st_size / 1e6:.1f} MB")
+    if not options.comfyui:
+        vae = str(found) if options.output else options.name
+        words = ["generate", EXAMPLE, "--base", "sd15-folder", "--vae", vae, "-o", "lighthouse.png"]
+        _say(f"Next:\n  {_wadi()} {' '.join(_quoted(word) for word in words)}")
+
+
+def _copied(source: Path, target: Path) -> Path:
+    """The target, with the content of the source; raises ValueError if another file is there."""
+    content = source.read_bytes()
+    if target.exists() and target.read_bytes() != content:
+        raise ValueError(one_line(f"{target}: another file is there under this name: move it away"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(target) as file:
+        file.write(content)
+    return target
 
 
 def _make(entry: Entry, output: Path, marker: Path, options: argparse.Namespace) -> None:
@@ -375,3 +412,5 @@ def _list(options: argparse.Namespace) -> None:
         _say(f"  base     {entry.base[0]}{sizes[0]}{', ' + entry.base_licence if entry.base_licence else ''}")
         _say(f"  network  {entry.network}{sizes[1]}, {entry.licence or 'no licence stated'}")
         _say(f"  LoRaD    {place} ({there})")
+    for name, file in catalog.DECODERS.items():
+        _say(f"{name}: a tiny decoder, {file}, MIT")

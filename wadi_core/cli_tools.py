@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import entries, hub
+from . import catalog, entries, hub
 from .files import one_line
 
 if TYPE_CHECKING:
@@ -99,10 +99,10 @@ def named(options: argparse.Namespace) -> Iterator[str]:
     Raises:
         ValueError: an adapter's strength is none; one line.
     """
-    for option in ("base", "student", "file", "lorad", "control", "embedding"):
+    for option in ("base", "student", "file", "lorad", "control", "embedding", "vae"):
         value = getattr(options, option, None)
         for name in value if isinstance(value, list) else [value] if value else []:
-            yield split_strength(name)[0] if option == "lorad" else name
+            yield split_strength(name)[0] if option == "lorad" else catalog.DECODERS.get(name, name)
 
 
 def split_strength(entry: str) -> tuple[str, float]:

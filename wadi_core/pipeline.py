@@ -11,8 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 from . import base as bases
 from . import control as controls
 from . import diffusers_api, diffusers_folder, guidance, highres, hub, mini, negative, results, settings
+from . import precision as precisions
 from .control import ControlImages, Controls, Steered, Steering
 from .devices import find_device, find_dtype
 from .diffusers_api import Generators, Prompts, listed
@@ -30,8 +30,10 @@ from .negative import Guidance, Negatives
 from .networks import Networks
 from .results import Pictures
 from .schedule import OneStep, check_latents
+from .seeds import noise, seed_of
 from .settings import PictureSettings, Settings
 from .stack import Adapters, Stacked, load_adapters
+from .stages import Clock, Timings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -86,6 +88,9 @@ class OneStepPipeline(Networks):
         control: Controls = None,
         embeddings: Embeddings = None,
         torch_dtype: torch.dtype | None = None,
+        precision: str | None = None,
+        vae: File | None = None,
+        backend: str = "eager",
     ) -> OneStepPipeline:
         """Load a base and fuse adapters into it. Nothing is downloaded but what a name of the hub asks for (:mod:`.hub`).
 
@@ -95,14 +100,14 @@ class OneStepPipeline(Networks):
             lorad: as for :meth:`set_lorad`. By default what ``mini`` comes with, and nothing for another base.
             strength: of the adapters that name none of their own.
             device: by default a GPU if there is one.
-            dtype: float32, bfloat16 or float16; by default float16 on a GPU and float32 on the CPU.
+            dtype: float32, bfloat16 or float16 for all parts alike, instead of ``precision``.
             alpha_T_squared: says that the base is a one-step network itself, with its LoRaD merged into it, and at
                 which share of signal it was trained (0.0047 in the released ones).
             config: for a single file of unknown shape: a folder with its settings in diffusers layout.
             keep_base: keep the weights that are turned, so that :meth:`set_lorad` can be called again.
-            control: as for :meth:`set_control`.
-            embeddings: as for :meth:`set_embeddings`.
+            control, embeddings, vae, backend: as for :meth:`set_control` and so on.
             torch_dtype: diffusers' name for ``dtype``.
+            precision: ``exact`` (float32), ``balanced`` (default) or ``fast``; see :mod:`.precision`.
 
         Raises:
             OSError, ValueError: a file is missing, damaged or of another kind; one line.
@@ -111,19 +116,30 @@ class OneStepPipeline(Networks):
             raise ValueError("dtype and torch_dtype are two names for the same: give one of them")
         dtype = torch_dtype if dtype is None else dtype
         device = find_device(device)
-        dtype = find_dtype(dtype, device)
+        if dtype is not None and precision is not None:
+            raise ValueError("dtype and precision both say how numbers are kept: give one of them")
+        chosen = precisions.check(precisions.DEFAULT if precision is None else precision)
+        number = precisions.find_format(chosen, device) if dtype is None else find_dtype(dtype, device)
         if lorad is None and str(base) == "mini":
             lorad = mini.lorad_path()
         stack = load_adapters(lorad, strength)
-        place = hub.local(base, hub.BASE, dtype == torch.float16, bases.find)
-        loaded = bases.load(place, device, dtype, config)
+        place = hub.local(base, hub.BASE, number == torch.float16, bases.find)
+        loaded = bases.load(place, device, number, config)
         if wanted := hub.parse(base):
             loaded.name = str(wanted)
-        pipe = cls(loaded, device, dtype, alpha_T_squared, control)
+        pipe = cls(loaded, device, number, alpha_T_squared, control)
         pipe._check(stack)
         pipe.set_embeddings(embeddings)
+        pipe.set_vae(vae)
         pipe._fuse(stack, keep_base)
+        if dtype is None:
+            pipe.set_precision(chosen)
+        pipe.set_backend(backend)
         return pipe
+
+    def warm_up(self, prompt: str = "", batch: int = 1, **options: Any) -> Timings:
+        """Do all that only a first picture has to wait for, by making one with these options; returns how long it took."""
+        return self([prompt] * batch, batch=batch, **options).timings
 
     @property
     def scheduler(self) -> Any:
@@ -265,10 +281,7 @@ class OneStepPipeline(Networks):
             z, wanted = self._noise(wanted, generator, latents)
         made, clean = Pictures(), []
         for part in self.run(wanted, batch, control_image, z, output_type):
-            made.images += part.images
-            made.settings += part.settings
-            made.seconds += part.seconds
-            made.calls += part.calls
+            made.add(part)
             clean.append(part.latents)
             if progress:
                 progress(len(made.images), len(wanted))
@@ -321,6 +334,7 @@ class OneStepPipeline(Networks):
             lorad=self.adapters,
             embeddings=self.vocabulary.settings,
             control=controls.describe(self.control, images, control_scale),
+            vae=self.tiny[0] if self.tiny else None,
             hires=highres.METHODS[0] if hires is True else hires or None,
         )
         common = asked.resolved(
@@ -331,11 +345,12 @@ class OneStepPipeline(Networks):
             prediction_type=self.one_step.prediction_type,
             input_scale=self.one_step.input_scale,
             dtype=str(self.dtype).removeprefix("torch."),
+            precision=self.precision,
         )
-        self._factors(common)
         for image in (image for own in images for image in own):
             controls.to_map(image, common.width, common.height)
         away = negative.of_each(negative_prompt, negative.preset(negative_method, negative_scale), len(prompts))
+        self._check_backend(enlarged=self._factors(common) != (1.0, 1.0), steered=any(away))
         each = zip(prompts, seeds, away, strict=True)
         return [dataclasses.replace(common, prompt=prompt, seed=one, negative=its) for prompt, one, its in each]
 
@@ -379,32 +394,22 @@ class OneStepPipeline(Networks):
         maps = [torch.cat([controls.to_map(image, one.width, one.height) for image in own]) for own in images]
         parts = zip(self.control, maps, one.control, strict=True)
         steerings = [Steering(net.network, map.to(self.device, self.dtype), kept.scale) for net, map, kept in parts]
-        unet = Steered(self.base.unet, steerings)
+        unet = Steered(self._acting()[0], steerings)
         networks = [self.base.unet, *(steering.network for steering in unet.steerings)]
-        text = self.encode([one.prompt for one in wanted])
+        clock = Clock(self.device)
+        text = self._told([one.prompt for one in wanted])
+        clock.mark("text")
         # The network's own number format, for the formula too: what it sees is what must be taken away again.
-        z = noise([_seed_of(its) for its in wanted], one.width, one.height) if z is None else z
+        z = noise([seed_of(its) for its in wanted], one.width, one.height) if z is None else z
         x = self.one_step.network_input(z.to(self.device, self.dtype))
-        self._wait()
-        start = time.perf_counter()
         larger = highres.attach(networks, self._factors(one), one.hires or highres.METHODS[0])
         with larger, guidance.attach_each(self.base.unet, [its.negative for its in wanted], self.encode_whole):
             prediction = unet(x, self.one_step.timestep, encoder_hidden_states=text).sample
-        self._wait()
-        seconds = time.perf_counter() - start
-        x0 = check_latents(self.one_step.x0(x.float(), prediction), self.dtype)
-        made = list(x0.to(self.dtype)) if output_type == "latent" else results.each(self._pixels(x0), output_type)
-        return Pictures(made, list(wanted), x0.cpu(), seconds, 1)
-
-
-def _seed_of(one: Settings) -> int:
-    """Raises ValueError where no seed is known."""
-    if one.seed is None:
-        raise ValueError("the noise of this picture came from a generator or from latents, and no seed makes it again")
-    return one.seed
-
-
-def noise(seeds: Iterable[int], width: int, height: int) -> Tensor:
-    """z (n, 4, height/8, width/8), float32 on the CPU: each picture's own generator, whatever the batch or device."""
-    shape = (1, 4, height // bases.FACTOR, width // bases.FACTOR)
-    return torch.cat([torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed)) for seed in seeds])
+        x0 = self.one_step.x0(x.float(), prediction)
+        clock.mark("network")
+        pixels = x0 if output_type == "latent" else self._pixels(x0)
+        clock.mark("decode")
+        x0 = check_latents(x0, self.dtype)  # only now: the answer has to be waited for
+        made = list(x0.to(self.dtype)) if output_type == "latent" else results.each(pixels, output_type)
+        clock.mark("pictures")
+        return Pictures(made, list(wanted), x0.cpu(), clock.read(), 1)

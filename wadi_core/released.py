@@ -44,7 +44,7 @@ def compare_pictures(base: Path, network: Weights, lorad: LoRaD, device: str | N
         OSError, ValueError: the base cannot be loaded, or the network is not built like it; one line.
     """
     place = find_device(device)
-    pipe = OneStepPipeline.from_pretrained(base, lorad, device=place, keep_base=False)
+    pipe = OneStepPipeline.from_pretrained(base, lorad, device=place, dtype=find_dtype(None, place), keep_base=False)
     ours = pipe(PROMPT).images[0]
     put_weights(pipe.base.unet, network)
     theirs = pipe(PROMPT).images[0]

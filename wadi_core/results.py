@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import pictures
 from .settings import PictureSettings
+from .stages import Timings
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -24,15 +25,27 @@ class Pictures:
         images: RGB pictures in a list; or what ``output_type`` asked for (see :func:`gathered`).
         settings: of each picture, all that is needed to make it again.
         latents: (n, 4, h/8, w/8) float32 on the CPU, x0 as the network made it, if they were asked for.
-        seconds: time spent in the network calls.
-        calls: how many there were.
+        timings: how long each stage took.
+        calls: how many network calls there were.
     """
 
     images: Any = field(default_factory=list)
     settings: list[PictureSettings] = field(default_factory=list)
     latents: Tensor | None = None
-    seconds: float = 0.0
+    timings: Timings = field(default_factory=Timings)
     calls: int = 0
+
+    def add(self, part: Pictures) -> None:
+        """Take in the pictures of a further network call, without its latents."""
+        self.images += part.images
+        self.settings += part.settings
+        self.timings += part.timings
+        self.calls += part.calls
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in the network calls."""
+        return self.timings.network
 
     def save(self, path: str | os.PathLike[str]) -> list[Path]:
         """Write the pictures as PNG files with their settings inside; several get numbers (``name-0001.png``).

@@ -20,6 +20,7 @@ VERSION = 1
 SAMPLER = "WaDi one-step"
 SIZE_STEP = 8  # pixels per latent
 DTYPES = ("float32", "bfloat16", "float16")
+PRECISIONS = ("exact", "balanced", "fast")
 HIRES = ("redilate", "shrink")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 INPUT_SCALES = ("one", "sigma")
@@ -105,12 +106,14 @@ class Settings:
     embeddings: tuple[Learned, ...] = _field((), "learned words that the prompt may contain")
     control: tuple[Control, ...] = _field((), "ControlNets, each with its scale")
     negative: tuple[Negative, ...] = _field((), "what the picture is not to show, and how strongly")
+    vae: str | None = _field(None, "a tiny decoder instead of the base's own (TAESD's layout)")
     hires: str | None = _field(None, "method for pictures above the native size", choices=HIRES)
     alpha_T_squared: float | None = _field(None, "share of the signal at the last timestep", least=1e-8, below=1.0)
     timestep: int | None = _field(None, "timestep given to the network", minimum=0, maximum=999)
     prediction_type: str | None = _field(None, "what the network returns", choices=PREDICTION_TYPES)
     input_scale: str | None = _field(None, "what multiplies the noise that the network sees", choices=INPUT_SCALES)
     dtype: str | None = _field(None, "number format of the networks", choices=DTYPES)
+    precision: str | None = _field(None, "how exactly the parts compute, where no one format was asked for", choices=PRECISIONS)
     version: int = _field(VERSION, "version of this description", minimum=1, maximum=VERSION)
 
     def __post_init__(self) -> None:
@@ -126,6 +129,7 @@ class Settings:
         prediction_type: str,
         dtype: str,
         input_scale: str = "one",
+        precision: str | None = None,
     ) -> PictureSettings:
         """These settings with the network's own values where nothing else was asked for."""
         own = {
@@ -136,6 +140,7 @@ class Settings:
             "prediction_type": prediction_type,
             "input_scale": input_scale,
             "dtype": dtype,
+            "precision": precision,
         }
         asked = {name: getattr(self, name) for name in FIELDS}
         return PictureSettings(**asked | {name: value for name, value in own.items() if asked[name] is None})
@@ -217,12 +222,14 @@ class PictureSettings(Settings):
             "Negative method": ", ".join(one.method for one in self.negative) or None,
             "Negative scale": ", ".join(f"{one.scale:g}" for one in self.negative) or None,
             "ControlNet": ", ".join(f"{control.file}: {control.scale:g}" for control in self.control) or None,
+            "VAE": self.vae,
             "High resolution": self.hires,
             "alpha_T squared": self.alpha_T_squared,
             "Timestep": self.timestep,
             "Prediction type": self.prediction_type,
             "Input scale": None if self.input_scale == "one" else self.input_scale,
             "Number format": self.dtype,
+            "Precision": self.precision,
             "Version": program,
         }
         unwanted = "".join(f"Negative prompt: {', '.join(one.texts)}\n" for one in self.negative)
@@ -231,7 +238,7 @@ class PictureSettings(Settings):
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 PARTS = {"lorad": Adapter, "embeddings": Learned, "control": Control, "negative": Negative}
-_TYPES = {**dict.fromkeys(PARTS, tuple), "alpha_T_squared": float}
+_TYPES = {**dict.fromkeys(PARTS, tuple), "alpha_T_squared": float, "vae": str}
 
 
 def help_of(name: str) -> str:

@@ -35,7 +35,9 @@ class Kit:
     controlnet: nn.Module
 
     def pipe(self, *controls: object) -> OneStepPipeline:
-        return OneStepPipeline.from_pretrained(self.base, lorad=self.lorad, device="cpu", control=controls or None)
+        return OneStepPipeline.from_pretrained(
+            self.base, lorad=self.lorad, device="cpu", control=controls or None, precision="exact"
+        )
 
 
 def make_kit(place: Path, architecture: str) -> Kit:

@@ -96,13 +96,13 @@ def test_every_spelling_is_read_by_every_command(
     spelling: str, sd15: Kit, weights: dict[str, dict[str, Tensor]], tmp_path: Path
 ) -> None:
     folder = rewrite(sd15.folder, tmp_path / "base", SPELLINGS[spelling], ("unet", "vae", "text_encoder"))
-    pipe = OneStepPipeline.from_pretrained(folder, [], device="cpu")
+    pipe = OneStepPipeline.from_pretrained(folder, [], device="cpu", precision="exact")
     for part in ("unet", "vae", "text_encoder"):
         assert equal(weights_of(getattr(pipe.base, part)), weights[part]), part
     assert Weights.open(folder).sha256() == Weights.open(sd15.folder).sha256()
 
     merge(folder, [(sd15.lorad, 1.0)], tmp_path / "merged")
-    merged = OneStepPipeline.from_pretrained(tmp_path / "merged", [], device="cpu")
+    merged = OneStepPipeline.from_pretrained(tmp_path / "merged", [], device="cpu", precision="exact")
     assert equal(weights_of(merged.base.unet), weights["merged"])
 
 
@@ -212,7 +212,7 @@ def test_half_a_folder_is_told(command: str, change: Callable[[Path], None], mes
     change(folder / "unet")
     with pytest.raises((ValueError, OSError), match=message) as caught:
         if command == "generate":
-            OneStepPipeline.from_pretrained(folder, sd15.lorad, device="cpu")
+            OneStepPipeline.from_pretrained(folder, sd15.lorad, device="cpu", precision="exact")
         else:
             merge(folder, [(sd15.lorad, 1.0)], tmp_path / "merged")
     assert "\n" not in str(caught.value)
@@ -288,7 +288,7 @@ def cache(sd15: Kit, tmp_path: Path) -> Path:
 def test_a_base_in_a_hubs_cache_keeps_the_name_that_people_know(place: str, name: str, sd15: Kit, cache: Path) -> None:
     path = cache / place.format(revision="0123456789" * 4, blob="ab" * 32)
     config = None if path.is_dir() else sd15.folder
-    pipe = OneStepPipeline.from_pretrained(path, sd15.lorad, device="cpu", config=config)
+    pipe = OneStepPipeline.from_pretrained(path, sd15.lorad, device="cpu", config=config, precision="exact")
     picture = pipe("a cat").settings[0]
     assert picture.base == name and f"Model: {name}" in picture.to_infotext("wadi")
 
@@ -297,19 +297,19 @@ def test_a_link_is_called_as_the_user_called_it(
     sd15: Kit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     (tmp_path / "my base").symlink_to(cache / "snapshots" / ("0123456789" * 4))
-    assert OneStepPipeline.from_pretrained(tmp_path / "my base", [], device="cpu").base.name == "my base"
+    assert OneStepPipeline.from_pretrained(tmp_path / "my base", [], device="cpu", precision="exact").base.name == "my base"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.safetensors").symlink_to(cache / "blobs" / ("ab" * 32))
-    pipe = OneStepPipeline.from_pretrained("my.safetensors", [], device="cpu", config=sd15.folder)
+    pipe = OneStepPipeline.from_pretrained("my.safetensors", [], device="cpu", config=sd15.folder, precision="exact")
     assert pipe.base.name == "my.safetensors"
     monkeypatch.chdir(sd15.folder)
-    assert OneStepPipeline.from_pretrained(".", [], device="cpu").base.name == sd15.folder.name
+    assert OneStepPipeline.from_pretrained(".", [], device="cpu", precision="exact").base.name == sd15.folder.name
 
 
 def test_a_link_to_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     (tmp_path / "base.safetensors").symlink_to(tmp_path / "blobs" / "0a1b")
     with pytest.raises(OSError, match="a link to a file that is not there"):
-        OneStepPipeline.from_pretrained(tmp_path / "base.safetensors", [], device="cpu")
+        OneStepPipeline.from_pretrained(tmp_path / "base.safetensors", [], device="cpu", precision="exact")
     with pytest.raises(OSError, match="a link to a file that is not there"):
         LoRaD.load(tmp_path / "base.safetensors")
 

@@ -218,7 +218,7 @@ def test_of_pixart_the_outputs_are_compared(tmp_path: Path) -> None:
     [
         (["get", "sd15"], "", 1, "nothing was fetched: answer y, or say --yes"),
         (["get", "sd15"], "n\n", 1, "nothing was fetched"),
-        (["get", "pixar"], "", 1, "pixar: there is no such entry (did you mean pixart?); there are sd15, sd21, pixart"),
+        (["get", "pixar"], "", 1, "pixar: there is no such entry (did you mean pixart?); there are sd15, sd21, pixart, taesd"),
         (["get"], "", 2, "a NAME is needed: sd15, sd21, pixart"),
         (["get", "sd15", "--yes", "--comfyui", "."], "", 1, "is no folder of ComfyUI: there is no main.py"),
         (["get", "sd15", "--yes", "--webui", "nowhere"], "", 1, "is no folder of A1111, Forge or Forge Neo"),

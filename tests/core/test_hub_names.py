@@ -29,7 +29,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, an adapter, a ControlNet, a learned word and a control image."""
     place = tmp_path_factory.mktemp("place")
     hub_networks.base_repository(place / "base", changes=networks.small_settings("sd15"))
-    unet = OneStepPipeline.from_pretrained(place / "base", device="cpu").base.unet
+    unet = OneStepPipeline.from_pretrained(place / "base", device="cpu", precision="exact").base.unet
     networks.random_lorad(unet).save(place / "one-step.safetensors")
     networks.random_lorad(unet, rank=2, seed=4, one_step=False).save(place / "style.safetensors")
     random_controlnet(unet).save_pretrained(place / "control")
@@ -64,6 +64,7 @@ def test_a_picture_of_names_alone(server: Hub, place: Path, tmp_path: Path) -> N
         device="cpu",
         control=place / "control",
         embeddings=place / "learned_embeds.safetensors",
+        precision="exact",
     )(PROMPT, control_image=Image.open(place / "map.png"))
     assert images.read(tmp_path / "a.png").tobytes() == drawn.images[0].tobytes()
     settings = pictures.read_settings(tmp_path / "a.png")
@@ -106,7 +107,7 @@ def test_the_toolbox_takes_names(server: Hub, place: Path, tmp_path: Path) -> No
     )
     assert merged.returncode == 0, merged.stderr
     assert not any(path.is_symlink() for path in (tmp_path / "merged").rglob("*"))
-    unet = OneStepPipeline.from_pretrained(place / "base", device="cpu").base.unet
+    unet = OneStepPipeline.from_pretrained(place / "base", device="cpu", precision="exact").base.unet
     LoRaD.load(place / "one-step.safetensors").fuse_into(unet, 0.5)
     weights = Weights.open(tmp_path / "merged")
     assert all(torch.equal(weights.tensor(name), tensor) for name, tensor in unet.state_dict().items())

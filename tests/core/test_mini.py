@@ -61,11 +61,11 @@ def test_parameters_of_the_networks_stay_in_the_budget() -> None:
 
 
 def test_by_its_name_it_is_loaded_with_its_adapter(random_mini: Path) -> None:
-    pipe = OneStepPipeline.from_pretrained(device="cpu")
+    pipe = OneStepPipeline.from_pretrained(device="cpu", precision="exact")
     assert pipe.base.name == "mini" and pipe.base.architecture == "wadi-mini" and pipe.native_size == (128, 128)
     assert [adapter.file for adapter in pipe.adapters] == [mini.LORAD]
     assert pipe("a red apple").images[0].size == (128, 128)
-    assert OneStepPipeline.from_pretrained("mini", lorad=[], device="cpu").adapters == ()
+    assert OneStepPipeline.from_pretrained("mini", lorad=[], device="cpu", precision="exact").adapters == ()
 
 
 def test_as_a_single_file_it_is_recognised(random_mini: Path, tmp_path: Path) -> None:
@@ -73,7 +73,9 @@ def test_as_a_single_file_it_is_recognised(random_mini: Path, tmp_path: Path) ->
     weights["text_encoder"] = {k.removeprefix("text_model."): t for k, t in weights["text_encoder"].items()}
     file = networks.write_single_file(tmp_path / "mini.safetensors", weights, random_mini)
     made = [
-        OneStepPipeline.from_pretrained(base, lorad=mini.lorad_path(), device="cpu")("a cat", seed=3).images[0].tobytes()
+        OneStepPipeline.from_pretrained(base, lorad=mini.lorad_path(), device="cpu", precision="exact")("a cat", seed=3)
+        .images[0]
+        .tobytes()
         for base in ("mini", file)
     ]
     assert made[0] == made[1]
@@ -91,7 +93,7 @@ def test_plain_tensors_have_the_usual_names(random_mini: Path) -> None:
 def test_what_is_missing_is_named_in_one_line(random_mini: Path, name: str) -> None:
     (random_mini / name).unlink()
     with pytest.raises(OSError, match="this file of wadi-mini is missing") as caught:
-        OneStepPipeline.from_pretrained(device="cpu")
+        OneStepPipeline.from_pretrained(device="cpu", precision="exact")
     assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -107,7 +109,7 @@ def test_the_trained_weights_fit_and_are_small() -> None:
 
 @needs_weights
 def test_the_trained_student_draws_different_pictures_for_different_words() -> None:
-    pipe = OneStepPipeline.from_pretrained(device="cpu")
+    pipe = OneStepPipeline.from_pretrained(device="cpu", precision="exact")
     made = pipe(["a red apple on a white background", "a rocket on a black background"], seeds=[1, 1], return_latents=True)
     light, dark = (image.convert("L").resize((1, 1)).getpixel((0, 0)) for image in made.images)
     assert light > dark + 40
@@ -122,7 +124,7 @@ def test_diffusers_own_pipeline_draws_the_same_from_the_folder_as_it_is() -> Non
     stock = StableDiffusionPipeline.from_pretrained(mini.folder(), local_files_only=True)
     stock.set_progress_bar_config(disable=True)
     assert stock.tokenizer("a red apple").input_ids == [49406, 320, 736, 3055, 49407]
-    ours = OneStepPipeline.from_pretrained(device="cpu")(prompts, seed=3).images
+    ours = OneStepPipeline.from_pretrained(device="cpu", precision="exact")(prompts, seed=3).images
     LoRaD.load(mini.lorad_path()).fuse_into(stock.unet)
     z = noise([3, 4], 128, 128)
     theirs = stock(prompts, num_inference_steps=1, guidance_scale=1.0, latents=z).images
@@ -146,6 +148,6 @@ def test_diffusers_own_pipeline_draws_the_teachers_pictures_in_25_steps_too() ->
 @needs_weights
 def test_a_copy_can_be_used_like_any_folder(tmp_path: Path) -> None:
     copy = shutil.copytree(mini.FOLDER, tmp_path / "copy", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    pipe = OneStepPipeline.from_pretrained(copy, lorad=mini.lorad_path(), device="cpu")
-    reference = OneStepPipeline.from_pretrained(device="cpu")
+    pipe = OneStepPipeline.from_pretrained(copy, lorad=mini.lorad_path(), device="cpu", precision="exact")
+    reference = OneStepPipeline.from_pretrained(device="cpu", precision="exact")
     assert pipe("a cat").images[0].tobytes() == reference("a cat").images[0].tobytes()

@@ -238,13 +238,13 @@ def test_a_merged_one_step_network_is_one_by_what_its_file_or_its_user_says(
     weights = networks.states(networks.make_networks(sd15.folder))
     metadata = {"wadi.alpha_T_squared": "0.02", "wadi.timestep": "998"}
     merged = networks.write_single_file(tmp_path / "merged.safetensors", weights, sd15.folder, metadata)
-    pipe = OneStepPipeline.from_pretrained(merged, config=sd15.folder, device="cpu")
+    pipe = OneStepPipeline.from_pretrained(merged, config=sd15.folder, device="cpu", precision="exact")
     assert pipe.one_step == OneStep(0.02, 998)
     assert pipe("a cat").settings[0].alpha_T_squared == 0.02
     assert sd15.load(lorad=None, alpha_T_squared=0.0046).one_step == OneStep(0.0046)
     assert not caplog.records
     with pytest.raises(ValueError, match="one-step network already"):
-        OneStepPipeline.from_pretrained(merged, config=sd15.folder, device="cpu", lorad=sd15.lorad)
+        OneStepPipeline.from_pretrained(merged, config=sd15.folder, device="cpu", lorad=sd15.lorad, precision="exact")
 
 
 def test_a_network_that_returns_v(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ PROMPT = 'a "red" apple\nand [a] cat'
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """Published with a picture of our own and one that says nothing of itself."""
-    OneStepPipeline.from_pretrained("mini", device="cpu")(PROMPT, seed=7).save(tmp_path / "own.png")
+    OneStepPipeline.from_pretrained("mini", device="cpu", precision="exact")(PROMPT, seed=7).save(tmp_path / "own.png")
     Image.new("RGB", (700, 900), "red").save(tmp_path / "other.jpg")
     arguments = ["--lorad", str(mini.lorad_path()), "--base", "org/wadi-mini", "--license", "apache-2.0"]
     arguments += ["--picture", str(tmp_path / "own.png"), "--picture", str(tmp_path / "other.jpg")]
@@ -77,7 +77,7 @@ def test_diffusers_loads_the_folder_and_draws_the_same(
     assert type(pipe).__name__ == "OneStepLoRaDPipeline"
     calls = count_calls(pipe.unet)
     made = pipe("a red apple", latents=noise([7], 128, 128)).images[0]
-    ours = OneStepPipeline.from_pretrained("mini", device="cpu")("a red apple", seed=7).images[0]
+    ours = OneStepPipeline.from_pretrained("mini", device="cpu", precision="exact")("a red apple", seed=7).images[0]
     assert calls == [1] and largest_difference(made, ours) <= 1
     with pytest.raises(ValueError, match="add lorad=FOLDER/wadi-mini-one-step.safetensors"):
         DiffusionPipeline.from_pretrained(mini.folder(), **named)

@@ -29,7 +29,7 @@ def parts() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def ours() -> OneStepPipeline:
-    return OneStepPipeline.from_pretrained("mini", device="cpu")
+    return OneStepPipeline.from_pretrained("mini", device="cpu", precision="exact")
 
 
 def test_t2i_adapter(parts: dict[str, Any], ours: OneStepPipeline) -> None:

@@ -123,7 +123,9 @@ def test_a_single_file_that_would_draw_noise_is_refused_by_name(kind: str, sd15:
     change, metadata, message = REFUSED_FILES[kind]
     write_safetensors(tmp_path / "strange.safetensors", change(content), metadata)
     with pytest.raises((ValueError, OSError), match=message) as caught:
-        OneStepPipeline.from_pretrained(tmp_path / "strange.safetensors", sd15.lorad, config=sd15.folder, device="cpu")
+        OneStepPipeline.from_pretrained(
+            tmp_path / "strange.safetensors", sd15.lorad, config=sd15.folder, device="cpu", precision="exact"
+        )
     assert "\n" not in str(caught.value) and "strange.safetensors" in str(caught.value)
 
 
@@ -135,7 +137,7 @@ def test_another_number_of_input_channels_is_called_what_it_is(
 ) -> None:
     write_safetensors(tmp_path / "strange.safetensors", entry(channels)(content))
     with pytest.raises(ValueError, match=message):
-        OneStepPipeline.from_pretrained(tmp_path / "strange.safetensors", device="cpu")
+        OneStepPipeline.from_pretrained(tmp_path / "strange.safetensors", device="cpu", precision="exact")
 
 
 HARMLESS = {
@@ -153,7 +155,9 @@ HARMLESS = {
 @pytest.mark.parametrize("kind", HARMLESS)
 def test_what_says_nothing_of_pictures_is_left_out(kind: str, sd15: Kit, content: State, tmp_path: Path) -> None:
     write_safetensors(tmp_path / "more.safetensors", HARMLESS[kind](content))
-    made = OneStepPipeline.from_pretrained(tmp_path / "more.safetensors", sd15.lorad, config=sd15.folder, device="cpu")
+    made = OneStepPipeline.from_pretrained(
+        tmp_path / "more.safetensors", sd15.lorad, config=sd15.folder, device="cpu", precision="exact"
+    )
     expected = sd15.load("file").base
     for part in ("unet", "vae", "text_encoder"):
         theirs, ours = getattr(expected, part).state_dict(), getattr(made.base, part).state_dict()
@@ -168,7 +172,9 @@ def test_float8_is_read_as_its_values(
     form: str, change: Callable[[State], State], sd15: Kit, content: State, tmp_path: Path
 ) -> None:
     write_safetensors(tmp_path / "small.safetensors", change(content))
-    unet = OneStepPipeline.from_pretrained(tmp_path / "small.safetensors", [], config=sd15.folder, device="cpu").base.unet
+    unet = OneStepPipeline.from_pretrained(
+        tmp_path / "small.safetensors", [], config=sd15.folder, device="cpu", precision="exact"
+    ).base.unet
     weights, exact = unet.state_dict(), sd15.load("file", lorad=[]).base.unet.state_dict()
     for name, tensor in exact.items():
         assert (weights[name] - tensor).abs().max() <= 0.07 * tensor.abs().max(), (form, name)
@@ -184,10 +190,12 @@ def test_a_single_file_that_predicts_v_is_understood(
 ) -> None:
     file = tmp_path / "velocity.safetensors"
     write_safetensors(file, {**content, **tensors}, metadata)
-    bare = OneStepPipeline.from_pretrained(file, [], config=sd15.folder, device="cpu", alpha_T_squared=0.0047)
+    bare = OneStepPipeline.from_pretrained(
+        file, [], config=sd15.folder, device="cpu", alpha_T_squared=0.0047, precision="exact"
+    )
     assert bare.one_step.prediction_type == "v_prediction"
     with pytest.raises(ValueError, match="predicts v_prediction by its own settings, and the one-step weights are for epsilon"):
-        OneStepPipeline.from_pretrained(file, sd15.lorad, config=sd15.folder, device="cpu")
+        OneStepPipeline.from_pretrained(file, sd15.lorad, config=sd15.folder, device="cpu", precision="exact")
     with pytest.raises(ValueError, match="predicts v_prediction, and the LoRaD is for epsilon"):
         merge(file, [(sd15.lorad, 1.0)], tmp_path / "merged.safetensors")
     assert not (tmp_path / "merged.safetensors").exists()
@@ -268,7 +276,7 @@ def test_a_folder_of_another_kind_is_called_what_it_is(kind: str, sd15: Kit, tmp
     folder = Path(shutil.copytree(sd15.folder, tmp_path / "strange"))
     change(folder)
     with pytest.raises((ValueError, OSError), match=message) as caught:
-        OneStepPipeline.from_pretrained(folder, sd15.lorad, device="cpu")
+        OneStepPipeline.from_pretrained(folder, sd15.lorad, device="cpu", precision="exact")
     assert "\n" not in str(caught.value) and "strange" in str(caught.value)
 
 
@@ -285,7 +293,7 @@ def test_an_autoencoder_with_depth_is_refused(tmp_path: Path) -> None:
 def test_how_a_scheduler_spaces_its_steps_does_not_matter_in_one(spacing: str, sd15: Kit, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(sd15.folder, tmp_path / "spaced"))
     settings("scheduler", timestep_spacing=spacing)(folder)
-    pipe = OneStepPipeline.from_pretrained(folder, sd15.lorad, device="cpu")
+    pipe = OneStepPipeline.from_pretrained(folder, sd15.lorad, device="cpu", precision="exact")
     assert pipe("a cat", seed=1).images[0].tobytes() == sd15.load()("a cat", seed=1).images[0].tobytes()
 
 

@@ -28,6 +28,8 @@ class Kit:
     def load(self, form: str = "folder", **options: object) -> OneStepPipeline:
         base = self.folder if form == "folder" else self.single_file
         options = {"lorad": self.lorad, "device": "cpu", "config": self.folder if form != "folder" else None, **options}
+        if not {"dtype", "torch_dtype"} & options.keys():
+            options = {"precision": "exact", **options}  # the same bits on every machine
         return OneStepPipeline.from_pretrained(base, **options)
 
 

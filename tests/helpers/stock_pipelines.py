@@ -12,7 +12,7 @@ def mini_parts() -> dict[str, Any]:
     """The components of ``StableDiffusionPipeline``, the network without its LoRaD."""
     from diffusers import DDIMScheduler
 
-    bare = OneStepPipeline.from_pretrained("mini", lorad=[], device="cpu")
+    bare = OneStepPipeline.from_pretrained("mini", lorad=[], device="cpu", precision="exact")
     return {
         "unet": bare.base.unet,
         "vae": bare.base.vae,

@@ -56,7 +56,9 @@ def drawn(
 def of_core(comfy: ComfyServer, words: str, lorad: Any = None) -> torch.Tensor:
     folder = folder_of(comfy)
     word = folder / mini.EMBEDDINGS / "left-of.safetensors"
-    pipe = OneStepPipeline.from_pretrained(folder, lorad=lorad or folder / mini.LORAD, device="cpu", embeddings=word)
+    pipe = OneStepPipeline.from_pretrained(
+        folder, lorad=lorad or folder / mini.LORAD, device="cpu", embeddings=word, precision="exact"
+    )
     return torch.stack([torch.from_numpy(np.array(image)) for image in pipe(words, seeds=SEEDS).images]).float()
 
 

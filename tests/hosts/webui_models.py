@@ -63,7 +63,7 @@ class Base:
     def pipe(self) -> OneStepPipeline:
         """The core's pipeline of it."""
         if self._pipe is None:
-            self._pipe = OneStepPipeline.from_pretrained(self.folder, device="cpu")
+            self._pipe = OneStepPipeline.from_pretrained(self.folder, device="cpu", precision="exact")
         return self._pipe
 
     def mixed(self, prompts: dict[str, float], seed: int) -> list[np.ndarray]:

@@ -102,10 +102,10 @@ def test_the_pipeline_knows_a_merged_base_as_a_one_step_network(tmp_path):
     lorad = random_lorad(networks["unet"])
     merge(folder, [(lorad, 1.0)], tmp_path / "merged")
     merge(tmp_path / "base.safetensors", [(lorad, 1.0)], tmp_path / "merged.safetensors")
-    with_adapter = OneStepPipeline.from_pretrained(folder, lorad=lorad)
+    with_adapter = OneStepPipeline.from_pretrained(folder, lorad=lorad, precision="exact")
     expected = with_adapter("a red circle", return_latents=True).latents
     for merged, config in ((tmp_path / "merged", None), (tmp_path / "merged.safetensors", folder)):
-        pipe = OneStepPipeline.from_pretrained(merged, config=config)
+        pipe = OneStepPipeline.from_pretrained(merged, config=config, precision="exact")
         assert pipe.one_step == lorad.one_step
         assert torch.equal(pipe("a red circle", return_latents=True).latents, expected)
         with pytest.raises(ValueError, match="one-step network already"):

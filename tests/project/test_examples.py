@@ -50,7 +50,7 @@ def test_text_to_image_as_a_program(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "examples.text_to_image"]
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     made = drawn(tmp_path)
-    ours = OneStepPipeline.from_pretrained("mini", device="cpu")
+    ours = OneStepPipeline.from_pretrained("mini", device="cpu", precision="exact")
     theirs = ours(["a red apple", "a cat"], generator=torch.Generator().manual_seed(7)).images
     assert list(made) == ["text-to-image-0", "text-to-image-1"]
     assert all(largest_difference(one, other) <= 1 for one, other in zip(made.values(), theirs, strict=True))
@@ -73,7 +73,7 @@ def test_negative_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_controlnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("controlnet", tmp_path, monkeypatch)
     made = drawn(tmp_path)
-    ours = OneStepPipeline.from_pretrained("mini", device="cpu", control="mini")
+    ours = OneStepPipeline.from_pretrained("mini", device="cpu", control="mini", precision="exact")
     edges = made["controlnet-edges"].convert("RGB")
     theirs = ours("a red apple", seed=7, control_image=edges, control_scale=0.8).images[0]
     assert largest_difference(made["controlnet"], theirs) <= 1
@@ -97,7 +97,9 @@ def test_ip_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_peft_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("peft_training", tmp_path, monkeypatch)
     trained = np.asarray(Image.open(tmp_path / "outputs" / "square.png"), dtype=float)
-    before = np.asarray(OneStepPipeline.from_pretrained("mini", device="cpu")("a sks square", seed=7).images[0], dtype=float)
+    before = np.asarray(
+        OneStepPipeline.from_pretrained("mini", device="cpu", precision="exact")("a sks square", seed=7).images[0], dtype=float
+    )
     assert redness(trained) > redness(before) + 10
 
 
@@ -109,7 +111,7 @@ def redness(picture: np.ndarray) -> float:
 def test_several_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = run("several_adapters", tmp_path, monkeypatch)
     made = drawn(tmp_path)
-    ours = OneStepPipeline.from_pretrained("mini", device="cpu")
+    ours = OneStepPipeline.from_pretrained("mini", device="cpu", precision="exact")
     assert largest_difference(made["subject-0.0"], ours("a sks hibiscus", seed=3).images[0]) <= 1
     ours.set_lorad([mini.lorad_path(), (left["SUBJECT"], 1.0)])
     assert largest_difference(made["subject-1.0"], ours("a sks hibiscus", seed=3).images[0]) <= 1
@@ -119,7 +121,7 @@ def test_several_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_hot_swap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("hot_swap", tmp_path, monkeypatch)
     made = drawn(tmp_path)
-    ours = OneStepPipeline.from_pretrained("mini", device="cpu")
+    ours = OneStepPipeline.from_pretrained("mini", device="cpu", precision="exact")
     for name, strength in (("half", 0.5), ("most", 0.8), ("all", 1.0)):
         ours.set_lorad((mini.lorad_path(), strength))
         assert largest_difference(made[f"hot-swap-{name}"], ours("a red apple", seed=7).images[0]) <= 1

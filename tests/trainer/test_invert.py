@@ -125,7 +125,7 @@ def test_the_loss_is_the_teachers(place: Path, tmp_path: Path) -> None:
     x0 = run.means[chosen] + run.deviations[chosen] * drawn_numbers.z
     squared = run.model.alphas_cumprod[drawn_numbers.t].view(-1, 1, 1, 1).float()
     x_t = squared.sqrt() * x0 + (1 - squared).sqrt() * drawn_numbers.eps
-    pipe = OneStepPipeline.from_pretrained(place / "base", device="cpu", embeddings=run.embeddings())
+    pipe = OneStepPipeline.from_pretrained(place / "base", device="cpu", embeddings=run.embeddings(), precision="exact")
     with torch.no_grad():
         predicted = pipe.base.unet(x_t, drawn_numbers.t, encoder_hidden_states=pipe.encode(captions)).sample
     torch.testing.assert_close(loss.detach(), F.mse_loss(predicted, drawn_numbers.eps), rtol=1e-4, atol=1e-6)
@@ -152,7 +152,7 @@ def test_what_it_shows_is_what_the_pipeline_makes(place: Path, tmp_path: Path) -
     run.train_step()
     (shown,) = run.pictures(["a cat <R> a wall"], 3, STUDENT)
     pipe = OneStepPipeline.from_pretrained(
-        place / "base", lorad=place / "one-step.safetensors", device="cpu", embeddings=run.embeddings()
+        place / "base", lorad=place / "one-step.safetensors", device="cpu", embeddings=run.embeddings(), precision="exact"
     )
     (made,) = pipe("a cat <R> a wall", seed=3).images
     assert difference(shown, made) <= 1
@@ -176,7 +176,7 @@ def test_several_words_from_the_same_pictures(place: Path, tmp_path: Path) -> No
     with Image.open(tmp_path / "run" / "sheet-000002.png") as sheet:
         assert sheet.width == 190 + 64 + 4  # the teacher alone
     OneStepPipeline.from_pretrained(
-        place / "base", device="cpu", lorad=place / "one-step.safetensors", embeddings=[one, other]
+        place / "base", device="cpu", lorad=place / "one-step.safetensors", embeddings=[one, other], precision="exact"
     )("a cat <R> a wall in <style>")
 
 

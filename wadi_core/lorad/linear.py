@@ -222,10 +222,15 @@ class RotatedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name of nn.Linear's argument
         factors = self._factors()
+        low = getattr(self.original, "low", None)  # where ..precision lets it compute in another format than its weight's
         if not factors:
-            return super().forward(input) if self.weight is not None else self.original(input)
+            return super().forward(input) if self.weight is not None and low is None else self.original(input)
         recompute = self.recompute and self.weight is not None and torch.is_grad_enabled()
-        return rotated_linear(input, self.weight, self.bias, factors, None if recompute else partial(self._rotated, factors))
+        rotated = None if recompute else partial(self._rotated, factors)
+        if low is None:
+            return rotated_linear(input, self.weight, self.bias, factors, rotated)
+        bias = self.bias if self.bias is None else self.bias.to(low.product.inside)
+        return rotated_linear(input.to(low.product.inside), self.weight, bias, factors, rotated).to(low.product.outside)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> RotatedLinear:
         """What ``.to()`` and its like call."""
