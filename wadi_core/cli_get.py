@@ -87,9 +87,7 @@ def _get_decoder(options: argparse.Namespace) -> None:
     name = catalog.DECODERS[options.name]
     found = Path(hub.local(name))
     if options.comfyui:
-        found = _copied(
-            found, _program(options.comfyui, "ComfyUI", "main.py", "ComfyUI") / "models" / "vae_approx" / found.name
-        )
+        found = _copied(found, hosts.comfyui(options.comfyui).decoders / found.name)
     elif options.output:
         found = _copied(found, Path(options.output))
     _say(f"{found}: {found.stat().st_size / 1e6:.1f} MB")

@@ -21,11 +21,13 @@ class Places:
         name: of the program.
         lorads: where a LoRaD is to be put.
         checkpoints: folders of checkpoints; a new one is put into the first.
+        decoders: where a tiny decoder is to be put.
     """
 
     name: str
     lorads: Path
     checkpoints: tuple[Path, ...]
+    decoders: Path
 
 
 def comfyui(path: str | os.PathLike[str]) -> Places:
@@ -35,11 +37,11 @@ def comfyui(path: str | os.PathLike[str]) -> Places:
         OSError: there is no such program. ValueError: its list of paths cannot be read; one line.
     """
     folder = _program(path, "ComfyUI", "main.py", "ComfyUI", "checkpoints")
-    found = {"lorad": [folder / "models" / "lorad"], "checkpoints": [folder / "models" / "checkpoints"]}
+    found = {kind: [folder / "models" / kind] for kind in ("lorad", "checkpoints", "vae_approx")}
     for kind, place, first in _extra_paths(folder / EXTRA_PATHS):
         if kind in found:
             found[kind].insert(0 if first else len(found[kind]), place)
-    return Places("ComfyUI", found["lorad"][0], tuple(found["checkpoints"]))
+    return Places("ComfyUI", found["lorad"][0], tuple(found["checkpoints"]), found["vae_approx"][0])
 
 
 def webui(path: str | os.PathLike[str]) -> Places:
@@ -49,7 +51,7 @@ def webui(path: str | os.PathLike[str]) -> Places:
         OSError: there is no such program; one line.
     """
     folder = _program(path, "A1111, Forge or Forge Neo", "webui.py", "webui", "Stable-diffusion") / "models"
-    return Places("the web UI", folder / "LoRaD", (folder / "Stable-diffusion",))
+    return Places("the web UI", folder / "LoRaD", (folder / "Stable-diffusion",), folder / "VAE-taesd")
 
 
 def _program(path: str | os.PathLike[str], name: str, sign: str, inside: str, checkpoints: str) -> Path:
