@@ -93,7 +93,6 @@ class LoRaDAdapter(WeightAdapterBase):
         """
         raise ValueError(NO_BYPASS)
 
-
     @classmethod
     def create_train(cls, weight: Tensor, rank: int = 1, alpha: float = 1.0) -> WeightAdapterTrainBase:
         """Angles of 0 to be trained on a layer's weight by ComfyUI's Train LoRA; nothing on one that is no matrix of pairs.
