@@ -389,7 +389,8 @@ def test_comfyuis_own_training_trains_angles(comfy: ComfyServer, network: torch.
     lora, steps = trained(comfy, graph, base)
     turned = stock(comfy, graph, "LoraModelLoader", model=base[0], lora=lora, strength_model=1.0)
     graph("Probe_DumpWeights", model=turned[0], name="turned.safetensors")
-    graph("SaveLoRA", lora=lora, prefix="loras/angles", steps=steps)
+    saver = "SaveLoRA" if "SaveLoRA" in comfy.get("/object_info") else "SaveLoRANode"  # as older versions call it
+    graph(saver, lora=lora, prefix="loras/angles", steps=steps)
     comfy.run(graph.prompt)
     before, after = (load_file(comfy.base / f"output/{name}.safetensors") for name in ("base", "turned"))
     pairs = [key for key, weight in before.items() if weight.ndim == 2]
