@@ -180,6 +180,24 @@ def test_strengths_that_are_none_are_told(comfy: ComfyServer, strengths: str) ->
         comfy.run(graph.prompt)
 
 
+def test_the_stock_loader_has_a_tiny_decoder(comfy: ComfyServer, network: torch.nn.Module) -> None:
+    """TAESD's two files are all that it needs."""
+    (comfy.base / "models/vae_approx").mkdir(exist_ok=True)
+    whole = comfy_networks.taesd()
+    for part in ("taesd_encoder", "taesd_decoder"):
+        own = {name.removeprefix(f"{part}."): tensor for name, tensor in whole.items() if name.startswith(part)}
+        save_file(own, comfy.base / f"models/vae_approx/{part}.safetensors")
+    graph = Graph()
+    model, positive = with_lorad(graph)
+    vae = graph("VAELoader", vae_name="taesd")
+    made = sampled(graph, model, positive[0], width=SIZE, height=SIZE)
+    decoded = graph("VAEDecode", samples=made[0], vae=vae[0])
+    graph("Probe_DumpImage", image=decoded[0], name="tiny.safetensors")
+    comfy.run(graph.prompt)
+    image = load_file(comfy.base / "output/tiny.safetensors")["image"]
+    assert image.shape == (1, SIZE, SIZE, 3) and image.isfinite().all()
+
+
 # A part of a picture
 
 

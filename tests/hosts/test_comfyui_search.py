@@ -8,12 +8,14 @@ import pytest
 from comfy_server import ComfyServer
 
 PATIENCE = 60_000  # milliseconds
+BOX = "input[placeholder*='Search'], input[aria-autocomplete]"
+ROWS = "[role=option]"
 READY = "() => window.app?.canvas && window.app.graph && !document.querySelector('.p-progressspinner')"
 
 
 @pytest.fixture(scope="module")
 def page(comfy: ComfyServer, chromium: Any) -> Any:
-    """The front end with an empty canvas."""
+    """The front end with an empty canvas and its search box."""
     for name, value in {"TutorialCompleted": True, "Locale": "en", "Workflow.Persist": False}.items():
         comfy.post(f"/settings/Comfy.{name}", value)
     opened = chromium.new_page(viewport={"width": 1600, "height": 950})
@@ -22,6 +24,8 @@ def page(comfy: ComfyServer, chromium: Any) -> Any:
     opened.wait_for_function(READY)
     opened.wait_for_timeout(1000)
     opened.evaluate("() => window.app.graph.clear()")
+    opened.mouse.dblclick(800, 450)
+    opened.locator(BOX).last.wait_for()
     return opened
 
 
@@ -37,15 +41,9 @@ def page(comfy: ComfyServer, chromium: Any) -> Any:
     ],
 )
 def test_the_node_that_is_meant_comes_first(page: Any, shots: Any, words: str, first: str) -> None:
-    page.mouse.dblclick(800, 450)
-    box = page.locator("input[placeholder*='Search'], input[aria-autocomplete]").last
-    box.wait_for()
-    box.fill("")
-    box.type(words, delay=20)
-    rows = page.locator("li[role=option], [data-testid=result-item], [role=option]")
-    rows.first.wait_for()
-    page.wait_for_timeout(700)
+    page.locator(BOX).last.fill(words)
+    page.locator(ROWS).filter(has_text=first).first.wait_for()
+    page.wait_for_timeout(1000)
     page.screenshot(path=str(shots / f"search-{words.replace(' ', '-')}.png"))
-    found = [" ".join(text.split()) for text in rows.all_inner_texts()[:5]]
-    page.keyboard.press("Escape")
+    found = [" ".join(text.split()) for text in page.locator(ROWS).all_inner_texts()[:5]]
     assert found and found[0].startswith(first), found
