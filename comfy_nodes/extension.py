@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import embedded, files, sampling, weight_adapter
+from . import control, embedded, files, routes, sampling, weight_adapter
 from .control import ControlPreprocessor, EmbeddedControlNet
+from .grid import StrengthSeedGrid
 from .highres import HighResolution
 from .loaders import ApplyLoRaD, EmbeddedModel, LoadLoRaD, OpenLoRaD
 from .negative import NegativePrompt
+from .prompts import PromptBatch
 from .sampling import OneStepCustomSampling, OneStepModel, OneStepSampler
+from .stack import LoRaDStack
 from .tools import AnalyzeDirections, ConvertToLoRA, ExtractLoRaD, Inspect, SaveLoRaD
 
 NODES: list[type[io.ComfyNode]] = [
-    *(LoadLoRaD, OpenLoRaD, ApplyLoRaD, EmbeddedModel, EmbeddedControlNet),
-    *(OneStepModel, OneStepSampler, OneStepCustomSampling, HighResolution, NegativePrompt),
-    *(ExtractLoRaD, SaveLoRaD, ConvertToLoRA, Inspect, AnalyzeDirections, ControlPreprocessor),
+    *(LoadLoRaD, LoRaDStack, OpenLoRaD, ApplyLoRaD, EmbeddedModel, EmbeddedControlNet),
+    *(OneStepSampler, OneStepModel, OneStepCustomSampling, HighResolution, NegativePrompt, PromptBatch),
+    *(ExtractLoRaD, SaveLoRaD, ConvertToLoRA, Inspect, AnalyzeDirections, ControlPreprocessor, StrengthSeedGrid),
 ]
 
 
 def register() -> None:
-    """Make folder, weight adapter, sampler and small network known to ComfyUI; a second time it does nothing."""
-    for part in (files, weight_adapter, sampling, embedded):
+    """Make folders, weight adapter, sampler and small network known to ComfyUI; a second time it does nothing."""
+    for part in (files, control, weight_adapter, sampling, embedded, routes):
         part.register()
 
 

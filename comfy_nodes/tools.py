@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io as bytes_io
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,22 @@ from PIL import Image
 from torch import Tensor
 
 from ..wadi_core.lorad import LoRaD
+from ..wadi_core.lorad.analysis import analyze
+from ..wadi_core.lorad.chart import picture
+from ..wadi_core.lorad.convert import to_lora
+from ..wadi_core.lorad.extract import extract
 from ..wadi_core.lorad.metadata import schedule_strings
+from ..wadi_core.lorad.reports import (
+    adapter_facts,
+    adapter_lines,
+    analysis_table,
+    base_facts,
+    base_lines,
+    extraction_lines,
+    lines_as_text,
+    lora_lines,
+    table_as_text,
+)
 from ..wadi_core.schedule import OneStep
 from . import files
 from .model import ModelWeights, adapters_on, prediction_type, progress
@@ -25,7 +41,7 @@ if TYPE_CHECKING:
 
 THUMBNAIL = 256  # pixels of the longer side
 RANK_FROM = ("automatic", "rank", "energy")
-DTYPES = ("float16", "bfloat16", "float32")
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def rank_input(default: int, tooltip: str) -> io.Int.Input:
@@ -76,9 +92,6 @@ class ExtractLoRaD(io.ComfyNode):
 
     @classmethod
     def execute(cls, base: ModelPatcher, student: ModelPatcher, rank_from: str, rank: int, energy: float) -> io.NodeOutput:
-        from ..wadi_core.lorad.extract import extract
-        from ..wadi_core.lorad.reports import extraction_lines, lines_as_text
-
         turned = ModelWeights(student)
         turned.metadata |= _schedule_strings(student)
         lorad, found = extract(
@@ -109,7 +122,7 @@ class SaveLoRaD(io.ComfyNode):
                 io.String.Input(
                     "filename", default="my-lorad", tooltip="A file name in models/lorad; may contain a subfolder."
                 ),
-                io.Combo.Input("dtype", options=list(DTYPES), default=DTYPES[0], tooltip="Number format of the file."),
+                io.Combo.Input("dtype", options=list(DTYPES), default="float16", tooltip="Number format of the file."),
                 io.Image.Input("thumbnail", optional=True, tooltip="A picture that Load LoRaD shows."),
             ],
             outputs=[io.String.Output(display_name="lorad_name", tooltip="The name under which Load LoRaD lists it.")],
@@ -118,12 +131,11 @@ class SaveLoRaD(io.ComfyNode):
 
     @classmethod
     def execute(cls, lorad: LoRaD, filename: str, dtype: str, thumbnail: Tensor | None = None) -> io.NodeOutput:
-        import dataclasses
-
-        path = files.new_path(files.FOLDER, filename)
         if thumbnail is not None:
             lorad = LoRaD(lorad.factors, dataclasses.replace(lorad.metadata, thumbnail=_data_uri(thumbnail)))
-        lorad.save(path, getattr(torch, dtype))
+        with files.names_for_places():
+            path = files.new_path(files.FOLDER, filename)
+            lorad.save(path, DTYPES[dtype])
         name = files.name_of(files.FOLDER, path)
         return io.NodeOutput(name, ui={"text": [f"{name}, {path.stat().st_size / 1e6:.2f} MB"]})
 
@@ -154,14 +166,12 @@ class ConvertToLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, lorad: LoRaD, strength: float, rank: int, filename: str) -> io.NodeOutput:
-        from ..wadi_core.lorad.convert import to_lora
-        from ..wadi_core.lorad.reports import lora_lines
-
         if adapters_on(model):
             raise ValueError("there is a LoRaD on this model already: connect the base as it came from its loader")
-        path = files.new_path(files.LORA_FOLDER, filename)
-        lora = to_lora(ModelWeights(model), [(lorad, strength)], rank, progress=progress())
-        lora.save(path)
+        with files.names_for_places():
+            path = files.new_path(files.LORA_FOLDER, filename)
+            lora = to_lora(ModelWeights(model), [(lorad, strength)], rank, progress=progress())
+            lora.save(path)
         report = "\n".join([*lora_lines(lora), files.name_of(files.LORA_FOLDER, path)])
         return io.NodeOutput(report, ui={"text": [report]})
 
@@ -188,8 +198,6 @@ class Inspect(io.ComfyNode):
 
     @classmethod
     def execute(cls, lorad: LoRaD, model: ModelPatcher | None = None) -> io.NodeOutput:
-        from ..wadi_core.lorad.reports import adapter_facts, adapter_lines, base_facts, base_lines, lines_as_text
-
         lines = adapter_lines(adapter_facts(lorad))
         if model is not None:
             lines += base_lines(base_facts(lorad, ModelWeights(model, patched=False), "the model"))
@@ -219,10 +227,6 @@ class AnalyzeDirections(io.ComfyNode):
 
     @classmethod
     def execute(cls, base: ModelPatcher, student: ModelPatcher) -> io.NodeOutput:
-        from ..wadi_core.lorad.analysis import analyze
-        from ..wadi_core.lorad.chart import picture
-        from ..wadi_core.lorad.reports import analysis_table, table_as_text
-
         analysis = analyze(ModelWeights(base), ModelWeights(student), progress())
         with Image.open(bytes_io.BytesIO(picture(analysis, "What training changed"))) as drawn:
             pixels = np.asarray(drawn.convert("RGB"), dtype=np.float32) / 255

@@ -60,15 +60,20 @@ def contact_sheet(
 
 
 class ContactSheet:
-    """Collects small copies of pictures and draws them in one, row by row, a caption under each."""
+    """Collects small copies of pictures and draws them in one, row by row, a caption under each.
 
-    def __init__(self) -> None:
+    Args:
+        cell: pixels: nothing larger is kept and shown.
+    """
+
+    def __init__(self, cell: int = CELL) -> None:
+        self._cell = cell
         self._cells: list[tuple[Image, str]] = []
 
     def add(self, picture: Image, caption: str = "") -> None:
-        """Take one more picture; only a copy of at most 256 pixels is kept."""
+        """Take one more picture; only a small copy is kept."""
         small = picture.copy()
-        small.thumbnail((CELL, CELL))
+        small.thumbnail((self._cell, self._cell))
         self._cells.append((small, caption))
 
     def draw(self, columns: int | None = None) -> Image:
