@@ -6,15 +6,18 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import embedded, files, sampling, weight_adapter
 from .control import ControlPreprocessor, EmbeddedControlNet
+from .grid import StrengthSeedGrid
 from .highres import HighResolution
 from .loaders import ApplyLoRaD, EmbeddedModel, LoadLoRaD, OpenLoRaD
+from .prompts import PromptBatch
 from .sampling import OneStepCustomSampling, OneStepModel, OneStepSampler
+from .stack import LoRaDStack
 from .tools import AnalyzeDirections, ConvertToLoRA, ExtractLoRaD, Inspect, SaveLoRaD
 
 NODES: list[type[io.ComfyNode]] = [
-    *(LoadLoRaD, OpenLoRaD, ApplyLoRaD, EmbeddedModel, EmbeddedControlNet),
-    *(OneStepModel, OneStepSampler, OneStepCustomSampling, HighResolution),
-    *(ExtractLoRaD, SaveLoRaD, ConvertToLoRA, Inspect, AnalyzeDirections, ControlPreprocessor),
+    *(LoadLoRaD, LoRaDStack, OpenLoRaD, ApplyLoRaD, EmbeddedModel, EmbeddedControlNet),
+    *(OneStepSampler, OneStepModel, OneStepCustomSampling, HighResolution, PromptBatch),
+    *(ExtractLoRaD, SaveLoRaD, ConvertToLoRA, Inspect, AnalyzeDirections, ControlPreprocessor, StrengthSeedGrid),
 ]
 
 

@@ -10,15 +10,13 @@ from comfy_api.latest import io
 from torch import Tensor, nn
 
 from ..wadi_core import highres
-from . import embedded
-from .model import layout_of, prediction_type
+from .model import layout_of
 from .schema import schema
+from .sizes import ENLARGED, PIXELS, native_size
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
-KEY = "wadi.highres"
-PIXELS = 8  # a cell of a latent is so many wide
 PIXART = "pixart-alpha"
 
 
@@ -30,10 +28,7 @@ def known_size(model: ModelPatcher) -> int:
     """
     if layout_of(model).architecture == PIXART:
         raise ValueError("pictures can be enlarged with U-Nets of Stable Diffusion 1 and 2 only, and this is PixArt-alpha")
-    if isinstance(model.model.model_config, embedded.WadiMini):
-        return embedded.native_size()
-    # Of the released networks of Stable Diffusion 1 and 2 only that of 768 pixels returns v.
-    return 768 if prediction_type(model) == "v_prediction" else 512
+    return native_size(model)
 
 
 def enlarging(native: int, method: str) -> Callable[..., Any]:
@@ -94,8 +89,8 @@ class HighResolution(io.ComfyNode):
                     min=0,
                     max=2048,
                     step=PIXELS,
-                    tooltip="Training size of the model in pixels per side. 0: 512, or 768 for Stable Diffusion 2.1 with "
-                    "v-prediction, or 128 for wadi-mini.",
+                    tooltip="Training size of the model in pixels per side. 0: what the LoRaD's file says, else 512, or 768 "
+                    "for Stable Diffusion 2.1 with v-prediction, or 128 for wadi-mini.",
                 ),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The same weights, for larger pictures.")],
@@ -106,6 +101,7 @@ class HighResolution(io.ComfyNode):
         native = native_size or known_size(model)
         larger = model.clone()
         kind = comfy.patcher_extension.WrappersMP.CALC_COND_BATCH
-        larger.remove_wrappers_with_key(kind, KEY)
-        larger.add_wrapper_with_key(kind, KEY, enlarging(native, method))
+        larger.remove_wrappers_with_key(kind, ENLARGED)
+        larger.add_wrapper_with_key(kind, ENLARGED, enlarging(native, method))
+        larger.set_attachments(ENLARGED, native)
         return io.NodeOutput(larger)

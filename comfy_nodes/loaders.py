@@ -12,8 +12,10 @@ from ..wadi_core.lorad import LoRaD
 from ..wadi_core.schedule import OneStep
 from . import embedded, files
 from .model import Applied, adapters_on, apply
+from .notices import message
 from .sampling import is_one_step, with_one_step
 from .schema import LORAD, schema, strength_input
+from .sizes import square_of
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -58,28 +60,33 @@ class Report:
     one_step: OneStep | None
 
     def __str__(self) -> str:
-        parts = [str(self.applied.match), f"strength {self.applied.strength:g}"]
+        parts = [str(self.applied)]
         if self.one_step:
             parts.append(f"one step at t = {self.one_step.timestep}, alpha_T^2 = {self.one_step.alpha_T_squared:g}")
         return one_line("; ".join([", ".join(parts), *self.applied.notes]))
 
-    def message(self) -> dict[str, list[Any]]:
-        """As the front end gets it."""
+    def facts(self) -> dict[str, Any]:
+        """For the script in the front end."""
         match = self.applied.match
-        facts = {
+        return {
             "layers": len(match.paths),
-            "of": match.layers,
+            "of": max(self.applied.layers, match.layers),
             "rank": match.rank,
             "architecture": match.architecture,
             "strength": self.applied.strength,
             "one_step": self.one_step is not None,
             "notes": list(self.applied.notes),
         }
-        return {"text": [str(self)], "wadi": [facts]}
 
 
-def put_on(model: ModelPatcher, lorad: LoRaD, strength: float, one_step: bool) -> io.NodeOutput:
-    """A model with an adapter, and with its one-step sampling where it is wanted and the adapter has one.
+def told(*reports: Report) -> dict[str, list[Any]] | None:
+    """What a node sends to the front end of the adapters that it put on."""
+    notices = [notice for report in reports for notice in report.applied.notices]
+    return message([str(report) for report in reports], notices, [report.facts() for report in reports])
+
+
+def put_on(model: ModelPatcher, lorad: LoRaD, strength: float, one_step: bool) -> tuple[ModelPatcher, Report]:
+    """A MODEL with an adapter, and with its one-step sampling where it is wanted and the adapter has one.
 
     Raises:
         ValueError: the adapter does not fit; one line.
@@ -89,11 +96,21 @@ def put_on(model: ModelPatcher, lorad: LoRaD, strength: float, one_step: bool) -
         raise ValueError("a one-step LoRaD needs the multi-step base: take One-Step Model away, or this LoRaD")
     turned, applied = apply(model, lorad, strength)
     if schedule is not None:
-        width, _, height = (lorad.metadata.resolution or "").partition("x")
-        native = int(width) if width.isdigit() and width == height else None
-        turned = with_one_step(turned, schedule, native)
-    report = Report(applied, schedule)
-    return io.NodeOutput(turned, str(report), ui=report.message())
+        turned = with_one_step(turned, schedule, square_of(lorad))
+    return turned, Report(applied, schedule)
+
+
+def put_on_file(model: ModelPatcher, name: str, strength: float, one_step: bool) -> tuple[ModelPatcher, Report]:
+    """:func:`put_on` with the adapter of a file.
+
+    Raises:
+        OSError, ValueError: there is no such file, it is no LoRaD, or it does not fit; one line with its name.
+    """
+    lorad = files.load(name)
+    try:
+        return put_on(model, lorad, strength, one_step)
+    except ValueError as error:
+        raise ValueError(one_line(f"{name}: {error}")) from error
 
 
 class LoadLoRaD(io.ComfyNode):
@@ -119,7 +136,7 @@ class LoadLoRaD(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, lorad_name: str | None = None) -> bool | str:
-        return _is_there(lorad_name)
+        return is_there(lorad_name)
 
     @classmethod
     def fingerprint_inputs(cls, lorad_name: str, **kwargs: Any) -> Any:
@@ -127,11 +144,8 @@ class LoadLoRaD(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, lorad_name: str, strength: float, one_step: bool) -> io.NodeOutput:
-        lorad = files.load(lorad_name)
-        try:
-            return put_on(model, lorad, strength, one_step)
-        except ValueError as error:
-            raise ValueError(one_line(f"{lorad_name}: {error}")) from error
+        turned, report = put_on_file(model, lorad_name, strength, one_step)
+        return io.NodeOutput(turned, str(report), ui=told(report))
 
 
 class OpenLoRaD(io.ComfyNode):
@@ -151,7 +165,7 @@ class OpenLoRaD(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, lorad_name: str | None = None) -> bool | str:
-        return _is_there(lorad_name)
+        return is_there(lorad_name)
 
     @classmethod
     def fingerprint_inputs(cls, lorad_name: str, **kwargs: Any) -> Any:
@@ -184,7 +198,8 @@ class ApplyLoRaD(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, lorad: LoRaD, strength: float, one_step: bool) -> io.NodeOutput:
-        return put_on(model, lorad, strength, one_step)
+        turned, report = put_on(model, lorad, strength, one_step)
+        return io.NodeOutput(turned, str(report), ui=told(report))
 
 
 class EmbeddedModel(io.ComfyNode):
@@ -215,7 +230,7 @@ class EmbeddedModel(io.ComfyNode):
         return io.NodeOutput(embedded.load_model(), embedded.load_clip(), embedded.load_vae(), embedded.load_lorad())
 
 
-def _is_there(name: str | None) -> bool | str:
+def is_there(name: str | None) -> bool | str:
     """True, or what is wrong with a file's name; names that arrive over a link are looked at when the node runs."""
     try:
         if name is not None:

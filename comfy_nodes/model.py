@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from ..wadi_core.lorad import LoRaD, Match, check_together
 from ..wadi_core.lorad.layouts import Layout, detect
 from ..wadi_core.lorad.weights import Weights
+from .notices import Notice
 from .weight_adapter import NAME, LoRaDAdapter
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 NETWORK = "diffusion_model."
 PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-ATTACHMENT = "wadi.lorads"  # under which a MODEL keeps the adapters that are on it
+ATTACHMENT = "wadi.lorads"  # under which a MODEL keeps the adapters that are on it, with their strengths
+STRENGTH_TOLERANCE = 0.05  # of the sum of one-step adapters' strengths
 
 _base_checksums: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
@@ -103,9 +105,21 @@ def prediction_type(model: ModelPatcher) -> str:
     return "v_prediction" if isinstance(sampling, comfy.model_sampling.V_PREDICTION) else "epsilon"
 
 
+def strengths_on(model: ModelPatcher) -> tuple[tuple[LoRaD, float], ...]:
+    """The LoRaDs that this pack's nodes have put on a MODEL, with their strengths."""
+    return model.get_attachment(ATTACHMENT) or ()
+
+
 def adapters_on(model: ModelPatcher) -> tuple[LoRaD, ...]:
     """The LoRaDs that this pack's nodes have put on a MODEL."""
-    return model.get_attachment(ATTACHMENT) or ()
+    return tuple(lorad for lorad, _ in strengths_on(model))
+
+
+def has_other_lorad(model: ModelPatcher) -> bool:
+    """Whether another loader, such as ComfyUI's own Load LoRA, has put LoRaD layers on a MODEL."""
+    ours = {id(factors[0]) for lorad in adapters_on(model) for factors in lorad.factors.values()}
+    found = (patch[1] for patches in model.patches.values() for patch in patches)
+    return any(isinstance(one, LoRaDAdapter) and id(one.weights[0]) not in ours for one in found)
 
 
 @dataclass(frozen=True)
@@ -115,12 +129,22 @@ class Applied:
     Attributes:
         match: how the two fit together.
         strength: of the angles.
+        layers: how many layers of the network a one-step student's LoRaD can turn.
         notes: what a user may want to know.
+        notices: what is likely to go wrong.
     """
 
     match: Match
     strength: float
+    layers: int
     notes: tuple[str, ...] = ()
+    notices: tuple[Notice, ...] = ()
+
+    def __str__(self) -> str:
+        match = self.match
+        # An adapter that was trained on fewer layers than it could have must not look complete.
+        of = max(self.layers, match.layers)
+        return f"{len(match.paths)} of {of} layers, rank {match.rank}, {match.architecture}, strength {self.strength:g}"
 
 
 def apply(model: ModelPatcher, lorad: LoRaD, strength: float) -> tuple[ModelPatcher, Applied]:
@@ -134,10 +158,11 @@ def apply(model: ModelPatcher, lorad: LoRaD, strength: float) -> tuple[ModelPatc
     layout = layout_of(model)
     match = lorad.matched(layout.network)
     match.check()
+    layers = len(layout.layers())
     if strength == 0.0:
-        return model, Applied(match, strength, ("at strength 0 nothing changes",))
-    together = (*adapters_on(model), lorad)
-    check_together(together)
+        return model, Applied(match, strength, layers, ("at strength 0 nothing changes",))
+    together = (*strengths_on(model), (lorad, strength))
+    check_together(one for one, _ in together)
     patches: dict[str | tuple[str, tuple[int, int, int]], LoRaDAdapter] = {}
     for key, path in match.paths.items():
         place = layout.places[path]
@@ -150,7 +175,7 @@ def apply(model: ModelPatcher, lorad: LoRaD, strength: float) -> tuple[ModelPatc
     if len(taken) < len(patches):
         raise ValueError(f"ComfyUI took {len(taken)} of the {len(patches)} layers of this LoRaD: the model is of another kind")
     turned.set_attachments(ATTACHMENT, together)
-    return turned, Applied(match, strength, notes)
+    return turned, Applied(match, strength, layers, notes, tuple(_notices(model, together)))
 
 
 def _notes(model: ModelPatcher, lorad: LoRaD, names: list[str]) -> list[str]:
@@ -163,6 +188,35 @@ def _notes(model: ModelPatcher, lorad: LoRaD, names: list[str]) -> list[str]:
     if trained_on is not None and trained_on != _checksum_of_base(model):
         notes.append("it was trained on another base, or on this one in another precision: results will differ")
     return notes
+
+
+def _notices(model: ModelPatcher, together: Sequence[tuple[LoRaD, float]]) -> list[Notice]:
+    """What is likely to go wrong with the last of several adapters: angles of one-step ones that add up to too much."""
+    *before, (lorad, _) = together
+    if not lorad.one_step:
+        return []
+    students = [(one, strength) for one, strength in before if one.one_step]
+    total = sum(strength for _, strength in (*students, together[-1]))
+    if students and abs(total - 1.0) > STRENGTH_TOLERANCE:
+        values = {"total": f"{total:g}"}
+        end = f"the strengths add up to {total:g}, and one step needs about 1: take one of them away"
+        if any(_same(one, lorad) for one, _ in students):
+            return [Notice("warn_same_lorad", f"This one-step LoRaD is on the model already: {end}.", values)]
+        return [Notice("warn_second_one_step", f"Another one-step LoRaD is on the model already: {end}.", values)]
+    if has_other_lorad(model):
+        text = "Load LoRA has put a LoRaD on this model too, and the angles add: use one one-step LoRaD only."
+        return [Notice("warn_other_lorad", text)]
+    return []
+
+
+def _same(one: LoRaD, other: LoRaD) -> bool:
+    """Whether two adapters turn by the same angles, whatever their files are called."""
+    if one is other:
+        return True
+    if one.factors.keys() != other.factors.keys():
+        return False
+    pairs = ((one.factors[key], other.factors[key]) for key in one.factors)
+    return all(torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in pairs)
 
 
 def _checksum_of_base(model: ModelPatcher) -> str:

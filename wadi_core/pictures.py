@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 JSON_KEY = "wadi"  # text chunk with the settings as JSON
 TEXT_KEY = "parameters"  # the same for people and A1111-style readers
-CELL = 256  # pixels: a contact sheet shows nothing larger
+CELL = 256  # pixels: a contact sheet shows nothing larger unless it is told so
 SHEET_LIMIT = 16384  # pixels of its longer side
 CAPTION_HEIGHT = 16
 MARGIN = 4
@@ -131,15 +131,20 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 class ContactSheet:
-    """Collects small copies of pictures and draws them in one, row by row, a caption under each."""
+    """Collects small copies of pictures and draws them in one, row by row, a caption under each.
 
-    def __init__(self) -> None:
+    Args:
+        cell: pixels: nothing larger is kept and shown.
+    """
+
+    def __init__(self, cell: int = CELL) -> None:
+        self._cell = cell
         self._cells: list[tuple[Image, str]] = []
 
     def add(self, picture: Image, caption: str = "") -> None:
-        """Take one more picture; only a copy of at most 256 pixels is kept."""
+        """Take one more picture; only a small copy is kept."""
         small = picture.copy()
-        small.thumbnail((CELL, CELL))
+        small.thumbnail((self._cell, self._cell))
         self._cells.append((small, caption))
 
     def draw(self, columns: int | None = None) -> Image:
