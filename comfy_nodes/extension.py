@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import embedded, files, sampling, weight_adapter
+from . import control, embedded, files, routes, sampling, weight_adapter
 from .control import ControlPreprocessor, EmbeddedControlNet
 from .grid import StrengthSeedGrid
 from .highres import HighResolution
@@ -22,8 +22,8 @@ NODES: list[type[io.ComfyNode]] = [
 
 
 def register() -> None:
-    """Make folder, weight adapter, sampler and small network known to ComfyUI; a second time it does nothing."""
-    for part in (files, weight_adapter, sampling, embedded):
+    """Make folders, weight adapter, sampler and small network known to ComfyUI; a second time it does nothing."""
+    for part in (files, control, weight_adapter, sampling, embedded, routes):
         part.register()
 
 

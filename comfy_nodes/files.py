@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import folder_paths
@@ -15,6 +16,7 @@ import folder_paths
 from ..wadi_core import mini
 from ..wadi_core.files import one_line
 from ..wadi_core.lorad import LoRaD
+from ..wadi_core.lorad.checkpoint import read_header
 from ..wadi_core.lorad.format import LORAD_ENDINGS
 
 FOLDER = "lorad"
@@ -83,8 +85,48 @@ def load(name: str) -> LoRaD:
     key = stamp(name)
     lorad = _loaded.get(key)
     if lorad is None:
-        lorad = _loaded[key] = LoRaD.load(key[0])
+        with names_for_places():
+            lorad = _loaded[key] = LoRaD.load(key[0])
     return lorad
+
+
+@contextlib.contextmanager
+def names_for_places() -> Iterator[None]:
+    """Let what is refused inside be told by names in the model folders: where these lie is the server's own business.
+
+    Raises:
+        OSError, ValueError: what was raised inside, in the words that a user of the server is to see.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        said = named(str(error))
+        if said == str(error):
+            raise
+        raise type(error)(said) from error
+
+
+def named(text: str) -> str:
+    """A text in which files are called as the nodes list them, rather than by their places on the server's disks."""
+    kinds = folder_paths.folder_names_and_paths
+    places = {os.path.abspath(place): f"models/{kind}" for kind, (paths, _) in kinds.items() for place in paths}
+    places |= {os.path.abspath(folder_paths.models_dir): "models", str(mini.FOLDER): mini.FOLDER.name}
+    for place in sorted(places, key=len, reverse=True):  # what is inside another goes before it
+        text = text.replace(place, places[place])
+    return text
+
+
+def metadata(name: str) -> dict[str, str]:
+    """What is written in an adapter's file about it; nothing for a file that is no .safetensors.
+
+    Raises:
+        OSError, ValueError: there is no such file, or it is damaged; one line.
+    """
+    path = path_of(name)
+    if path.suffix.lower() != ".safetensors":
+        return {}
+    with names_for_places():
+        return dict(read_header(path).metadata)
 
 
 def new_path(folder: str, name: str) -> Path:

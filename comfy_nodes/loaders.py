@@ -227,7 +227,8 @@ class EmbeddedModel(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        return io.NodeOutput(embedded.load_model(), embedded.load_clip(), embedded.load_vae(), embedded.load_lorad())
+        with files.names_for_places():
+            return io.NodeOutput(embedded.load_model(), embedded.load_clip(), embedded.load_vae(), embedded.load_lorad())
 
 
 def is_there(name: str | None) -> bool | str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 THUMBNAIL = 256  # pixels of the longer side
 RANK_FROM = ("automatic", "rank", "energy")
-DTYPES = ("float16", "bfloat16", "float32")
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def rank_input(default: int, tooltip: str) -> io.Int.Input:
@@ -108,7 +108,7 @@ class SaveLoRaD(io.ComfyNode):
                 io.String.Input(
                     "filename", default="my-lorad", tooltip="A file name in models/lorad; may contain a subfolder."
                 ),
-                io.Combo.Input("dtype", options=list(DTYPES), default=DTYPES[0], tooltip="Number format of the file."),
+                io.Combo.Input("dtype", options=list(DTYPES), default="float16", tooltip="Number format of the file."),
                 io.Image.Input("thumbnail", optional=True, tooltip="A picture that Load LoRaD shows."),
             ],
             outputs=[io.String.Output(display_name="lorad_name", tooltip="The name under which Load LoRaD lists it.")],
@@ -119,10 +119,11 @@ class SaveLoRaD(io.ComfyNode):
     def execute(cls, lorad: LoRaD, filename: str, dtype: str, thumbnail: Tensor | None = None) -> io.NodeOutput:
         import dataclasses
 
-        path = files.new_path(files.FOLDER, filename)
         if thumbnail is not None:
             lorad = LoRaD(lorad.factors, dataclasses.replace(lorad.metadata, thumbnail=_data_uri(thumbnail)))
-        lorad.save(path, getattr(torch, dtype))
+        with files.names_for_places():
+            path = files.new_path(files.FOLDER, filename)
+            lorad.save(path, DTYPES[dtype])
         name = files.name_of(files.FOLDER, path)
         return io.NodeOutput(name, ui={"text": [f"{name}, {path.stat().st_size / 1e6:.2f} MB"]})
 
@@ -158,9 +159,10 @@ class ConvertToLoRA(io.ComfyNode):
 
         if adapters_on(model):
             raise ValueError("there is a LoRaD on this model already: connect the base as it came from its loader")
-        path = files.new_path(files.LORA_FOLDER, filename)
-        lora = to_lora(ModelWeights(model), [(lorad, strength)], rank, progress=progress())
-        lora.save(path)
+        with files.names_for_places():
+            path = files.new_path(files.LORA_FOLDER, filename)
+            lora = to_lora(ModelWeights(model), [(lorad, strength)], rank, progress=progress())
+            lora.save(path)
         report = "\n".join([*lora_lines(lora), files.name_of(files.LORA_FOLDER, path)])
         return io.NodeOutput(report, ui={"text": [report]})
 

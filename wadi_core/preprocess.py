@@ -1,8 +1,8 @@
 """Control maps from pictures: edges, poses, depth and the like, as ControlNets were trained on them.
 
-``canny`` is OpenCV's, ``invert`` Pillow's; the others are the detectors of the package ``controlnet_aux``. Most of those
-need weights, which are read from a folder on the disk: nothing is downloaded. All of these packages come with the
-extra ``control``.
+What needs no network is made in :mod:`.maps` and needs no package either. The others are the detectors of the package
+``controlnet_aux``, which comes with the extra ``control``. Their weights are read from a folder on the disk: nothing is
+downloaded.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from . import images, packages
+from . import images, maps, packages
 from .files import one_line, refusal
 
 if TYPE_CHECKING:
@@ -38,14 +38,14 @@ class Kind:
         detector: the class in ``controlnet_aux`` that makes it; empty for those that are made here.
         files: names of the weights it needs.
         options: for the call of the detector.
-        sizes: what the call names the sizes that it works and answers in.
+        make: pixels out of pixels and a seed, for those that are made here at a size that detectors work in.
     """
 
     help: str
     detector: str = ""
     files: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
-    sizes: tuple[str, ...] = ("detect_resolution", "image_resolution")
+    make: Callable[[maps.Pixels, int], maps.Pixels] | None = None
 
 
 _HED, _PIDI = ("ControlNetHED.pth",), ("table5_pidinet.pth",)
@@ -53,8 +53,12 @@ _POSE = ("body_pose_model.pth", "hand_pose_model.pth", "facenet.pth")
 KINDS = {
     "canny": Kind("edges"),
     "invert": Kind("light and dark exchanged, for drawings in black on white"),
-    "shuffle": Kind("colours of the picture, its shapes shuffled", "ContentShuffleDetector"),
-    "lineart-standard": Kind("lines, without a network", "LineartStandardDetector", sizes=("detect_resolution",)),
+    "shuffle": Kind("colours of the picture, its shapes shuffled", make=maps.shuffled),
+    "lineart-standard": Kind("lines, without a network", make=lambda pixels, seed: maps.lineart(pixels)),
+    "softedge-standard": Kind("soft edges, without a network", make=lambda pixels, seed: maps.soft_edges(pixels)),
+    "scribble-standard": Kind("bold strokes, without a network", make=lambda pixels, seed: maps.strokes(pixels)),
+    "tile": Kind("the picture without its details", make=lambda pixels, seed: maps.tile(pixels)),
+    "blur": Kind("the picture out of focus", make=lambda pixels, seed: maps.blurred(pixels)),
     "lineart": Kind("lines", "LineartDetector", ("sk_model.pth", "sk_model2.pth")),
     "lineart-coarse": Kind("coarse lines", "LineartDetector", ("sk_model.pth", "sk_model2.pth"), {"coarse": True}),
     "lineart-anime": Kind("lines of drawn characters", "LineartAnimeDetector", ("netG.pth",)),
@@ -70,6 +74,8 @@ KINDS = {
     "normal": Kind("directions of surfaces", "NormalBaeDetector", ("scannet.pt",)),
     "mlsd": Kind("straight lines", "MLSDdetector", ("mlsd_large_512_fp32.pth",)),
 }
+
+PLAIN = tuple(name for name, kind in KINDS.items() if not kind.detector)  # need neither a package nor weights
 
 
 def run(
@@ -105,22 +111,22 @@ def run(
         from PIL import ImageOps
 
         return ImageOps.invert(image)
-    return _detect(image, KINDS[kind], models, seed, device)
+    make = KINDS[kind].make
+    return _made(image, make, seed) if make else _detect(image, KINDS[kind], models, seed, device)
 
 
 def canny(image: Image, low: int = 100, high: int = 200) -> Image:
     """Edges, white on black, with OpenCV's thresholds: a gradient above ``high`` begins an edge, one above ``low`` goes on.
 
     Raises:
-        ValueError, OSError: as :func:`run`.
+        ValueError: as :func:`run`.
     """
     import numpy as np
     from PIL import Image
 
     if not 0 <= low <= high <= 1000:
         raise ValueError(f"canny needs thresholds from 0 to 1000, the low one not above the high one, not {low} and {high}")
-    edges = _package("cv2").Canny(np.asarray(images.plain(image)), low, high)
-    return Image.fromarray(np.repeat(edges[:, :, None], 3, axis=2))
+    return Image.fromarray(maps.canny(np.array(images.plain(image)), low, high))
 
 
 def fit(image: Image, width: int, height: int) -> Image:
@@ -128,6 +134,23 @@ def fit(image: Image, width: int, height: int) -> Image:
     from PIL import Image, ImageOps
 
     return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+
+
+def _made(image: Image, make: Callable[[maps.Pixels, int], maps.Pixels], seed: int) -> Image:
+    import numpy as np
+    from PIL import Image
+
+    # As detectors look at pictures: in sides that can be divided.
+    factor = _side(image) / min(image.size)
+    width, height = (max(STEP, round(side * factor / STEP) * STEP) for side in image.size)
+    resized = image.resize((width, height), Image.Resampling.LANCZOS if factor > 1 else Image.Resampling.BILINEAR)
+    found = make(np.array(resized), seed)
+    return Image.fromarray(found).resize(image.size, Image.Resampling.BILINEAR)
+
+
+def _side(image: Image) -> int:
+    """Pixels on the shorter side at which a picture is looked at."""
+    return min(LARGEST, max(STEP, round(min(image.size) / STEP) * STEP))
 
 
 def _detect(image: Image, kind: Kind, models: str | os.PathLike[str] | None, seed: int, device: str | torch.device) -> Image:
@@ -140,19 +163,17 @@ def _detect(image: Image, kind: Kind, models: str | os.PathLike[str] | None, see
         detector = getattr(package, kind.detector, None)
         if detector is None:
             raise OSError(f"this version of controlnet_aux has no {kind.detector}: update it")
-        side = min(LARGEST, max(STEP, round(min(image.size) / STEP) * STEP))
+        side = _side(image)
         try:
-            made = detector.from_pretrained(str(folder)).to(device) if kind.files else detector()
-            found = made(image, output_type="pil", **dict.fromkeys(kind.sizes, side), **kind.options)
+            made = detector.from_pretrained(str(folder)).to(device)
+            found = made(image, output_type="pil", detect_resolution=side, image_resolution=side, **kind.options)
         except Exception as error:  # a detector can raise nearly anything over a damaged file or an odd picture
             raise OSError(one_line(f"{kind.detector} of controlnet_aux failed: {type(error).__name__}: {error}")) from error
     return found.convert("RGB").resize(image.size, Image.Resampling.BILINEAR)
 
 
-def _folder_with(kind: Kind, models: str | os.PathLike[str] | None) -> Path | None:
+def _folder_with(kind: Kind, models: str | os.PathLike[str] | None) -> Path:
     """The folder in which all that a detector needs lies, each file looked at: pickles of plain tensors only."""
-    if not kind.files:
-        return None
     import torch
 
     folder = models or os.environ.get(MODELS)

@@ -26,8 +26,8 @@ from wadi_core.pipeline import noise
 
 NODES = {
     *("WaDi_LoadLoRaD", "WaDi_OpenLoRaD", "WaDi_ApplyLoRaD", "WaDi_EmbeddedModel", "WaDi_EmbeddedControlNet"),
-    *("WaDi_OneStepModel", "WaDi_OneStepSampler", "WaDi_OneStepCustomSampling"),
-    "WaDi_HighResolution",
+    *("WaDi_OneStepModel", "WaDi_OneStepSampler", "WaDi_OneStepCustomSampling", "WaDi_LoRaDStack", "WaDi_PromptBatch"),
+    *("WaDi_HighResolution", "WaDi_StrengthSeedGrid"),
     *("WaDi_ExtractLoRaD", "WaDi_SaveLoRaD", "WaDi_ConvertToLoRA", "WaDi_Inspect", "WaDi_AnalyzeDirections"),
     "WaDi_ControlPreprocessor",
 }
@@ -185,7 +185,8 @@ def test_without_one_step_weights_the_sampler_says_so(comfy: ComfyServer, networ
     sampled = graph("WaDi_OneStepSampler", model=model[0], positive=positive[0], **sizes)
     graph("Probe_DumpLatent", latent=sampled[0], name="latent.safetensors")
     said = comfy.run(graph.prompt).ui
-    assert "no one-step weights" in said[sampled.id]["text"][0]
+    notice = said[sampled.id]["wadi_notices"][0]
+    assert notice["code"] == "warn_no_weights" and notice["text"] == said[sampled.id]["text"][0]
     assert said["2"]["wadi"][0]["one_step"] is False
 
 
