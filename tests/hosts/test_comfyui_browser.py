@@ -115,8 +115,8 @@ def test_workflow_opens_whole(page: Any, shots: Path, name: str) -> None:
             continue
         values = page.evaluate("(id) => app.graph.getNodeById(id).serialize().widgets_values ?? []", node["id"])
         kept = node.get("widgets_values", [])
-        # The upload button of Load Image is saved as a widget too.
-        assert values == kept + (["image"] if node["type"] == "LoadImage" else [])
+        # The buttons of these are saved as widgets too.
+        assert values == kept + {"LoadImage": ["image"], "WebcamCapture": ["capture"]}.get(node["type"], [])
     for kind in ("WaDi_OneStepSampler", "KSampler"):
         assert panel(page, kind) == ""
     assert page.wadi_errors == []
