@@ -131,7 +131,6 @@ function describeFile(walk, node, path) {
 
 function reviewNow() {
   waiting = false;
-  colourSlots();
   const walk = new Walk();
   const contents = new Map();
   for (const [node, path] of everyNode(app.rootGraph ?? app.graph)) {
@@ -160,11 +159,15 @@ function review() {
   setTimeout(reviewNow, 50);
 }
 
-/** Every change of the colour palette takes the colours of types away that it does not know. */
+/** Gives LORAD its colour. A palette overwrites the colours of all types, with nothing where it does not know one. */
 function colourSlots() {
-  const canvas = app.canvas;
+  const { canvas } = app;
   for (const colours of [canvas?.default_connection_color_byType, canvas?.constructor.link_type_colors]) {
-    if (colours) colours.LORAD ||= SLOT_COLOUR;
+    if (!colours) continue;
+    let chosen = colours.LORAD;
+    const get = () => chosen || SLOT_COLOUR;
+    const set = (colour) => (chosen = colour);
+    Object.defineProperty(colours, "LORAD", { get, set, enumerable: true, configurable: true });
   }
 }
 
@@ -207,6 +210,7 @@ app.registerExtension({
     style.textContent = `${STYLE}\n:root { --color-datatype-LORAD: ${SLOT_COLOUR}; }`;
     document.head.append(style);
     sortTemplates();
+    colourSlots();
     api.addEventListener("graphChanged", review);
     // A node that runs again has nothing to say until it does; one that is cached does not run.
     api.addEventListener("executing", ({ detail }) => {
