@@ -19,7 +19,7 @@ from ..wadi_core.lorad import LoRaD, Match, check_together
 from ..wadi_core.lorad.layouts import Layout, detect
 from ..wadi_core.lorad.weights import Weights
 from .notices import Notice
-from .weight_adapter import NAME, LoRaDAdapter
+from .weight_adapter import LoRaDAdapter
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -180,7 +180,7 @@ def apply(model: ModelPatcher, lorad: LoRaD, strength: float) -> tuple[ModelPatc
 
 def _notes(model: ModelPatcher, lorad: LoRaD, names: list[str]) -> list[str]:
     notes = []
-    if any(getattr(patch[1], "name", None) != NAME for name in names for patch in model.patches.get(name, ())):
+    if any(not isinstance(patch[1], LoRaDAdapter) for name in names for patch in model.patches.get(name, ())):
         notes.append("a LoRA comes before this LoRaD and is turned with the weights: put the LoRaD first")
     if lorad.metadata.prediction_type != prediction_type(model):
         notes.append(f"this LoRaD is for a network that returns {lorad.metadata.prediction_type}, the model does not")

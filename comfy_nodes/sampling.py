@@ -91,7 +91,6 @@ def is_one_step(model: ModelPatcher) -> bool:
     return isinstance(model.get_model_object("model_sampling"), OneStepSampling)
 
 
-@torch.no_grad()
 def sample_wadi_one_step(
     model: Any,
     x: Tensor,

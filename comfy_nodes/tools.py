@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io as bytes_io
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,21 @@ from PIL import Image
 from torch import Tensor
 
 from ..wadi_core.lorad import LoRaD
+from ..wadi_core.lorad.analysis import analyze
+from ..wadi_core.lorad.chart import picture
+from ..wadi_core.lorad.convert import to_lora
+from ..wadi_core.lorad.extract import extract
+from ..wadi_core.lorad.reports import (
+    adapter_facts,
+    adapter_lines,
+    analysis_table,
+    base_facts,
+    base_lines,
+    extraction_lines,
+    lines_as_text,
+    lora_lines,
+    table_as_text,
+)
 from ..wadi_core.schedule import OneStep
 from . import files
 from .model import ModelWeights, adapters_on, prediction_type, progress
@@ -75,9 +91,6 @@ class ExtractLoRaD(io.ComfyNode):
 
     @classmethod
     def execute(cls, base: ModelPatcher, student: ModelPatcher, rank_from: str, rank: int, energy: float) -> io.NodeOutput:
-        from ..wadi_core.lorad.extract import extract
-        from ..wadi_core.lorad.reports import extraction_lines, lines_as_text
-
         turned = ModelWeights(student)
         turned.metadata |= _schedule_strings(student)
         lorad, found = extract(
@@ -117,8 +130,6 @@ class SaveLoRaD(io.ComfyNode):
 
     @classmethod
     def execute(cls, lorad: LoRaD, filename: str, dtype: str, thumbnail: Tensor | None = None) -> io.NodeOutput:
-        import dataclasses
-
         if thumbnail is not None:
             lorad = LoRaD(lorad.factors, dataclasses.replace(lorad.metadata, thumbnail=_data_uri(thumbnail)))
         with files.names_for_places():
@@ -154,9 +165,6 @@ class ConvertToLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: ModelPatcher, lorad: LoRaD, strength: float, rank: int, filename: str) -> io.NodeOutput:
-        from ..wadi_core.lorad.convert import to_lora
-        from ..wadi_core.lorad.reports import lora_lines
-
         if adapters_on(model):
             raise ValueError("there is a LoRaD on this model already: connect the base as it came from its loader")
         with files.names_for_places():
@@ -189,8 +197,6 @@ class Inspect(io.ComfyNode):
 
     @classmethod
     def execute(cls, lorad: LoRaD, model: ModelPatcher | None = None) -> io.NodeOutput:
-        from ..wadi_core.lorad.reports import adapter_facts, adapter_lines, base_facts, base_lines, lines_as_text
-
         lines = adapter_lines(adapter_facts(lorad))
         if model is not None:
             lines += base_lines(base_facts(lorad, ModelWeights(model, patched=False), "the model"))
@@ -220,10 +226,6 @@ class AnalyzeDirections(io.ComfyNode):
 
     @classmethod
     def execute(cls, base: ModelPatcher, student: ModelPatcher) -> io.NodeOutput:
-        from ..wadi_core.lorad.analysis import analyze
-        from ..wadi_core.lorad.chart import picture
-        from ..wadi_core.lorad.reports import analysis_table, table_as_text
-
         analysis = analyze(ModelWeights(base), ModelWeights(student), progress())
         with Image.open(bytes_io.BytesIO(picture(analysis, "What training changed"))) as drawn:
             pixels = np.asarray(drawn.convert("RGB"), dtype=np.float32) / 255

@@ -7,17 +7,21 @@ angles, sines and cosines are float32 whatever type the weight comes in.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import comfy.weight_adapter
-from comfy.weight_adapter.base import WeightAdapterBase
+import torch
+from comfy.weight_adapter.base import WeightAdapterBase, WeightAdapterTrainBase
 from torch import Tensor
 
 from ..wadi_core.lorad.format import LORAD_ENDINGS
-from ..wadi_core.lorad.rotation import rotate_
+from ..wadi_core.lorad.rotation import angles, rotate, rotate_
 
 NAME = "lorad"
+ALGORITHM = "LoRaD"  # its name in Train LoRA
+NO_BYPASS = "a LoRaD turns weights and cannot be bypassed: use Load LoRaD (WaDi), Load LoRA, or Train LoRA without bypass_mode"
 
 
 class LoRaDAdapter(WeightAdapterBase):
@@ -87,13 +91,71 @@ class LoRaDAdapter(WeightAdapterBase):
         Raises:
             ValueError: always; one line.
         """
-        raise ValueError("a LoRaD turns weights and cannot be bypassed: use Load LoRaD (WaDi) or the ordinary Load LoRA")
+        raise ValueError(NO_BYPASS)
+
+    @classmethod
+    def create_train(cls, weight: Tensor, rank: int = 1, alpha: float = 1.0) -> WeightAdapterTrainBase:
+        """Angles of 0 to be trained on a layer's weight by ComfyUI's Train LoRA; nothing on one that is no matrix of pairs.
+
+        Args:
+            weight: of any layer: the node asks for convolutions too, which a LoRaD leaves as they are.
+            rank: of the angles.
+            alpha: not used: angles are not scaled.
+        """
+        if weight.ndim != 2 or weight.shape[1] % 2:
+            return Untouched()
+        out_features, in_features = weight.shape
+        bound = math.sqrt(6.0 / (rank + in_features // 2))
+        theta_b = torch.empty(rank, in_features // 2, device=weight.device).uniform_(-bound, bound)
+        return TrainedLoRaD(torch.zeros(out_features, rank, device=weight.device), theta_b)
+
+    def to_train(self) -> WeightAdapterTrainBase:
+        """These angles, to be trained on."""
+        return TrainedLoRaD(*self.weights)
+
+
+class Untouched(WeightAdapterTrainBase):
+    """What is trained on a layer that a LoRaD does not turn: nothing."""
+
+    def __call__(self, w: Tensor) -> Tensor:
+        return w
+
+    def bypass_forward(self, org_forward: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return org_forward(x, *args, **kwargs)
+
+    def passive_memory_usage(self) -> int:
+        return sum(parameter.nbytes for parameter in self.parameters())
+
+    def move_to(self, device: torch.device) -> int:
+        self.to(device)
+        return self.passive_memory_usage()
+
+
+class TrainedLoRaD(Untouched):
+    """The angles of a layer while ComfyUI's Train LoRA trains them; their names are those of a LoRaD file.
+
+    Args:
+        theta_a: (out, r).
+        theta_b: (r, in/2).
+    """
+
+    def __init__(self, theta_a: Tensor, theta_b: Tensor) -> None:
+        super().__init__()
+        self.lorad_a, self.lorad_b = torch.nn.Parameter(theta_a), torch.nn.Parameter(theta_b)
+
+    def __call__(self, w: Tensor) -> Tensor:
+        return rotate(w, angles(self.lorad_a.to(w.device), self.lorad_b.to(w.device)))
+
+    def bypass_forward(self, org_forward: Callable[..., Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        raise ValueError(NO_BYPASS)
 
 
 def register() -> None:
-    """Let ComfyUI's own loaders (Load LoRA, Create Hook LoRA) find LoRaD layers; a second time it does nothing.
+    """Let ComfyUI's own loaders (Load LoRA, Create Hook LoRA) find LoRaD layers, and Train LoRA train them.
 
-    The class claims nothing but ``.lorad_a`` and ``.lorad_b``. Without it ComfyUI would skip such a file silently.
+    The class claims nothing but ``.lorad_a`` and ``.lorad_b``. Without it ComfyUI would skip such a file silently. A second
+    time this does nothing.
     """
     if not any(getattr(known, "name", None) == NAME for known in comfy.weight_adapter.adapters):
         comfy.weight_adapter.adapters.append(LoRaDAdapter)
+    comfy.weight_adapter.adapter_maps.setdefault(ALGORITHM, LoRaDAdapter)

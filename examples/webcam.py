@@ -1,6 +1,6 @@
 """Frames in, pictures out, one network call each: frame -> edges (canny) -> picture, from the same noise every time.
 
-    python -m examples.webcam FOLDER      # frames of a film, in the order of their names; needs opencv-python-headless
+    python -m examples.webcam FOLDER      # frames of a film, in the order of their names
 
 With a camera: cv2.VideoCapture(0).read() in the place of the files.
 """

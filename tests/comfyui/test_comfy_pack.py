@@ -151,4 +151,25 @@ def test_registering_twice_registers_once(load: Callable[..., Any]) -> None:
     module = load("comfy_nodes.weight_adapter")
     for _ in range(2):
         module.register()
-    assert sys.modules["comfy.weight_adapter"].adapters == [module.LoRaDAdapter]
+    host = sys.modules["comfy.weight_adapter"]
+    assert host.adapters == [module.LoRaDAdapter] and host.adapter_maps == {"LoRaD": module.LoRaDAdapter}
+
+
+def test_angles_are_trained_on_matrices_and_nothing_on_the_rest(load: Callable[..., Any]) -> None:
+    adapter = load("comfy_nodes.weight_adapter").LoRaDAdapter
+    weight = torch.randn(6, 8)
+    trained = adapter.create_train(weight, rank=2, alpha=1.0).to(torch.float32)
+    assert [name for name, _ in trained.named_parameters()] == ["lorad_a", "lorad_b"]
+    assert torch.equal(trained(weight), weight)
+    with torch.no_grad():
+        trained.lorad_a.copy_(torch.randn(6, 2))
+    turned = trained(weight)
+    a, b = trained.lorad_a.detach(), trained.lorad_b.detach()
+    assert torch.allclose(turned, rotate_(weight.clone(), [(a, b, 1.0)]), atol=1e-6)
+    turned.square().mul(torch.randn(6, 8)).sum().backward()
+    assert trained.lorad_a.grad.any() and trained.lorad_b.grad.any() and turned.dtype == weight.dtype
+    again = adapter(set(), (a, b)).to_train()
+    assert torch.equal(again(weight), turned)
+    for other in (torch.randn(6, 8, 3, 3), torch.randn(6, 7)):
+        nothing = adapter.create_train(other, rank=2, alpha=1.0)
+        assert not list(nothing.parameters()) and nothing(other) is other

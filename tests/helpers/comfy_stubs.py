@@ -15,12 +15,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).resolve().parents[2]
 PACK = "custom_nodes_wadi"
 
 
 class WeightAdapterBase:
     """ComfyUI's base class has no code that the adapter uses."""
+
+
+class WeightAdapterTrainBase(torch.nn.Module):
+    """ComfyUI's is such a module too."""
 
 
 def _folder_paths(models: Path) -> ModuleType:
@@ -55,7 +61,8 @@ def pack(models: Path) -> Iterator[Any]:
         models: what the pack takes for ComfyUI's models folder.
     """
     comfy, adapters, base = (ModuleType(name) for name in ("comfy", "comfy.weight_adapter", "comfy.weight_adapter.base"))
-    base.WeightAdapterBase = WeightAdapterBase
+    base.WeightAdapterBase, base.WeightAdapterTrainBase = WeightAdapterBase, WeightAdapterTrainBase
+    adapters.adapter_maps = {}
     adapters.adapters, adapters.base, comfy.weight_adapter = [], base, adapters
     stubs = {module.__name__: module for module in (comfy, adapters, base)}
     spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])

@@ -157,24 +157,69 @@ def test_embedded_model_and_its_controlnet_draw_what_the_core_draws(comfy: Comfy
         assert float((found - torch.from_numpy(np.array(picture)).float()).abs().max()) <= 2
 
 
-@pytest.mark.parametrize("kind", ["canny", "invert"])
-def test_control_maps_are_the_cores(comfy: ComfyServer, control: torch.nn.Module, kind: str) -> None:
-    graph = Graph()
+def control_map(graph: Graph, kind: str, **settings: int) -> Node:
     picture = graph("LoadImage", image=f"hint-{SIZE}x{SIZE}.png")
-    made = graph("WaDi_ControlPreprocessor", image=picture[0], kind=kind, low=100, high=200, shuffle_seed=0)
+    settings = {"low": 100, "high": 200, "shuffle_seed": 0, **settings}
+    made = graph("WaDi_ControlPreprocessor", image=picture[0], kind=kind, **settings)
     graph("Probe_DumpImage", image=made[0], name="map.safetensors")
-    if kind == "canny" and subprocess.run([host_python(), "-c", "import cv2"], capture_output=True, check=False).returncode:
-        with pytest.raises(ComfyError, match="control maps need the package cv2"):
-            comfy.run(graph.prompt)
-        return
+    return made
+
+
+@pytest.mark.parametrize("kind", preprocess.PLAIN)
+def test_control_maps_are_the_cores(comfy: ComfyServer, control: torch.nn.Module, kind: str) -> None:
+    """Whatever packages this ComfyUI has: these kinds need none."""
+    graph = Graph()
+    control_map(graph, kind)
     comfy.run(graph.prompt)
     found = load_file(comfy.base / "output/map.safetensors")["image"][0].mul(255).round()
-    expected = np.array(preprocess.run(hint(SIZE, SIZE), kind))
-    assert torch.equal(found, torch.from_numpy(expected).float())
+    expected = torch.from_numpy(np.array(preprocess.run(hint(SIZE, SIZE), kind))).float()
+    assert float((found - expected).abs().max()) <= 1
+
+
+def test_the_default_kind_needs_nothing(comfy: ComfyServer) -> None:
+    spec = comfy.get("/object_info/WaDi_ControlPreprocessor")["WaDi_ControlPreprocessor"]["input"]["required"]["kind"]
+    assert spec[1]["default"] in preprocess.PLAIN
+
+
+def has_package() -> bool:
+    return not subprocess.run([host_python(), "-c", "import controlnet_aux"], capture_output=True, check=False).returncode
+
+
+def test_weights_are_found_where_comfyuis_settings_say(
+    comfyui_path: Path, comfy: ComfyServer, control: torch.nn.Module, tmp_path: Path
+) -> None:
+    """In a folder of ``extra_model_paths.yaml``; what is missing is told for ComfyUI's own Python."""
+
+    def refused(server: ComfyServer) -> str:
+        graph = Graph()
+        control_map(graph, "softedge")
+        with pytest.raises(ComfyError) as failed:
+            server.run(graph.prompt)
+        message = str(failed.value)
+        assert "\n" not in message and str(server.base) not in message and str(tmp_path) not in message
+        return message
+
+    message = refused(comfy)
+    assert "ControlNetHED.pth from lllyasviel/Annotators on Hugging Face in models/preprocessors" in message
+    assert ("the package controlnet-aux: python -m pip install controlnet-aux, with the Python" in message) != has_package()
+    assert "need nothing more: canny, invert, shuffle" in message
+
+    (tmp_path / "annotators").mkdir()
+    torch.save([1], tmp_path / "annotators/ControlNetHED.pth")  # no weights, which is found out when they are read
+    (tmp_path / "extra.yaml").write_text(f"wadi:\n  base_path: {tmp_path}\n  preprocessors: annotators\n")
+    options = ("--extra-model-paths-config", str(tmp_path / "extra.yaml"))
+    other = ComfyServer(comfyui_path, host_python(), comfy.base, options)
+    other.start()
+    try:
+        message = refused(other)
+    finally:
+        other.stop()
+    assert "ControlNetHED.pth from" not in message
+    assert ("of controlnet_aux failed" if has_package() else "the package controlnet-aux") in message
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("depth", {}, "needs dpt_hybrid-midas-501f0c75.pt|dpt_hybrid-midas-501f0c75.pt is missing"),
+    ("depth", {}, "dpt_hybrid-midas-501f0c75.pt from lllyasviel/Annotators"),
     ("canny", {"low": 300, "high": 200}, "thresholds from 0 to 1000"),
 ]
 
@@ -184,11 +229,7 @@ def test_what_cannot_be_made_is_said_in_one_line(
     comfy: ComfyServer, control: torch.nn.Module, kind: str, settings: dict[str, Any], message: str
 ) -> None:
     graph = Graph()
-    picture = graph("LoadImage", image=f"hint-{SIZE}x{SIZE}.png")
-    made = graph(
-        "WaDi_ControlPreprocessor", image=picture[0], kind=kind, **{"low": 100, "high": 200, "shuffle_seed": 0, **settings}
-    )
-    graph("Probe_DumpImage", image=made[0], name="map.safetensors")
+    control_map(graph, kind, **settings)
     with pytest.raises(ComfyError, match=message) as failed:
         comfy.run(graph.prompt)
     assert "\n" not in str(failed.value)

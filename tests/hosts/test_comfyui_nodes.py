@@ -359,3 +359,71 @@ def test_names_of_the_embedded_model_are_known(comfy: ComfyServer) -> None:
     options = spec[0] if isinstance(spec[0], list) else spec[1]["options"]
     own = sorted(path.name for path in (mini.FOLDER / mini.ADAPTERS).glob("*.safetensors"))
     assert options[0] == "none" and set(own) <= set(options)
+
+
+# Training by ComfyUI's own node
+
+
+def stock(comfy: ComfyServer, graph: Graph, node: str, **settings: Any) -> Node:
+    """A node of ComfyUI's own that has more inputs in newer versions: these keep their defaults."""
+    declared = comfy.get(f"/object_info/{node}")[node]["input"]["required"]
+    defaults = {name: spec[1]["default"] for name, spec in declared.items() if len(spec) > 1 and "default" in spec[1]}
+    return graph(node, **(defaults | settings))
+
+
+def trained(comfy: ComfyServer, graph: Graph, base: Node, **more: Any) -> tuple[Any, Any]:
+    """Train LoRA with this pack's algorithm; its LoRA and its number of steps."""
+    told = graph("Probe_Conditioning", name="prompt.safetensors")
+    latent = sampled(graph, base, told[0], width=SIZE, height=SIZE)
+    settings = {"steps": 3, "learning_rate": 0.01, "rank": 2, "seed": 1, "training_dtype": "fp32", "lora_dtype": "fp32"}
+    settings |= {"algorithm": "LoRaD", "gradient_checkpointing": False, "existing_lora": "[None]", **more}
+    node = stock(comfy, graph, "TrainLoraNode", model=base[0], latents=latent[0], positive=told[0], **settings)
+    first = comfy.get("/object_info/TrainLoraNode")["TrainLoraNode"]["output"].index("LORA_MODEL")
+    return node[first], node[first + 2]
+
+
+def test_comfyuis_own_training_trains_angles(comfy: ComfyServer, network: torch.nn.Module) -> None:
+    graph = Graph()
+    base = graph("UNETLoader", unet_name="slice.safetensors", weight_dtype="default")
+    graph("Probe_DumpWeights", model=base[0], name="base.safetensors")
+    lora, steps = trained(comfy, graph, base)
+    turned = stock(comfy, graph, "LoraModelLoader", model=base[0], lora=lora, strength_model=1.0)
+    graph("Probe_DumpWeights", model=turned[0], name="turned.safetensors")
+    saver = "SaveLoRA" if "SaveLoRA" in comfy.get("/object_info") else "SaveLoRANode"  # as older versions call it
+    graph(saver, lora=lora, prefix="loras/angles", steps=steps)
+    comfy.run(graph.prompt)
+    before, after = (load_file(comfy.base / f"output/{name}.safetensors") for name in ("base", "turned"))
+    pairs = [key for key, weight in before.items() if weight.ndim == 2]
+    changed = [key for key in pairs if float((after[key] - before[key]).norm() / before[key].norm()) > 1e-3]
+    assert len(changed) > 0.8 * len(pairs)
+    for key, weight in before.items():
+        if weight.ndim == 2:  # turned, and no longer or shorter than before
+            norms = (one.unflatten(1, (-1, 2)).norm(dim=2) for one in (weight, after[key]))
+            assert torch.allclose(*norms, rtol=1e-4, atol=1e-6)
+        elif weight.ndim == 4:
+            assert torch.equal(weight, after[key])
+
+    saved = next((comfy.base / "output/loras").glob("angles_3_steps_*.safetensors"))
+    file = saved.replace(comfy.base / "models/loras" / saved.name)
+    assert {name.rpartition(".")[2] for name in load_file(file)} == {"lorad_a", "lorad_b", "diff", "diff_b"}
+    graph = Graph()
+    base = graph("UNETLoader", unet_name="slice.safetensors", weight_dtype="default")
+    loaded = graph("LoraLoaderModelOnly", model=base[0], lora_name=file.name, strength_model=1.0)
+    graph("Probe_DumpWeights", model=loaded[0], name="loaded.safetensors")
+    more, _ = trained(comfy, graph, base, existing_lora=file.name)
+    further = stock(comfy, graph, "LoraModelLoader", model=base[0], lora=more, strength_model=1.0)
+    graph("Probe_DumpWeights", model=further[0], name="further.safetensors")
+    comfy.run(graph.prompt)
+    loaded, further = (load_file(comfy.base / f"output/{name}.safetensors") for name in ("loaded", "further"))
+    assert all(torch.equal(loaded[key], after[key]) for key in after)
+    assert any(float((further[key] - after[key]).norm()) > 1e-4 for key in changed)
+
+
+def test_a_file_of_comfyuis_own_training_is_for_its_own_loader(comfy: ComfyServer, network: torch.nn.Module) -> None:
+    layers = {f"diffusion_model.{name}": torch.zeros(2, 2) for name in ("x.lorad_a", "x.lorad_b", "x.diff_b")}
+    save_file(layers, comfy.base / "models/loras/trained.safetensors")
+    graph = Graph()
+    model, _ = with_lorad(graph, lorad_name="trained.safetensors")
+    graph("Probe_DumpWeights", model=model[0], name="weights.safetensors")
+    with pytest.raises(ComfyError, match="use ComfyUI's Load LoRA for it"):
+        comfy.run(graph.prompt)

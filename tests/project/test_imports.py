@@ -27,7 +27,7 @@ FOUNDATION = {"lorad.rotation"}
 ADAPTER = {"", "files", "entries", "schedule", "lorad"}
 ADAPTER |= {f"lorad.{module}" for module in ("linear", "layers", "format", "metadata", "adapter", "checkpoint", "kinds")}
 TOP = {"base", "pipeline", "control", "cli", "cli_control", "cli_study", "cli_tools", "__main__", "settings", "pictures"}
-TOP |= {"scheduler", "decoding", "devices", "embeddings", "single_file", "preprocess", "prompt_files", "stack"}
+TOP |= {"scheduler", "decoding", "devices", "embeddings", "single_file", "maps", "preprocess", "prompt_files", "stack"}
 TOP |= {"catalog", "cli_get", "hub", "released"}
 TOP |= {"networks", "results", "diffusers_api", "diffusers_folder", "publishing", "cli_publish"}
 

@@ -13,6 +13,7 @@ AUTHORS_ENDINGS = {".theta_a": 0, ".theta_b": 1}
 _AUTHORS_PREFIXES = ("module.", "unet.", "transformer.")
 LORA_MARKS = ("lora_up", "lora_down", "lora_A", "lora_B", "lora.up", "lora.down", "lora_linear_layer")
 _OTHER_ADAPTER_MARKS = ("hada_w", "lokr_w", "oft_blocks", "oft_diag", "dora_scale", "ia3_", "glora", "boft_")
+_BESIDES = (".diff", ".diff_b")
 _NETWORK_PREFIXES = ("model.diffusion_model.", "unet.", "transformer.", "module.")
 _NETWORK_BLOCKS = ("down_blocks.", "transformer_blocks.", "input_blocks.", "blocks.")
 
@@ -47,6 +48,8 @@ def pairs_of_names(names: Iterable[str], endings: Mapping[str, int]) -> dict[str
     found: dict[str, dict[int, str]] = {}
     for name in names:
         ending = next((ending for ending in endings if name.endswith(ending)), None)
+        if name.endswith(_BESIDES):
+            raise ValueError("it changes biases and norms besides, as ComfyUI's Train LoRA does: use ComfyUI's Load LoRA for it")
         if ending is None or name == ending:
             raise ValueError(f"{name[:80]!r} is no part of a LoRaD: expected names that end in {' or '.join(endings)}")
         found.setdefault(name[: -len(ending)], {})[endings[ending]] = name
