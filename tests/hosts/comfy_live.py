@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import statistics
 import sys
 import tempfile
@@ -68,7 +69,8 @@ def _choose(page: Any, mode: str) -> None:
     page.get_by_test_id("queue-mode-menu-trigger").or_(
         page.locator(".queue-button-group .p-splitbutton-dropdown")
     ).first.click()
-    page.get_by_role("menuitem", name=mode, exact=True).first.click()
+    exactly = re.compile(rf"^\s*{re.escape(mode)}\s*$")
+    page.locator("[role^=menuitem]").filter(has_text=exactly, visible=True).first.click()
     page.wait_for_timeout(500)
 
 

@@ -72,7 +72,9 @@ def thumbnail(server: ComfyServer, name: str) -> Image.Image:
     made = sheet(pictures_of(server, name))
     workflow = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
     if any(node["type"] == "LoadImage" for node in workflow["nodes"]):
-        lines = Image.eval(drawing().getchannel("A"), lambda value: 255 - value).resize((INSET, INSET), Image.Resampling.LANCZOS)
+        lines = Image.eval(drawing().getchannel("A"), lambda value: 255 - value).resize(
+            (INSET, INSET), Image.Resampling.LANCZOS
+        )
         made.paste(lines.convert("RGB"), (12, SIDE - INSET - 12))
     return made
 
