@@ -4,266 +4,93 @@
  * A panel at the foot of a node shows: on the loaders, the chosen file's thumbnail and what is in it; on every WaDi node,
  * the line that it reported when it ran; on samplers, what would go wrong with one-step weights before it does.
  *
- * Links are followed by hand rather than through app.graphToPrompt(), because that serialises every widget of the graph,
- * and with some of them (webcam, painter) that takes a picture or uploads a file.
+ * ComfyUI loads every script of this folder. This one alone registers an extension, the others are its parts.
  */
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { BYPASSED, MUTED, Walk, everyNode } from "./links.js";
+import { STYLE, showOn } from "./panels.js";
+import { isSampler, remarksOn, saysOneStep } from "./remarks.js";
 
-const SAMPLER = "wadi_one_step";
-const WRONG_SAMPLERS = ["uni_pc", "uni_pc_bh2", "dpm_fast", "dpm_adaptive"];
-const WRONG_SCHEDULERS = ["ddim_uniform", "kl_optimal"];
-const STOCK_SAMPLERS = ["KSampler", "KSamplerAdvanced", "SamplerCustom", "SamplerCustomAdvanced"];
-const OUR_SAMPLERS = ["WaDi_OneStepSampler", "WaDi_OneStepCustomSampling"];
+const PACK = decodeURIComponent(new URL(import.meta.url).pathname.split("/").at(-2)); // its folder, whatever it is called
 const FILE_NODES = ["WaDi_LoadLoRaD", "WaDi_OpenLoRaD"];
-const PRIMITIVES = ["PrimitiveNode", "PrimitiveInt", "PrimitiveFloat", "PrimitiveBoolean", "PrimitiveString"];
-const MUTED = 2;
-const BYPASSED = 4;
-const MARGIN = 6;
+const STRENGTH_NODES = ["WaDi_LoadLoRaD", "WaDi_ApplyLoRaD"];
+const WARNINGS = "WaDi.Nodes.Warnings";
+const STRENGTH = "WaDi.Nodes.Strength";
+const SLOT_COLOUR = "#a3e635"; // of LORAD
+const KEPT = "wadi_report"; // the property in which a node keeps what it said
 
-// ---------------------------------------------------------------------------------------------- following the links
-
-/** Where an input's value comes from: {node, slot, path}, path being the subgraph nodes around it, outermost first. */
-function source(node, slot, path) {
-  return follow(node.graph, node.graph?.getLink(node.inputs?.[slot]?.link), path);
-}
-
-function follow(graph, link, path) {
-  if (!link) return undefined;
-  if (link.originIsIoNode) {
-    const host = path.at(-1);
-    if (!host) return undefined;
-    const outside = path.slice(0, -1);
-    // An input of the subgraph that nothing is linked to is a widget on the subgraph's node.
-    const linked = host.inputs?.[link.origin_slot]?.link != null;
-    return linked ? source(host, link.origin_slot, outside) : { node: host, promoted: link.origin_slot, path: outside };
-  }
-  return output(graph.getNodeById(link.origin_id), link.origin_slot, path);
-}
-
-function output(node, slot, path) {
-  if (!node || node.mode === MUTED) return undefined;
-  if (node.mode === BYPASSED) {
-    const type = node.outputs[slot]?.type;
-    const same = node.inputs?.[slot]?.type === type ? slot : node.inputs?.findIndex((input) => input.type === type);
-    return same >= 0 ? source(node, same, path) : undefined;
-  }
-  if (node.isSubgraphNode?.()) {
-    const inner = node.resolveSubgraphOutputLink(slot);
-    return inner && follow(node.subgraph, inner.link, [...path, node]);
-  }
-  if (node.isVirtualNode && !PRIMITIVES.includes(node.type)) {
-    const other = node.resolveVirtualOutput?.(slot);
-    return other ? output(other.node, other.slot, path) : follow(node.graph, node.getInputLink(slot), path);
-  }
-  return { node, slot, path };
-}
-
-function inputNamed(node, name, path) {
-  const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
-  return slot < 0 ? undefined : source(node, slot, path);
-}
-
-/** The value of a widget, also where it is fed by a primitive or lifted onto a subgraph; undefined where not known. */
-function valueOf(node, name, path) {
-  const slot = node.inputs?.findIndex((input) => input.widget?.name === name) ?? -1;
-  if (slot >= 0 && node.inputs[slot].link != null) {
-    const from = source(node, slot, path);
-    if (from?.promoted !== undefined) {
-      const lifted = from.node.inputs[from.promoted];
-      return from.node.widgets?.find((widget) => widget.name === (lifted.widget?.name ?? lifted.name))?.value;
-    }
-    return PRIMITIVES.includes(from?.node.type) ? from.node.widgets?.[0]?.value : undefined;
-  }
-  return node.widgets?.find((widget) => widget.name === name)?.value;
-}
-
-function* everyNode(graph, path = []) {
-  for (const node of graph?.nodes ?? []) {
-    yield [node, path];
-    if (node.isSubgraphNode?.()) yield* everyNode(node.subgraph, [...path, node]);
-  }
-}
+const ours = (node) => node?.type?.startsWith("WaDi_");
+const setting = (name) => app.extensionManager?.setting?.get(name);
 
 // ------------------------------------------------------------------------------------------ what the adapters' files say
 
-const files = new Map(); // file name -> its metadata, null where there is none, undefined while it is on its way
+const FRESH = 5000; // ms for which an answer is not asked for again
+const files = new Map(); // file name -> {metadata, asked}; metadata is null without any, undefined while it is on its way
 
 function metadataOf(name) {
   if (typeof name !== "string" || !name) return null;
-  if (!files.has(name)) {
-    files.set(name, undefined);
-    readMetadata(name).then((found) => {
-      files.set(name, found);
-      review();
-    });
+  const file = files.get(name) ?? { metadata: undefined, asked: -FRESH };
+  files.set(name, file);
+  if (performance.now() - file.asked >= FRESH) {
+    file.asked = Infinity;
+    readMetadata(name)
+      .catch(() => file.metadata) // no answer: what was known holds until the next look
+      .then((found) => {
+        file.asked = performance.now();
+        const changed = JSON.stringify(found) !== JSON.stringify(file.metadata);
+        file.metadata = found;
+        if (changed) review();
+      });
   }
-  return files.get(name);
+  return file.metadata;
 }
 
+/** The browser keeps the answer, and the server says whether the file has changed since. */
 async function readMetadata(name) {
-  for (const folder of ["lorad", "loras"]) {
-    const answer = await api.fetchApi(`/view_metadata/${folder}?filename=${encodeURIComponent(name)}`);
-    if (answer.ok) return await answer.json();
-  }
-  return null;
+  const answer = await api.fetchApi(`/wadi/lorad?name=${encodeURIComponent(name)}`, { cache: "no-cache" });
+  return answer.ok ? (await answer.json()).metadata : null;
 }
 
-/** True, false, or undefined as long as nobody knows. Factors without our metadata are the authors': one-step. */
-function fileIsOneStep(name) {
-  const metadata = metadataOf(name);
-  if (metadata === undefined) return undefined;
-  return metadata === null || !("wadi.format" in metadata) || "wadi.timestep" in metadata;
+// ------------------------------------------------------------------------------------------------ what the nodes reported
+
+/** The settings that a report is about. Seeds change with every run and are no part of them. */
+function settingsOf(node) {
+  const widgets = (node.widgets ?? []).filter(({ name }) => !/^wadi_panel$|seed|control_after_generate/.test(name));
+  return JSON.stringify(widgets.map(({ name, value }) => [name, value]));
 }
 
-/** Whether a MODEL (or LORAD) carries one-step weights: true, false, or undefined where that cannot be told. */
-function isOneStep(at, depth = 0) {
-  if (!at || depth > 200) return undefined;
-  const { node, path } = at;
-  const upstream = (name) => isOneStep(inputNamed(node, name, path), depth + 1);
-  const applied = (adapter) => (valueOf(node, "strength", path) === 0 ? false : adapter());
-  switch (node.type) {
-    case "WaDi_OneStepModel":
-      return true;
-    case "WaDi_EmbeddedModel":
-      return node.outputs[at.slot]?.type === "LORAD"; // its MODEL is the multi-step teacher
-    case "WaDi_OpenLoRaD":
-      return fileIsOneStep(valueOf(node, "lorad_name", path));
-    case "WaDi_ExtractLoRaD":
-      return true; // an adapter is extracted from a one-step student
-    case "WaDi_LoadLoRaD":
-      return either(applied(() => fileIsOneStep(valueOf(node, "lorad_name", path))), () => upstream("model"));
-    case "WaDi_ApplyLoRaD":
-      return either(applied(() => upstream("lorad")), () => upstream("model"));
-  }
-  // Anything else passes its model on (LoRA, ControlNet, patches, merges), or is a loader of an ordinary network.
-  return (node.inputs ?? [])
-    .map((input, slot) => [input, slot])
-    .filter(([input]) => input.type === "MODEL" || (input.type === "*" && input.link != null))
-    .reduce((known, [, slot]) => either(known, () => isOneStep(source(node, slot, path), depth + 1)), false);
+/**
+ * Keeps a node's report in its properties: ComfyUI sends nothing for a node that it has cached, and a saved workflow comes
+ * back with what was said. It is shown as long as the node's settings are those that it was said about.
+ */
+function keepReport(node, message) {
+  const { text, wadi_notices: notices } = message ?? {};
+  const said = (Array.isArray(text) ? text : []).filter((line) => typeof line === "string" && line);
+  const coded = (Array.isArray(notices) ? notices : []).filter((notice) => typeof notice?.code === "string");
+  const lines = said.filter((line) => !coded.some((notice) => notice.text === line));
+  if (lines.length + coded.length) node.properties[KEPT] = { lines, notices: coded, settings: settingsOf(node) };
+  else delete node.properties[KEPT];
+  review();
 }
 
-function either(first, second) {
-  if (first === true) return true;
-  const other = second();
-  return other === true || (first === false && other === false) ? other : undefined;
+/** What a node reported, as lines of its panel. */
+function reportOf(node) {
+  const kept = node.properties?.[KEPT];
+  if (!Array.isArray(kept?.lines) || kept.settings !== settingsOf(node)) return [];
+  const lines = kept.lines.map((text) => ({ kind: text.includes("\n") ? "table" : "report", text }));
+  const notices = setting(WARNINGS) === false || !Array.isArray(kept.notices) ? [] : kept.notices;
+  return [...lines, ...notices.map(({ code, text, values }) => ({ kind: kindOf(code), text: say(code, values, text) }))];
 }
 
-// ------------------------------------------------------------------------------------------------------- the warnings
-
-/** All that is set for one sampling: on the sampler itself, and on the nodes that make its sampler, sigmas and guider. */
-function settingsOf(node, path) {
-  const found = { path, model: inputNamed(node, "model", path) };
-  for (const name of ["steps", "cfg", "denoise", "sampler_name", "scheduler", "add_noise", "start_at_step"]) {
-    const value = valueOf(node, name, path);
-    if (value !== undefined) found[name] = value;
+/** The node of an execution's id, which names the subgraph nodes around it: "4" or "12:4". */
+function nodeOf(id) {
+  let [graph, node] = [app.rootGraph ?? app.graph, undefined];
+  for (const part of String(id ?? "").split(":")) {
+    node = graph?.getNodeById(part) ?? graph?.getNodeById(Number(part));
+    graph = node?.subgraph;
   }
-  for (const input of node.inputs ?? []) {
-    if (!["SAMPLER", "SIGMAS", "GUIDER"].includes(input.type)) continue;
-    const from = inputNamed(node, input.name, path);
-    if (!from) continue;
-    const { model, ...rest } = settingsOf(from.node, from.path);
-    Object.assign(found, rest);
-    if (input.type === "GUIDER") found.model = model;
-  }
-  return found;
-}
-
-/** Names of messages for a sampler, most important first. A name that begins with "note" is no warning. */
-function remarksOn(node, path) {
-  const set = settingsOf(node, path);
-  const ours = OUR_SAMPLERS.includes(node.type);
-  const exact = set.sampler_name === SAMPLER;
-  const oneStep = isOneStep(set.model);
-  if (oneStep === false) return ours || exact ? ["warn_no_weights"] : [];
-  if (oneStep !== true || ours) return [];
-
-  const remarks = [];
-  if (set.cfg !== undefined && set.cfg !== 1) remarks.push("warn_cfg");
-  if (set.add_noise === "disable" || set.add_noise === false) remarks.push("warn_noise");
-  if (set.steps !== undefined && set.steps !== 1) remarks.push(exact ? "note_steps" : "warn_steps");
-  if (set.denoise < 1 || set.start_at_step > 0) remarks.push(exact ? "note_denoise" : "warn_denoise");
-  if (!exact && WRONG_SAMPLERS.includes(set.sampler_name)) remarks.push("warn_sampler");
-  if (!exact && WRONG_SCHEDULERS.includes(set.scheduler)) remarks.push("warn_scheduler");
-  return remarks;
-}
-
-// ----------------------------------------------------------------------------------------------------------- the panel
-
-const panels = new WeakMap(); // node -> Panel
-const reports = new WeakMap(); // node -> lines that it sent when it ran
-
-class Panel {
-  constructor(node) {
-    this.node = node;
-    this.height = 0;
-    this.shown = "";
-    this.inner = document.createElement("div");
-    this.inner.className = "wadi-panel";
-    const outer = document.createElement("div");
-    outer.append(this.inner);
-    this.widget = node.addDOMWidget("wadi_panel", "wadi_panel", outer, {
-      serialize: false,
-      hideOnZoom: false,
-      hideInPanel: true,
-      margin: MARGIN,
-      getValue: () => "",
-      getMinHeight: () => this.height,
-      getMaxHeight: () => this.height,
-    });
-    this.widget.serialize = false;
-    new ResizeObserver(() => this.fit(this.inner.offsetHeight + 2 * MARGIN)).observe(this.inner);
-  }
-
-  show(content) {
-    const key = JSON.stringify(content);
-    if (key === this.shown) return;
-    this.shown = key;
-    const children = content.lines.map(({ kind, text }) => {
-      const line = document.createElement("div");
-      line.className = `wadi-${kind}`;
-      line.textContent = text;
-      return line;
-    });
-    if (content.picture) {
-      const picture = document.createElement("img");
-      picture.src = content.picture;
-      picture.alt = "";
-      children.unshift(picture);
-    }
-    this.inner.replaceChildren(...children);
-  }
-
-  /** A node that was as small as its content allows stays so; one that somebody made larger keeps its size. */
-  fit(height) {
-    if (height === this.height || !this.inner.isConnected) return;
-    const { node } = this;
-    const tight = node.size[1] <= node.computeSize()[1] + 1;
-    this.height = height;
-    this.settle(tight);
-  }
-
-  settle(tight) {
-    const { node } = this;
-    const needed = node.computeSize()[1];
-    if (tight || node.size[1] < needed) node.setSize([node.size[0], needed]);
-    node.setDirtyCanvas?.(true, true);
-  }
-
-  remove() {
-    const { node } = this;
-    const tight = node.size[1] <= node.computeSize()[1] + 1;
-    node.removeWidget(this.widget);
-    panels.delete(node);
-    this.settle(tight);
-  }
-}
-
-function showOn(node, content) {
-  const empty = !content.lines.length && !content.picture;
-  if (empty) return panels.get(node)?.remove();
-  if (!panels.has(node)) panels.set(node, new Panel(node));
-  panels.get(node).show(content);
+  return node;
 }
 
 // --------------------------------------------------------------------------------------------------------- all together
@@ -271,21 +98,26 @@ function showOn(node, content) {
 let texts = {}; // language -> messages; they are translated in the pack's locales folder, with everything else
 let waiting = false;
 
-function say(name) {
-  const language = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
-  return texts[language]?.[name] ?? texts.en?.[name] ?? name;
+/** A message in the front end's language, with the values that it names as %name%. */
+function say(name, values = {}, fallback = name) {
+  const language = setting("Comfy.Locale") ?? "en";
+  const message = texts[language]?.[name] ?? texts.en?.[name] ?? fallback;
+  return message.replace(/%(\w+)%/g, (whole, value) => values?.[value] ?? whole);
 }
 
+/** "warn" or "note", which is what the name of a message begins with. */
+const kindOf = (name) => (name.startsWith("note_") ? "note" : "warn");
+
 /** Title, rank and base of the chosen file, and its thumbnail. */
-function describeFile(node, path) {
-  const metadata = metadataOf(valueOf(node, "lorad_name", path));
+function describeFile(walk, node, path) {
+  const metadata = metadataOf(walk.valueOf(node, "lorad_name", path));
   if (!metadata) return { lines: [] };
   const thumbnail = metadata["modelspec.thumbnail"] ?? "";
   const rank = metadata["ss_network_dim"];
   const facts = [
     metadata["wadi.architecture"],
     rank && `${say("rank")} ${rank}`,
-    say(fileIsOneStep(valueOf(node, "lorad_name", path)) ? "one_step" : "ordinary"),
+    say(saysOneStep(metadata) ? "one_step" : "ordinary"),
   ];
   const title = metadata["modelspec.title"];
   return {
@@ -299,22 +131,22 @@ function describeFile(node, path) {
 
 function reviewNow() {
   waiting = false;
+  const walk = new Walk();
   const contents = new Map();
   for (const [node, path] of everyNode(app.rootGraph ?? app.graph)) {
-    const ours = node.type?.startsWith("WaDi_");
-    const sampler = STOCK_SAMPLERS.includes(node.type) || OUR_SAMPLERS.includes(node.type);
-    if (!ours && !sampler) continue;
+    const sampler = isSampler(node);
+    if (!ours(node) && !sampler) continue;
     const content = contents.get(node) ?? { picture: undefined, lines: [] };
     contents.set(node, content);
     const add = (line) => content.lines.some(({ text }) => text === line.text) || content.lines.push(line);
     if (FILE_NODES.includes(node.type)) {
-      const described = describeFile(node, path);
+      const described = describeFile(walk, node, path);
       content.picture ??= described.picture;
       described.lines.forEach(add);
     }
-    for (const text of reports.get(node) ?? []) add({ kind: text.includes("\n") ? "table" : "report", text });
-    if (sampler && node.mode !== MUTED && node.mode !== BYPASSED) {
-      for (const name of remarksOn(node, path)) add({ kind: name.split("_")[0], text: say(name) });
+    reportOf(node).forEach(add);
+    if (sampler && node.mode !== MUTED && node.mode !== BYPASSED && setting(WARNINGS) !== false) {
+      for (const name of remarksOn(walk, node, path, metadataOf)) add({ kind: kindOf(name), text: say(name) });
     }
   }
   for (const [node, content] of contents) showOn(node, content);
@@ -327,36 +159,64 @@ function review() {
   setTimeout(reviewNow, 50);
 }
 
-function keepReport(node, message) {
-  if (!node?.type?.startsWith("WaDi_") || !Array.isArray(message?.text)) return;
-  reports.set(
-    node,
-    message.text.filter((text) => typeof text === "string" && text),
-  );
-  review();
+/** Gives LORAD its colour. A palette overwrites the colours of all types, with nothing where it does not know one. */
+function colourSlots() {
+  const { canvas } = app;
+  for (const colours of [canvas?.default_connection_color_byType, canvas?.constructor.link_type_colors]) {
+    if (!colours) continue;
+    let chosen = colours.LORAD;
+    const get = () => chosen || SLOT_COLOUR;
+    const set = (colour) => (chosen = colour);
+    Object.defineProperty(colours, "LORAD", { get, set, enumerable: true, configurable: true });
+  }
 }
 
-const STYLE = `
-.wadi-panel { font: 12px/1.4 sans-serif; color: var(--input-text); overflow-wrap: anywhere; user-select: text; }
-.wadi-panel > * { margin-top: 3px; }
-.wadi-panel img { display: block; max-width: 100%; max-height: 128px; margin: 0 auto 4px; border-radius: 4px; }
-.wadi-title { font-weight: 600; }
-.wadi-info { opacity: 0.75; }
-.wadi-report { white-space: pre-wrap; }
-.wadi-table { font: 11px/1.4 monospace; white-space: pre; overflow-x: auto; }
-.wadi-warn, .wadi-note { padding: 3px 6px; border-left: 3px solid; border-radius: 3px; }
-.wadi-warn { color: #f4c264; background: #4a3508; border-color: #e69a11; }
-.wadi-note { color: #b9d3ee; background: #1f3347; border-color: #5b95cf; }
-`;
+/** ComfyUI lists the templates as the disk does; their names are numbered. */
+function sortTemplates() {
+  const asListed = api.getWorkflowTemplates;
+  api.getWorkflowTemplates = async function () {
+    const packs = await asListed.apply(this, arguments);
+    packs[PACK]?.sort();
+    return packs;
+  };
+}
 
 app.registerExtension({
   name: "WaDi.Panels",
 
+  settings: [
+    {
+      id: WARNINGS,
+      category: ["WaDi", "Nodes", "Warnings"],
+      name: "Warn about settings that do not suit one step",
+      tooltip: "On samplers: steps, cfg, denoise, sampler and scheduler, and where no one-step weights arrive.",
+      type: "boolean",
+      defaultValue: true,
+      onChange: review,
+    },
+    {
+      id: STRENGTH,
+      category: ["WaDi", "Nodes", "Strength"],
+      name: "Strength of a new LoRaD node",
+      tooltip: "What Load LoRaD and Apply LoRaD are set to when they are added to a graph.",
+      type: "number",
+      attrs: { min: -4, max: 4, step: 0.05, showButtons: true, maxFractionDigits: 2 },
+      defaultValue: 1,
+    },
+  ],
+
   async setup() {
     const style = document.createElement("style");
-    style.textContent = STYLE;
+    style.textContent = `${STYLE}\n:root { --color-datatype-LORAD: ${SLOT_COLOUR}; }`;
     document.head.append(style);
+    sortTemplates();
+    colourSlots();
     api.addEventListener("graphChanged", review);
+    // A node that runs again has nothing to say until it does; one that is cached does not run.
+    api.addEventListener("executing", ({ detail }) => {
+      const node = nodeOf(detail);
+      if (ours(node)) keepReport(node, undefined);
+    });
     const answer = await api.fetchApi("/i18n");
     const languages = answer.ok ? await answer.json() : {};
     texts = Object.fromEntries(Object.entries(languages).map(([language, all]) => [language, all.wadi ?? {}]));
@@ -371,14 +231,17 @@ app.registerExtension({
         keepReport(this, message);
       };
     }
+    const strength = node.widgets?.find(({ name }) => name === "strength");
+    // A saved node gets its own value after this.
+    if (strength && STRENGTH_NODES.includes(node.comfyClass)) strength.value = setting(STRENGTH) ?? strength.value;
     review();
   },
 
   afterConfigureGraph: review,
 
-  /** Outputs of an earlier run come back with a workflow's tab. */
-  onNodeOutputsUpdated(outputs) {
-    const graph = app.rootGraph ?? app.graph;
-    for (const [id, message] of Object.entries(outputs ?? {})) keepReport(graph?.getNodeById(id), message);
+  /** "Refresh" reads the model folders again. */
+  refreshComboInNodes() {
+    files.clear();
+    review();
   },
 });

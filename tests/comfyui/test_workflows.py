@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,22 @@ LANGUAGES = ("en", "ja")
 FACTS = comfy_facts.kept()
 NEWEST = FACTS["0.33.0"]
 OURS = sorted(name for name in NEWEST if name.startswith(comfy_facts.PREFIX))
-WORKFLOWS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(comfy_facts.WORKFLOWS.glob("*.json"))}
+WORKFLOWS = comfy_facts.read(comfy_facts.WORKFLOWS)
+# Inside a blueprint links are written by name; here as in a workflow.
+BLUEPRINTS = {
+    name: {**graph, "links": [[link[key] for key in comfy_facts.LINK] for link in graph["links"]]}
+    for name, graph in comfy_facts.subgraphs().items()
+}
+GRAPHS = WORKFLOWS | BLUEPRINTS
+APP = ".app"  # what the name of an app ends with
+NO_DOWNLOAD = "(no download)"
 TITLE = 30  # pixels above a node's position
-PYTHON_TYPES = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool, "COMBO": str}
+SCREEN = (1600, 900)  # pixels of a browser's window
+SLOT = 20  # pixels from one socket to the next
+OUTSIDE_IN, OUTSIDE_OUT = -10, -20  # what links to a blueprint's own inputs and outputs say instead of a node
+ONE_STEP = "wadi-sd15-one-step.safetensors"
+PYTHON_TYPES = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool, "COMBO": str, "WEBCAM": str}
+AUTHORS = "https://huggingface.co/gudaochangsheng/WaDi/resolve/main/"
 # The loaders' files and where ComfyUI looks for them.
 FOLDERS = {
     "ckpt_name": "models/checkpoints",
@@ -36,6 +51,8 @@ FOLDERS = {
     "control_net_name": "models/controlnet",
 }
 every_workflow = pytest.mark.parametrize("name", WORKFLOWS)
+every_blueprint = pytest.mark.parametrize("name", BLUEPRINTS)
+every_graph = pytest.mark.parametrize("name", GRAPHS)
 every_version = pytest.mark.parametrize("version", FACTS)
 
 
@@ -55,20 +72,18 @@ def server_nodes(workflow: dict[str, Any]) -> list[dict[str, Any]]:
     return [node for node in workflow["nodes"] if node["type"] not in comfy_facts.NOTES]
 
 
-def test_the_promised_workflows_are_there() -> None:
-    assert list(WORKFLOWS)[:5] == [
-        "01-embedded-quickstart",
-        "02-sd15-one-step",
-        "03-sd15-lora-stack",
-        "04-released-unet-to-lorad",
-        "05-pixart-one-step",
-    ]
+def test_names_are_numbered_and_begin_with_what_needs_nothing() -> None:
+    """They are the titles of the cards."""
+    assert [name[:3] for name in WORKFLOWS] == [f"{number:02} " for number in range(1, len(WORKFLOWS) + 1)]
+    first, second, *_ = WORKFLOWS
+    assert "Quickstart" in first and NO_DOWNLOAD in first and "Released network" in second
+    assert not [name for name in GRAPHS if re.search(r"""[<>:"/\\|?*#%_]""", name)]
 
 
 @every_version
-@every_workflow
+@every_graph
 def test_nodes_have_the_inputs_widgets_and_outputs_that_comfyui_gives_them(name: str, version: str) -> None:
-    for node in server_nodes(WORKFLOWS[name]):
+    for node in server_nodes(GRAPHS[name]):
         facts = FACTS[version][node["type"]]
         declared = {input_name: kind for input_name, kind, *_ in facts["inputs"]}
         assert {slot["name"]: slot["type"] for slot in node["inputs"]} == declared
@@ -96,9 +111,9 @@ def test_links_join_the_slots_that_they_say(name: str) -> None:
         assert {number for slot in node["outputs"] for number in slot["links"]} <= set(links)
 
 
-@every_workflow
+@every_graph
 def test_every_socket_that_has_to_be_linked_is(name: str) -> None:
-    for node in server_nodes(WORKFLOWS[name]):
+    for node in server_nodes(GRAPHS[name]):
         linked = {slot["name"] for slot in node["inputs"] if slot["link"] is not None}
         sockets = [row for row in NEWEST[node["type"]]["inputs"] if row[1] not in comfy_facts.WIDGETS]
         assert {row[0] for row in sockets if "optional" not in row} <= linked, node["type"]
@@ -114,12 +129,49 @@ def test_nothing_lies_over_anything_else(name: str) -> None:
     for (one, a), (other, b) in itertools.combinations(boxes.items(), 2):
         apart = a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
         assert apart, f"nodes {one} and {other}"
-    for group in workflow["groups"]:
-        x, y, width, height = group["bounding"]
-        for a in boxes.values():
-            inside = x <= a[0] and y <= a[1] and a[2] <= x + width and a[3] <= y + height
-            outside = a[2] <= x or x + width <= a[0] or a[3] <= y or y + height <= a[1]
-            assert inside or outside, group["title"]
+    assert not workflow["groups"]
+
+
+def way(workflow: dict[str, Any], link: list[Any]) -> Iterator[tuple[float, float]]:
+    """Points of a link as it is drawn: a curve that leaves to the right and arrives from the left."""
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    _, start, output, end, slot, _ = link
+    (x, y), (width, _) = nodes[start]["pos"], nodes[start]["size"]
+    begin = (x + width, y + (output + 0.7) * SLOT)
+    (x, y), (_, height) = nodes[end]["pos"], nodes[end]["size"]
+    sockets = [index for index, one in enumerate(nodes[end]["inputs"]) if "widget" not in one]
+    goal = (x, y + ((sockets.index(slot) + 0.7) * SLOT if slot in sockets else height / 2))
+    reach = math.dist(begin, goal) / 4
+    points = (begin, (begin[0] + reach, begin[1]), (goal[0] - reach, goal[1]), goal)
+    for step in range(61):
+        t = step / 60
+        shares = ((1 - t) ** 3, 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2, t**3)
+        yield tuple(sum(share * point[axis] for share, point in zip(shares, points, strict=True)) for axis in (0, 1))
+
+
+@every_workflow
+def test_no_link_passes_behind_a_node(name: str) -> None:
+    workflow = WORKFLOWS[name]
+    for link in workflow["links"]:
+        points = list(way(workflow, link))
+        for node in workflow["nodes"]:
+            if node["id"] in (link[1], link[3]):
+                continue
+            (left, y), (width, height) = node["pos"], node["size"]
+            hidden = [x for x, at in points if left < x < left + width and y - TITLE < at < y + height]
+            assert not hidden, f"link {link[0]} ({link[5]}) behind node {node['id']} ({node['type']})"
+
+
+@every_workflow
+def test_the_first_view_is_readable_and_begins_with_the_note(name: str) -> None:
+    workflow = WORKFLOWS[name]
+    scale, (x, y) = (workflow["extra"]["ds"][key] for key in ("scale", "offset"))
+    assert 0.65 <= scale <= 1 and x > 0 and y > TITLE
+    note, *nodes = workflow["nodes"]
+    assert note["type"] in comfy_facts.NOTES and note["pos"] == [0, 0]
+    width, height = SCREEN[0] / scale - x, SCREEN[1] / scale - y
+    assert note["size"][0] < width and note["size"][1] < height
+    assert [node for node in nodes if node["pos"][0] + node["size"][0] < width and node["pos"][1] + node["size"][1] < height]
 
 
 @every_workflow
@@ -131,9 +183,71 @@ def test_a_note_says_which_file_goes_where(name: str) -> None:
         for widget, value in widgets_of(node, NEWEST[node["type"]]).items():
             if widget in FOLDERS:
                 assert any(value in line and FOLDERS[widget] in line for line in notes.splitlines()), value
-        for model in node["properties"].get("models", []):
-            assert model["name"] in node["widgets_values"] and model["url"].startswith("https://")
-            assert f"models/{model['directory']}" in FOLDERS.values()
+        listed = {model["name"]: model for model in node["properties"].get("models", [])}
+        for file, model in listed.items():
+            assert file in node["widgets_values"] and f"models/{model['directory']}" in FOLDERS.values()
+            assert model["url"].startswith("https://") if "url" in model else file == ONE_STEP
+        for value in node.get("widgets_values", []):
+            if str(value).startswith("rotated_"):  # a Download button for what the authors released
+                assert listed[value] == {"name": value, "url": AUTHORS + value, "directory": "diffusion_models"}
+            if value == ONE_STEP:  # which is nowhere to be had, but made
+                assert listed[value]["directory"] == "lorad" and "wadi get sd15 --comfyui" in notes
+
+
+def widget_names(node: dict[str, Any]) -> set[str]:
+    return {slot["widget"]["name"] for slot in node["inputs"] if "widget" in slot}
+
+
+@every_workflow
+def test_app_mode_shows_what_a_beginner_changes_and_the_picture(name: str) -> None:
+    workflow = WORKFLOWS[name]
+    data = workflow["extra"].get("linearData")
+    assert workflow["extra"].get("linearMode", False) == name.endswith(APP)
+    assert data or not (name.endswith(APP) or NO_DOWNLOAD in name)
+    if data is None:
+        return
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for node, widget in data["inputs"]:
+        assert widget in widget_names(nodes[node])
+        assert next(slot for slot in nodes[node]["inputs"] if slot["name"] == widget)["link"] is None
+    shown = {widget for _, widget in data["inputs"]}
+    assert shown & {"text", "strengths"} and shown & {"seed", "width"}
+    assert data["outputs"] and {nodes[node]["type"] for node in data["outputs"]} <= {"SaveImage", "PreviewImage"}
+
+
+@pytest.mark.parametrize("name", [name for name in WORKFLOWS if "Live" in name])
+def test_a_live_template_draws_one_picture_from_the_same_noise(name: str) -> None:
+    nodes = server_nodes(WORKFLOWS[name])
+    [sampler] = [widgets_of(node, NEWEST[node["type"]]) for node in nodes if node["type"] == "WaDi_OneStepSampler"]
+    [control] = [node["widgets_values"][4] for node in nodes if node["type"] == "WaDi_OneStepSampler"]
+    assert sampler["batch_size"] == 1 and control == "fixed"
+    assert "PreviewImage" in {node["type"] for node in nodes} and "SaveImage" not in {node["type"] for node in nodes}
+    assert "**Run (On Change)**" in WORKFLOWS[name]["nodes"][0]["widgets_values"][0] or "webcam" in name
+
+
+@every_blueprint
+def test_a_blueprint_joins_what_is_inside_with_what_is_outside(name: str) -> None:
+    blueprint = comfy_facts.read(comfy_facts.BLUEPRINTS)[name]
+    [host], inside = blueprint["nodes"], BLUEPRINTS[name]
+    assert host["type"] == inside["id"] and inside["name"] == name and blueprint["extra"]["BlueprintDescription"]
+    assert {"wadi", "one step"} & set(blueprint["extra"]["BlueprintSearchAliases"])
+    nodes = {node["id"]: node for node in inside["nodes"]}
+    links = {link[0]: link for link in inside["links"]}
+    assert len(links) == len(inside["links"]) and max(links) <= inside["state"]["lastLinkId"]
+    for number, start, output, end, slot, kind in links.values():
+        if start == OUTSIDE_IN:
+            assert number in inside["inputs"][output]["linkIds"] and inside["inputs"][output]["type"] == kind
+        else:
+            assert number in nodes[start]["outputs"][output]["links"] and nodes[start]["outputs"][output]["type"] == kind
+        if end == OUTSIDE_OUT:
+            assert number in inside["outputs"][slot]["linkIds"] and inside["outputs"][slot]["type"] == kind
+        else:
+            assert nodes[end]["inputs"][slot]["link"] == number and nodes[end]["inputs"][slot]["type"] == kind
+    for there, here in ((inside["inputs"], host["inputs"]), (inside["outputs"], host["outputs"])):
+        assert [(slot["name"], slot["type"]) for slot in there] == [(slot["name"], slot["type"]) for slot in here]
+    lifted = [slot["name"] for slot in host["inputs"] if "widget" in slot]
+    assert [widget for _, widget in host["properties"]["proxyWidgets"]] == lifted
+    assert len(host["widgets_values"]) == len(lifted)
 
 
 @every_workflow
@@ -145,10 +259,12 @@ def test_one_step_is_set_as_it_has_to_be(name: str) -> None:
             assert set_to["sampler_name"] == "wadi_one_step"
 
 
-@pytest.mark.parametrize("name", [name for name in WORKFLOWS if name.endswith("embedded")])
+@pytest.mark.parametrize("name", [name for name in WORKFLOWS if NO_DOWNLOAD in name])
 def test_wadi_mini_is_asked_for_things_that_it_knows(name: str) -> None:
     known = {thing.name for thing in scenes.things()}
-    asked = [node["widgets_values"][0] for node in WORKFLOWS[name]["nodes"] if node["type"] == "CLIPTextEncode"]
+    kinds = ("CLIPTextEncode", "WaDi_PromptBatch")
+    texts = [node["widgets_values"][0] for node in WORKFLOWS[name]["nodes"] if node["type"] in kinds]
+    asked = [line for text in texts for line in text.splitlines()]
     assert asked
     for prompt in asked:
         told = re.sub(r"embedding:\S+", "and", prompt)
@@ -157,9 +273,11 @@ def test_wadi_mini_is_asked_for_things_that_it_knows(name: str) -> None:
         assert set(parts) <= known, prompt
 
 
-def test_thumbnails_belong_to_workflows_and_are_small() -> None:
-    for picture in sorted(comfy_facts.WORKFLOWS.glob("*.jpg")):
-        assert picture.stem in WORKFLOWS and picture.stat().st_size < 200_000
+def test_every_template_has_a_small_picture() -> None:
+    pictures = sorted(comfy_facts.WORKFLOWS.glob("*.jpg"))
+    assert [picture.stem for picture in pictures] == list(WORKFLOWS)
+    for picture in pictures:
+        assert picture.stat().st_size < 100_000
         with Image.open(picture) as opened:
             assert opened.format == "JPEG" and 256 <= min(opened.size) and max(opened.size) <= 1024
 
@@ -203,10 +321,22 @@ def test_names_and_tooltips_are_translated(language: str) -> None:
 def test_languages_say_the_same_things() -> None:
     main = {lang: json.loads((LOCALES / lang / "main.json").read_text(encoding="utf-8")) for lang in LANGUAGES}
     assert set(main["en"]["wadi"]) == set(main["ja"]["wadi"])
-    script = (ROOT / "comfy_nodes" / "web" / "wadi.js").read_text(encoding="utf-8")
+    sources = [*(ROOT / "comfy_nodes" / "web").glob("*.js"), *(ROOT / "comfy_nodes").glob("*.py")]
+    script = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     used = set(re.findall(r'"((?:warn|note)_\w+)"', script)) | set(re.findall(r'say\("(\w+)"\)', script))
     assert used <= set(main["en"]["wadi"])
     assert set(main["en"]["wadi"]) - used <= {"one_step", "ordinary"}
+    for name, message in main["en"]["wadi"].items():
+        assert set(re.findall(r"%\w+%", message)) == set(re.findall(r"%\w+%", main["ja"]["wadi"][name])), name
+
+
+def test_settings_are_translated_by_the_names_that_the_script_gives_them() -> None:
+    script = (ROOT / "comfy_nodes" / "web" / "wadi.js").read_text(encoding="utf-8")
+    names = {name.replace(".", "_") for name in re.findall(r'"(WaDi\.Nodes\.\w+)"', script)}
+    said = {lang: json.loads((LOCALES / lang / "settings.json").read_text(encoding="utf-8")) for lang in LANGUAGES}
+    assert names and all(set(words) == names for words in said.values())
+    for words in said["en"].values():
+        assert f'name: "{words["name"]}"' in script
 
 
 @pytest.mark.parametrize("file", sorted(LOCALES.rglob("*.json")), ids=lambda path: f"{path.parent.name}-{path.stem}")

@@ -17,8 +17,10 @@ from typing import Any
 
 FILE = Path(__file__).parents[1] / "data" / "comfyui-nodes.json"
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
+BLUEPRINTS = Path(__file__).parents[2] / "subgraphs"
 PREFIX = "WaDi_"
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "WEBCAM")
+LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")  # a link's parts, in a workflow's order
 NOTES = ("Note", "MarkdownNote")  # nodes of the front end, which the server does not know
 
 Facts = dict[str, Any]
@@ -37,10 +39,20 @@ def facts_of(node: Facts) -> Facts:
     return {"inputs": inputs, "outputs": list(node["output"])}
 
 
+def read(folder: Path) -> dict[str, Facts]:
+    """The JSON files of a folder by their names, in order."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def subgraphs() -> dict[str, Facts]:
+    """What is inside the blueprints."""
+    return {name: blueprint["definitions"]["subgraphs"][0] for name, blueprint in read(BLUEPRINTS).items()}
+
+
 def used(object_info: Facts) -> dict[str, Facts]:
-    """The facts of the pack's nodes and of those in its workflows."""
-    workflows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(WORKFLOWS.glob("*.json"))]
-    names = {node["type"] for workflow in workflows for node in workflow["nodes"]} - set(NOTES)
+    """The facts of the pack's nodes and of those in its workflows and blueprints."""
+    names = {node["type"] for graph in (*read(WORKFLOWS).values(), *subgraphs().values()) for node in graph["nodes"]}
+    names -= set(NOTES)
     names |= {name for name in object_info if name.startswith(PREFIX)}
     return {name: facts_of(object_info[name]) for name in sorted(names)}
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 NOTES = ("Note", "MarkdownNote")
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "WEBCAM")
 MUTED, BYPASSED = 2, 4
 
 

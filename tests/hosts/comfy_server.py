@@ -60,7 +60,7 @@ def lay_out(base: Path) -> None:
         (base / name).mkdir(parents=True)
     for name in ("loras", "lorad", "vae", "controlnet", "embeddings"):
         (base / "models" / name).mkdir()
-    needed = ("__init__.py", "pyproject.toml", "comfy_nodes", "wadi_core", "locales", "workflows")
+    needed = ("__init__.py", "pyproject.toml", "comfy_nodes", "wadi_core", "locales", "workflows", "subgraphs")
     compiled = shutil.ignore_patterns("__pycache__")
 
     def other_rooms(folder: str, names: list[str]) -> set[str]:

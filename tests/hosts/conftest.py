@@ -7,10 +7,11 @@ ComfyUI runs on the CPU in folders of its own; nothing of an installation is rea
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,27 @@ def chromium() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(CHROMIUM_FLAGS))
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def files(comfy_base: Path) -> None:
+    """Files of the names that the workflows ask for."""
+    import comfy_page
+
+    comfy_page.lay_files(comfy_base)
+
+
+@pytest.fixture(scope="module")
+def open_page(comfy: Any, files: None, chromium: Any) -> Callable[..., Any]:
+    """A function that opens ComfyUI's front end: ``open_page(language="ja", modern=True)``."""
+    import comfy_page
+
+    return functools.partial(comfy_page.open_front_end, chromium, comfy)
+
+
+@pytest.fixture(scope="module")
+def page(open_page: Callable[..., Any]) -> Iterator[Any]:
+    """The front end as it is first met: in English, with classic nodes."""
+    opened = open_page()
+    yield opened
+    opened.close()

@@ -57,6 +57,14 @@ class HostServer:
                 raise RuntimeError(f"{self.path.name} does not start:\n{self.said()[-3000:]}")
             time.sleep(0.2)
 
+    def processor_seconds(self) -> float:
+        """Processor time that the program has taken so far, in all of its threads."""
+        import psutil
+
+        assert self._process is not None
+        times = psutil.Process(self._process.pid).cpu_times()
+        return times.user + times.system
+
     def stop(self) -> None:
         """End it."""
         if self._process is not None:

@@ -6,142 +6,35 @@ Screenshots go to pytest's temporary folder, or to ``WADI_SCREENSHOTS``.
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import comfy_facts
 import comfy_thumbnails
 import pytest
+from comfy_page import (
+    MODERN_SINCE,
+    ONE_LORAD,
+    PANEL,
+    QUICKSTART,
+    SHOWN,
+    STYLE,
+    TITLE,
+    WITH_LORA,
+    WORKFLOWS,
+    change,
+    load,
+    panel,
+    touch,
+    version_of,
+    wait_for_panel,
+)
 from comfy_server import PACK, ROOT, ComfyServer
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-
-from wadi_core import mini
 
 pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
-
-WORKFLOWS = sorted(path.stem for path in comfy_facts.WORKFLOWS.glob("*.json"))
-FILES = {
-    "checkpoints": "v1-5-pruned-emaonly-fp16.safetensors",
-    "loras": "your-style-lora.safetensors",
-    "diffusion_models": ("rotated_unet-sdv1-5.safetensors", "rotated_transformer.safetensors"),
-    "text_encoders": "t5xxl_fp16.safetensors",
-    "vae": "vae-ft-mse-840000-ema-pruned.safetensors",
-    "controlnet": "control_v11p_sd15_canny_fp16.safetensors",
-}
-ONE_STEP = "wadi-sd15-one-step.safetensors"
-SHOWN = "lighthouse.safetensors"
-STYLE, PERSONAL = "style.safetensors", "personal.safetensors"
-TITLE = "A lighthouse in one step"
-MODERN_SINCE = (1, 33)
-PATIENCE = 90_000  # ms; the machine may have other work
-
-READY = "() => !!(window.app?.vueAppReady && window.LiteGraph?.registered_node_types?.WaDi_LoadLoRaD)"
-# What the panel of the first node of a type says, "" where it has none. Nodes in subgraphs are looked for too.
-PANEL = """(type) => {
-  const nodes = (graph) => graph.nodes.flatMap((node) => [node, ...(node.isSubgraphNode?.() ? nodes(node.subgraph) : [])]);
-  const node = nodes(app.rootGraph ?? app.graph).find((node) => node.type === type);
-  return node?.widgets?.find((widget) => widget.name === "wadi_panel")?.element.innerText ?? "";
-}"""
-SET = """([type, values]) => {
-  const node = app.graph.nodes.find((node) => node.type === type);
-  for (const [name, value] of Object.entries(values)) {
-    const widget = node.widgets.find((widget) => widget.name === name);
-    widget.value = value;
-    widget.callback?.(value);
-  }
-}"""
-
-
-@pytest.fixture(scope="module")
-def files(comfy_base: Path) -> None:
-    """Files of the names that the workflows ask for. The front end looks at names, and into LoRaDs for what to show."""
-    for folder, names in FILES.items():
-        for name in (names,) if isinstance(names, str) else names:
-            path = comfy_base / "models" / folder / name
-            path.parent.mkdir(exist_ok=True)
-            if not path.exists():
-                path.touch()
-    picture = io.BytesIO()
-    Image.linear_gradient("L").save(picture, "jpeg")
-    thumbnail = "data:image/jpeg;base64," + base64.b64encode(picture.getvalue()).decode()
-    embedded = comfy_base / "custom_nodes" / PACK / "wadi_core" / "mini" / mini.LORAD
-    with safe_open(embedded, "pt") as opened:
-        metadata = opened.metadata() | {"modelspec.thumbnail": thumbnail, "modelspec.title": TITLE}
-    folder = comfy_base / "models" / "lorad"
-    save_file(load_file(embedded), folder / SHOWN, metadata)
-    ordinary = {key: value for key, value in metadata.items() if key not in ("wadi.alpha_T_squared", "wadi.timestep")}
-    save_file(load_file(embedded), folder / STYLE, ordinary)
-    for name, source in ((ONE_STEP, SHOWN), (PERSONAL, STYLE)):
-        if not (folder / name).exists():
-            shutil.copyfile(folder / source, folder / name)
-    Image.linear_gradient("L").convert("RGB").save(comfy_base / "input" / "example.png")
-
-
-@pytest.fixture(scope="module")
-def open_page(comfy: ComfyServer, files: None, chromium: Any) -> Callable[..., Any]:
-    """A function that opens the front end: ``open_page(language="ja", modern=True)``."""
-
-    def open_one(language: str = "en", modern: bool = False) -> Any:
-        settings = {
-            "Comfy.TutorialCompleted": True,
-            "Comfy.Locale": language,
-            "Comfy.VueNodes.Enabled": modern,
-            "Comfy.Workflow.Persist": False,
-        }
-        for name, value in settings.items():
-            comfy.post(f"/settings/{name}", value)
-        page = chromium.new_page(viewport={"width": 1600, "height": 950})
-        page.set_default_timeout(PATIENCE)
-        page.wadi_errors = []
-        page.on("pageerror", lambda error: page.wadi_errors.append(f"{error}\n{error.stack}"))
-        page.on("console", lambda message: page.wadi_errors.append(message.text) if "wadi.js" in message.text else None)
-        page.goto(f"http://127.0.0.1:{comfy.port}", wait_until="domcontentloaded")
-        page.wait_for_function(READY)
-        page.wait_for_timeout(1000)
-        return page
-
-    return open_one
-
-
-@pytest.fixture(scope="module")
-def page(open_page: Callable[..., Any]) -> Iterator[Any]:
-    """The front end as it is first met: in English, with classic nodes."""
-    opened = open_page()
-    yield opened
-    opened.close()
-
-
-def load(page: Any, name: str) -> None:
-    """Open a workflow as the server offers it."""
-    url = f"/api/workflow_templates/{PACK}/{name}.json"
-    page.evaluate("async (url) => app.loadGraphData(await (await fetch(url)).json())", url)
-    page.wait_for_timeout(1000)
-
-
-def change(page: Any, type_: str, **values: Any) -> None:
-    """Set widgets of the first node of a type; the click elsewhere is how the front end learns of any change."""
-    page.evaluate(SET, [type_, values])
-    touch(page)
-
-
-def touch(page: Any) -> None:
-    page.mouse.click(800, 930)
-    page.wait_for_timeout(500)
-
-
-def wait_for_panel(page: Any, type_: str, text: str) -> None:
-    page.wait_for_function(f"([type, text]) => ({PANEL})(type).includes(text)", arg=[type_, text])
-
-
-def panel(page: Any, type_: str) -> str:
-    return page.evaluate(PANEL, type_)
 
 
 def test_kept_facts_are_what_this_comfyui_says(comfy: ComfyServer) -> None:
@@ -195,7 +88,7 @@ def test_templates_are_listed_with_their_thumbnails(page: Any, shots: Path) -> N
             page.wait_for_function(seen, arg=[card.element_handle(), Image.open(thumbnail).width])
     page.wait_for_timeout(1000)
     page.screenshot(path=shots / "templates.png")
-    first = page.get_by_test_id(f"template-workflow-{WORKFLOWS[0]}").first
+    first = page.get_by_test_id(f"template-workflow-{QUICKSTART}").first
     first.scroll_into_view_if_needed()
     first.click()
     page.wait_for_function("() => app.graph.nodes.some((node) => node.type === 'WaDi_EmbeddedModel')")
@@ -222,8 +115,8 @@ def test_workflow_opens_whole(page: Any, shots: Path, name: str) -> None:
             continue
         values = page.evaluate("(id) => app.graph.getNodeById(id).serialize().widgets_values ?? []", node["id"])
         kept = node.get("widgets_values", [])
-        # The upload button of Load Image is saved as a widget too.
-        assert values == kept + (["image"] if node["type"] == "LoadImage" else [])
+        # The buttons of these are saved as widgets too.
+        assert values == kept + {"LoadImage": ["image"], "WebcamCapture": ["capture"]}.get(node["type"], [])
     for kind in ("WaDi_OneStepSampler", "KSampler"):
         assert panel(page, kind) == ""
     assert page.wadi_errors == []
@@ -246,7 +139,7 @@ def test_panels_overlap_no_node(page: Any) -> None:
 
 def test_the_run_button_makes_the_picture_of_the_quickstart(page: Any, comfy: ComfyServer, shots: Path) -> None:
     comfy.post("/free", {"free_memory": True})  # another test may have run it: of what is kept, ComfyUI says nothing anew
-    load(page, WORKFLOWS[0])
+    load(page, QUICKSTART)
     page.get_by_test_id("queue-button").click()
     there = """() => app.graph.nodes.find((node) => node.type === "SaveImage")?.imgs?.length === 4
       && app.graph.nodes.find((node) => node.type === "SaveImage").imgs.every((one) => one.naturalWidth === 128)"""
@@ -259,7 +152,7 @@ def test_the_run_button_makes_the_picture_of_the_quickstart(page: Any, comfy: Co
 
 
 def test_the_chosen_file_is_shown(page: Any, shots: Path) -> None:
-    load(page, "02-sd15-one-step")
+    load(page, ONE_LORAD)
     change(page, "WaDi_LoadLoRaD", lorad_name=SHOWN)
     wait_for_panel(page, "WaDi_LoadLoRaD", TITLE)
     assert "one-step weights" in panel(page, "WaDi_LoadLoRaD")
@@ -273,7 +166,7 @@ def test_the_chosen_file_is_shown(page: Any, shots: Path) -> None:
 
 
 def test_what_would_go_wrong_is_said_on_the_sampler(page: Any, shots: Path) -> None:
-    load(page, "03-sd15-lora-stack")
+    load(page, WITH_LORA)
     assert panel(page, "KSampler") == ""
     change(page, "KSampler", steps=8, cfg=7, denoise=0.5, sampler_name="uni_pc", scheduler="kl_optimal")
     wait_for_panel(page, "KSampler", "Set steps to 1")
@@ -295,7 +188,7 @@ def test_what_would_go_wrong_is_said_on_the_sampler(page: Any, shots: Path) -> N
 
 
 def test_the_model_is_found_through_what_lies_between(page: Any) -> None:
-    load(page, "03-sd15-lora-stack")
+    load(page, WITH_LORA)
     change(page, "KSampler", cfg=7)
     wait_for_panel(page, "KSampler", "Set cfg to 1")
     mode = "([type, mode]) => { app.graph.nodes.find((node) => node.type === type).mode = mode }"
@@ -326,7 +219,7 @@ def test_the_model_is_found_through_what_lies_between(page: Any) -> None:
 
 
 def test_custom_sampling_is_looked_through(page: Any) -> None:
-    load(page, "03-sd15-lora-stack")
+    load(page, WITH_LORA)
     build = """() => {
       const find = (type) => app.graph.nodes.find((node) => node.type === type);
       const add = (type) => { const node = LiteGraph.createNode(type); app.graph.add(node); return node; };
@@ -348,12 +241,12 @@ def test_custom_sampling_is_looked_through(page: Any) -> None:
 
 
 def test_panels_leave_no_trace_in_what_is_saved(page: Any) -> None:
-    load(page, "03-sd15-lora-stack")
+    load(page, WITH_LORA)
     change(page, "KSampler", cfg=7)
     wait_for_panel(page, "KSampler", "Set cfg to 1")
     saved = page.evaluate("() => app.graph.serialize()")
     assert "wadi_panel" not in json.dumps(saved)
-    before = json.loads((comfy_facts.WORKFLOWS / "03-sd15-lora-stack.json").read_text(encoding="utf-8"))
+    before = json.loads((comfy_facts.WORKFLOWS / f"{WITH_LORA}.json").read_text(encoding="utf-8"))
     sampler, was = (next(n for n in graph["nodes"] if n["type"] == "KSampler") for graph in (saved, before))
     assert len(sampler["widgets_values"]) == len(was["widgets_values"])
     sent = page.evaluate("async () => (await app.graphToPrompt()).output")
@@ -365,7 +258,7 @@ def test_panels_leave_no_trace_in_what_is_saved(page: Any) -> None:
 
 
 def test_the_help_page_opens_beside_the_graph(page: Any, shots: Path) -> None:
-    load(page, "02-sd15-one-step")
+    load(page, ONE_LORAD)
     page.evaluate("() => app.canvas.selectItems([app.graph.nodes.find((node) => node.type === 'WaDi_LoadLoRaD')])")
     page.get_by_test_id("info-button").click()
     heading = page.get_by_role("heading", name="What goes wrong, and why")
@@ -375,7 +268,7 @@ def test_the_help_page_opens_beside_the_graph(page: Any, shots: Path) -> None:
 
 def test_in_japanese(open_page: Callable[..., Any], shots: Path) -> None:
     page = open_page(language="ja")
-    load(page, "03-sd15-lora-stack")
+    load(page, WITH_LORA)
     change(page, "KSampler", steps=8)
     change(page, "KSampler", sampler_name="euler")
     wait_for_panel(page, "KSampler", "ステップを 1 にしてください")
@@ -388,10 +281,9 @@ def test_in_japanese(open_page: Callable[..., Any], shots: Path) -> None:
 def test_with_modern_nodes(open_page: Callable[..., Any], comfy: ComfyServer, shots: Path) -> None:
     """Nodes that the browser lays out itself."""
     page = open_page(modern=True)
-    version = page.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__ ?? ''")
-    if tuple(int(part) for part in version.split(".")[:2]) < MODERN_SINCE:
-        pytest.skip(f"front end {version} only tries such nodes out")
-    load(page, "03-sd15-lora-stack")
+    if version_of(page) < MODERN_SINCE:
+        pytest.skip("this front end only tries such nodes out")
+    load(page, WITH_LORA)
     change(page, "WaDi_LoadLoRaD", lorad_name=SHOWN)
     change(page, "KSampler", cfg=7)
     wait_for_panel(page, "KSampler", "Set cfg to 1")
@@ -403,10 +295,10 @@ def test_with_modern_nodes(open_page: Callable[..., Any], comfy: ComfyServer, sh
 
 
 def test_thumbnails_can_be_made(comfy: ComfyServer) -> None:
-    pictures = comfy_thumbnails.pictures_of(comfy, WORKFLOWS[0])
+    pictures = comfy_thumbnails.pictures_of(comfy, QUICKSTART)
     assert [picture.size for picture in pictures] == [(128, 128)] * 4
     assert comfy_thumbnails.sheet(pictures).size == (comfy_thumbnails.SIDE, comfy_thumbnails.SIDE)
 
 
 def test_a_workflow_that_needs_nothing_has_its_picture() -> None:
-    assert (comfy_facts.WORKFLOWS / f"{WORKFLOWS[0]}.jpg").is_file()
+    assert (comfy_facts.WORKFLOWS / f"{QUICKSTART}.jpg").is_file()
