@@ -82,6 +82,15 @@ def test_a_file_that_does_not_say_is_asked(files: dict[str, Path], caplog: pytes
         OneStepPipeline.from_pretrained(files["v_prediction"], mini.lorad_path(), device="cpu")
 
 
+def test_the_evaluation_follows_it_too(files: dict[str, Path]) -> None:
+    from trainer.models.generators import load_generator
+
+    with pytest.raises(ValueError, match=f"{BY_ANSWER}, and the one-step weights are for epsilon"):
+        load_generator(str(files["v_prediction"]), mini.lorad_path(), "cpu")
+    made = load_generator(str(files["v_prediction"]), None, "cpu", alpha_T_squared=0.0047)
+    assert made.one_step.prediction_type == "v_prediction"
+
+
 def test_what_a_base_says_itself_is_trusted(files: dict[str, Path], tmp_path: Path) -> None:
     folder = networks.write_settings(tmp_path / "base", "wadi-mini")
     made = networks.make_networks(folder)
