@@ -76,6 +76,16 @@ class Base:
         height, width = (size, size) if isinstance(size, int) else size
         return width * FACTOR, height * FACTOR
 
+    def check_one_step(self, schedule: OneStep | None) -> None:
+        """Do nothing if one-step weights of this schedule are for a network that returns what this one does.
+
+        Raises:
+            ValueError: they are not, as far as the base says; one line.
+        """
+        if schedule is not None and self.prediction_by and self.prediction_type != schedule.prediction_type:
+            said = f"predicts {self.prediction_type} {self.prediction_by}"
+            raise ValueError(f"{self.name} {said}, and the one-step weights are for {schedule.prediction_type}")
+
 
 @dataclass(frozen=True)
 class Source:

@@ -172,10 +172,7 @@ class OneStepPipeline(Networks):
         for adapter, _ in stack:
             adapter.matched(shapes).check()
         schedule = check_together(adapter for adapter, kept in stack if kept.strength)
-        returns = self.base.prediction_type if self.base.prediction_by else None
-        if schedule is not None and returns not in (None, schedule.prediction_type):
-            said = f"predicts {returns} {self.base.prediction_by}"
-            raise ValueError(f"{self.base.name} {said}, and the one-step weights are for {schedule.prediction_type}")
+        self.base.check_one_step(schedule)
         if schedule is not None and self._own_one_step is not None:
             raise ValueError("a one-step LoRaD is made for a multi-step base, and this base is a one-step network already")
 

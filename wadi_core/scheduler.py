@@ -252,7 +252,7 @@ def _check_prediction(pipe: Any, schedule: OneStep) -> None:
     The scheduler of a pipeline that was made from a single file says what is usual, so the network itself is asked.
     """
     network: Any = network_of(pipe)
-    if type(network).__name__ != "UNet2DConditionModel" or network.conv_in.in_channels != 4:
+    if type(network).__name__ != "UNet2DConditionModel":
         return
     returned = answer_to_noise(network, getattr(pipe, "tokenizer", None), getattr(pipe, "text_encoder", None))
     if returned not in (None, schedule.prediction_type):

@@ -61,6 +61,14 @@ def test_trained_networks_are_known_with_and_without_their_text_encoder() -> Non
         assert answer_to_noise(pipe.unet) == answer_to_noise(pipe.unet, pipe.tokenizer, pipe.text_encoder) == "epsilon"
 
 
+def test_networks_that_have_to_be_told_more_are_not_asked() -> None:
+    network = unet("small")
+    answer_as(network, "epsilon")
+    network.register_to_config(encoder_hid_dim_type="ip_image_proj")  # as an IP-Adapter does
+    assert answer_to_noise(network) is None
+    assert answer_to_noise(unet("small").to("meta")) is None
+
+
 def test_a_file_that_does_not_say_is_asked(files: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "wadi"):
         for kind, said in (("random", ("epsilon", "")), ("epsilon", ("epsilon", "by its answer to noise"))):
@@ -72,6 +80,15 @@ def test_a_file_that_does_not_say_is_asked(files: dict[str, Path], caplog: pytes
     assert f"v_prediction.safetensors: this base {BY_ANSWER}; it does not say so itself" in caplog.messages
     with pytest.raises(ValueError, match=f"{BY_ANSWER}, and the one-step weights are for epsilon"):
         OneStepPipeline.from_pretrained(files["v_prediction"], mini.lorad_path(), device="cpu")
+
+
+def test_the_evaluation_follows_it_too(files: dict[str, Path]) -> None:
+    from trainer.models.generators import load_generator
+
+    with pytest.raises(ValueError, match=f"{BY_ANSWER}, and the one-step weights are for epsilon"):
+        load_generator(str(files["v_prediction"]), mini.lorad_path(), "cpu")
+    made = load_generator(str(files["v_prediction"]), None, "cpu", alpha_T_squared=0.0047)
+    assert made.one_step.prediction_type == "v_prediction"
 
 
 def test_what_a_base_says_itself_is_trusted(files: dict[str, Path], tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ def z(seed: int = SEED) -> Tensor:
 def test_text_to_image_is_ours(parts: dict[str, Any], ours: OneStepPipeline) -> None:
     pipe = stock(parts)
     before, scheduler, kind = weights_of(pipe.unet), pipe.scheduler, type(pipe)
-    calls = count_calls(pipe.unet)
     match = load_lorad(pipe, mini.lorad_path())
+    calls = count_calls(pipe.unet)
     assert str(match).startswith("81 of 81 layers")
     made = pipe(PROMPT, latents=z()).images[0]  # neither steps nor guidance are given
     assert calls == [1]

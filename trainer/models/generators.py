@@ -138,11 +138,13 @@ def load_generator(
     stack = load_adapters(lorad)
     model, own = _load_base(base)
     if alpha_T_squared is not None:
-        own = OneStep(alpha_T_squared, prediction_type=own.prediction_type if own else "epsilon")
+        own = OneStep(alpha_T_squared, prediction_type=own.prediction_type if own else _prediction_type(model))
     active = [(adapter, kept.strength) for adapter, kept in stack if kept.strength]
     for adapter, _ in active:
         adapter.matched(model.network).check()
     schedule = check_together(adapter for adapter, _ in active)
+    if isinstance(model, StableDiffusion):
+        model.base.check_one_step(schedule)
     if schedule and own:
         raise ValueError("a one-step LoRaD is made for a multi-step base, and this base is a one-step network already")
     one_step = schedule or own
