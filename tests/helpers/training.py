@@ -31,7 +31,7 @@ def values(base: Path, prompts: Path, output: Path, /, **changes: object) -> dic
     return {
         "base": str(base), "prompts": str(prompts), "output": str(output), "steps": 6, "batch": 2, "student_rank": 4,
         "fake_rank": 2, "save_every": 2, "sheet_every": 100, "precision": "fp32", "ema": 0.9, "device": "cpu",
-        "tensorboard": False, "warmup": 2, **changes,
+        "tensorboard": False, "warmup": 2, "sheet_teacher_steps": 2, **changes,
     }  # fmt: skip
 
 
