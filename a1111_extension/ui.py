@@ -273,6 +273,6 @@ def _said(sentence: str) -> str:
 
 @functools.cache
 def at_once() -> dict[str, Any]:
-    """How an event is connected that waits for nobody; older versions of gradio drop it all the same while one is on its way."""
+    """How an event is connected that waits for nobody; older versions of gradio drop a second one while one is on its way."""
     newer = int(gr.__version__.partition(".")[0]) >= 4
     return {"queue": False, **({"trigger_mode": "multiple"} if newer else {})}
