@@ -40,6 +40,7 @@ HELP = (
     f'One-step pictures: choose a one-step LoRaD here, or write &lt;lorad:NAME:1&gt;, and the sampler "{NAME}". Steps '
     "and CFG scale then have no effect; the negative prompt works inside the one network call."
 )
+BUTTONS = 4  # that javascript/wadi.js presses in turn: older versions of gradio drop a press while one is on its way
 Elements = Callable[[str], str]
 
 
@@ -178,8 +179,11 @@ def _connect_check(around: Surroundings, values: list[Any], outputs: list[Any], 
     events += [component.blur if name == "prompt" else component.change for name, component in seen.items()]
     if "generate" in around.page:
         events.append(around.page["generate"].click)
+    shown: dict[str, Any] = {"outputs": [*outputs, around.notes, row, native], "show_progress": False, **at_once()}
     for event in events:
-        event(told, inputs=inputs, outputs=[*outputs, around.notes, row, native], show_progress=False, **at_once())
+        first = event(told, inputs=inputs, **shown)
+        if "trigger_mode" not in shown:  # what changed meanwhile was dropped
+            first.then(told, inputs=inputs, **shown)
     if {"width", "height"} <= seen.keys():
         native.click(fitted, inputs=inputs, outputs=[seen["width"], seen["height"]], show_progress=False, **at_once())
     whole.click(lambda: highres.METHODS[0], outputs=[method], show_progress=False, **at_once())
@@ -207,10 +211,10 @@ def _live(around: Surroundings, values: list[Any], elements: Elements) -> None:
     enabled, file, strength, method = values
     with gr.Row():
         on = gr.Checkbox(False, label="Draw while typing", elem_id=elements("live"))
-        button = gr.Button("Draw", visible=False, elem_id=elements("live_draw"))
+        buttons = [gr.Button("Draw", visible=False, elem_id=elements(f"live_draw_{place}")) for place in range(BUTTONS)]
     newest = gr.State(live.Newest())
     inputs = [newest, on, *values, *(around.page[name] for name in needed)]
-    events = [button.click, on.change, enabled.change, file.change, strength.release, method.change]
+    events = [*(button.click for button in buttons), on.change, enabled.change, file.change, strength.release, method.change]
     events += [around.page[name].change for name in needed if name != "prompt"]
     for event in events:
         event(live.draw, inputs=inputs, outputs=[around.preview], show_progress=False, **at_once())
@@ -272,6 +276,6 @@ def _said(sentence: str) -> str:
 
 @functools.cache
 def at_once() -> dict[str, Any]:
-    """How an event is connected that waits for nobody: newer versions of gradio drop a second one while one is on its way."""
+    """How an event is connected that waits for nobody; older versions of gradio drop a second one while one is on its way."""
     newer = int(gr.__version__.partition(".")[0]) >= 4
     return {"queue": False, **({"trigger_mode": "multiple"} if newer else {})}

@@ -10,21 +10,23 @@ onUiLoaded(function () {
     }
 });
 
-// Draw while typing: some time after the last key in the prompt, the panel's hidden button is pressed. All else is in
+// Draw while typing: some time after the last key in the prompt, one of the panel's hidden buttons is pressed. They take
+// turns, because older versions of gradio drop a press while the one before is on its way. All else is in
 // a1111_extension/live.py.
 const WADI_PAUSE = 100; // ms
 
 onUiLoaded(function () {
+    const panel = "#script_txt2img_wadi_live";
     const prompt = gradioApp().querySelector("#txt2img_prompt textarea");
-    const part = (name) => gradioApp().querySelector("#script_txt2img_wadi_" + name);
-    if (!prompt || !part("live") || !part("live_draw")) {
+    const buttons = gradioApp().querySelectorAll('[id^="' + panel.slice(1) + '_draw_"]');
+    if (!prompt || !buttons.length) {
         return;
     }
-    let waiting = 0;
+    let waiting = 0, turn = 0;
     prompt.addEventListener("input", function () {
         clearTimeout(waiting);
-        if (part("live").querySelector("input").checked) {
-            waiting = setTimeout(() => part("live_draw").click(), WADI_PAUSE);
+        if (gradioApp().querySelector(panel + " input").checked) {
+            waiting = setTimeout(() => buttons[turn++ % buttons.length].click(), WADI_PAUSE);
         }
     });
 });
