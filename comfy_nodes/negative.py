@@ -86,7 +86,10 @@ def steered_options(network: nn.Module, options: dict[str, Any], rows: int, cont
     replaced = dict(options.get("patches_replace", {}))
     former = replaced.get("attn2", {})
     found = dict(former)
+    steered = set(guidance.layers(network, how.first_level))
     for block, attention in cross_attention(network):
+        if attention not in steered:
+            continue
         previous = former.get(block, former.get(block[:2], attend))
         found[block] = replacement(guidance.Steering(attention, context, how, chosen), previous)
     return {**options, "patches_replace": {**replaced, "attn2": found}}
