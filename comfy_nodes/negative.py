@@ -123,13 +123,12 @@ def method_input() -> io.Combo.Input:
         "method",
         options=list(PRESETS),
         default=DEFAULT,
-        tooltip="nag: normalized attention guidance. nasa: negative-away steer attention. -published: the authors' values.",
+        tooltip="nag: normalized attention guidance. nasa: negative-away steer attention. -published: as its authors, on all levels.",
     )
 
 
 def scale_input() -> io.Float.Input:
     """How strongly."""
-    values = ", ".join(f"{how.scale:g} for {name}" for name, how in PRESETS.items())
     return io.Float.Input(
         "scale",
         default=PRESETS[DEFAULT].scale,
@@ -137,7 +136,7 @@ def scale_input() -> io.Float.Input:
         max=LARGEST,
         step=0.05,
         round=0.001,
-        tooltip=f"Strength of the negative prompt; 0 switches it off. The presets: {values}.",
+        tooltip="Strength of the negative prompt; 0 switches it off. Start with 2 for nag and 0.5 for nasa.",
     )
 
 

@@ -1,7 +1,7 @@
 """What a picture is not to show: the texts, and how strongly attention is steered away from them.
 
-A preset is a method with its numbers. ``nag`` and ``nasa`` were chosen on wadi-mini (docs/negative.md); those that end
-in ``-published`` are the values that the methods' authors give for Stable Diffusion.
+A preset is a method with its numbers. ``nag`` and ``nasa`` leave out the outermost level of a U-Net, which one step does not
+bear (docs/negative.md); those that end in ``-published`` are the values and the layers that the methods' authors give.
 """
 
 from __future__ import annotations
