@@ -123,7 +123,7 @@ def method_input() -> io.Combo.Input:
         "method",
         options=list(PRESETS),
         default=DEFAULT,
-        tooltip="nag: normalized attention guidance. nasa: negative-away steer attention. -published: as its authors, on all levels.",
+        tooltip="nag: normalized attention guidance. nasa: negative-away steer attention. -published: on all levels.",
     )
 
 
