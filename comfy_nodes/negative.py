@@ -86,7 +86,10 @@ def steered_options(network: nn.Module, options: dict[str, Any], rows: int, cont
     replaced = dict(options.get("patches_replace", {}))
     former = replaced.get("attn2", {})
     found = dict(former)
+    steered = set(guidance.layers(network, how.first_level))
     for block, attention in cross_attention(network):
+        if attention not in steered:
+            continue
         previous = former.get(block, former.get(block[:2], attend))
         found[block] = replacement(guidance.Steering(attention, context, how, chosen), previous)
     return {**options, "patches_replace": {**replaced, "attn2": found}}
@@ -120,13 +123,12 @@ def method_input() -> io.Combo.Input:
         "method",
         options=list(PRESETS),
         default=DEFAULT,
-        tooltip="nag: normalized attention guidance. nasa: negative-away steer attention. -published: the authors' values.",
+        tooltip="nag: normalized attention guidance. nasa: negative-away steer attention. -published: on all levels.",
     )
 
 
 def scale_input() -> io.Float.Input:
     """How strongly."""
-    values = ", ".join(f"{how.scale:g} for {name}" for name, how in PRESETS.items())
     return io.Float.Input(
         "scale",
         default=PRESETS[DEFAULT].scale,
@@ -134,7 +136,7 @@ def scale_input() -> io.Float.Input:
         max=LARGEST,
         step=0.05,
         round=0.001,
-        tooltip=f"Strength of the negative prompt; 0 switches it off. The presets: {values}.",
+        tooltip="Strength of the negative prompt; 0 switches it off. Start with 2 for nag and 0.5 for nasa.",
     )
 
 

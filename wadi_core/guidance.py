@@ -28,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import highres
 from .negative import Guidance, Negative
 
 
@@ -103,11 +104,35 @@ class Steering:
         return found.transpose(1, 2).reshape(n, count, channels)
 
 
-def layers(network: nn.Module) -> Iterator[nn.Module]:
-    """The cross-attention layers of a network, in diffusers' naming and in LDM's."""
+def layers(network: nn.Module, first_level: int = 0) -> Iterator[nn.Module]:
+    """The cross-attention layers of a network, in diffusers' naming and in LDM's.
+
+    Args:
+        first_level: of a U-Net only those that are so many halvings of the picture inside; other networks have no levels.
+    """
+    levels = _levels(network) if first_level else {}
     for path, module in network.named_modules():
         if path.rpartition(".")[2] == "attn2" and hasattr(module, "to_k"):
-            yield module
+            if levels.get(_block(path), first_level) >= first_level:
+                yield module
+
+
+def _block(path: str) -> str:
+    """The block of a U-Net that a module is in: the first two parts of its path, or the first of the one in the middle."""
+    first, second, *_ = [*path.removeprefix("_orig_mod.").split("."), ""]
+    return f"{first}.{second}" if second.isdigit() and not first.startswith("mid") else first
+
+
+def _levels(network: nn.Module) -> dict[str, int]:
+    """How often the picture was halved before each block of a U-Net; nothing for other networks."""
+    network = getattr(network, "_orig_mod", network)  # of a compiled one
+    if not any(name in ("down_blocks", "input_blocks") for name, _ in network.named_children()):
+        return {}
+    found: dict[str, int] = {}
+    for layer in highres.layers(network):
+        if layer.role == "block":
+            found.setdefault(_block(layer.path), layer.level)
+    return found
 
 
 def attach(
@@ -132,7 +157,7 @@ def attach(
     changes = ExitStack()
     if not how.scale:
         return changes
-    found = list(layers(network))
+    found = list(layers(network, how.first_level))
     if not found:
         raise ValueError("a negative prompt needs a network with cross-attention, and this one has none")
     projection = getattr(network, "caption_projection", None)

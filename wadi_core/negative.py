@@ -1,7 +1,7 @@
 """What a picture is not to show: the texts, and how strongly attention is steered away from them.
 
-A preset is a method with its numbers. ``nag`` and ``nasa`` were chosen on wadi-mini (docs/negative.md); those that end
-in ``-published`` are the values that the methods' authors give for Stable Diffusion.
+A preset is a method with its numbers. ``nag`` and ``nasa`` leave out the outermost level of a U-Net, which one step does not
+bear (docs/negative.md); those that end in ``-published`` are the values and the layers that the methods' authors give.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class Guidance:
         scale: how far the output is moved away from the unwanted one; 0 is not at all.
         tau: of ``nag``: how many times its own length the output may grow at most.
         alpha: of ``nag``: the share of what was moved in the result; the rest is the output for the prompt.
+        first_level: the outermost level of a U-Net that is steered; 0 is that of full size. One step multiplies what is
+            wrong with a network's output by 14.6, and steering the outermost level, which knows the noise best, shows.
 
     Raises:
         ValueError: an unknown method or a number outside its range; one line.
@@ -45,6 +47,7 @@ class Guidance:
     scale: float = 2.0
     tau: float = 2.5
     alpha: float = 0.5
+    first_level: int = 1
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -52,13 +55,15 @@ class Guidance:
         _check("negative scale", self.scale, 0.0, LARGEST)
         _check("tau", self.tau, 1.0, LARGEST)
         _check("alpha", self.alpha, 0.0, 1.0)
+        if not isinstance(self.first_level, int) or isinstance(self.first_level, bool) or not 0 <= self.first_level <= 3:
+            raise ValueError(one_line(f"first_level must be 0, 1, 2 or 3, not {self.first_level}"))
 
 
 PRESETS = {
     "nag": Guidance("nag", 2.0, 2.5, 0.5),
     "nasa": Guidance("nasa", 0.5),
-    "nag-published": Guidance("nag", 2.0, 2.5, 0.5),
-    "nasa-published": Guidance("nasa", 0.5),
+    "nag-published": Guidance("nag", 2.0, 2.5, 0.5, first_level=0),
+    "nasa-published": Guidance("nasa", 0.5, first_level=0),
 }
 DEFAULT = "nag"
 
@@ -85,7 +90,7 @@ class Negative(Guidance):
     @property
     def how(self) -> Guidance:
         """The method and its numbers, without the texts."""
-        return Guidance(self.method, self.scale, self.tau, self.alpha)
+        return Guidance(self.method, self.scale, self.tau, self.alpha, self.first_level)
 
 
 def preset(name: str | Guidance = DEFAULT, scale: float | None = None) -> Guidance:
@@ -125,5 +130,5 @@ def _of_one(texts: Sequence[Any], how: Guidance) -> tuple[Negative, ...]:
     said = [text for text in texts if text is not None and not (isinstance(text, str) and not text.strip())]
     if not said:
         return ()
-    made = Negative(how.method, how.scale, how.tau, how.alpha, tuple(said))
+    made = Negative(**vars(how), texts=tuple(said))
     return (made,) if made.scale else ()

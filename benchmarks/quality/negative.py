@@ -169,13 +169,14 @@ def with_ratios(sets: dict[str, dict[str, float]]) -> dict[str, dict[str, float]
 def name_of(how: Guidance) -> str:
     """What a setting is called in a table."""
     numbers = f" tau {how.tau:g} alpha {how.alpha:g}" if how.method == "nag" else ""
-    return f"{how.method} {how.scale:g}{numbers}"
+    return f"{how.method} {how.scale:g}{numbers} from level {how.first_level}"
 
 
 def settings_to_try(options: argparse.Namespace) -> list[Guidance]:
     """Of the sweep."""
-    nag = itertools.product(options.scales, options.taus, options.alphas)
-    return [*(Guidance("nag", *numbers) for numbers in nag), *(Guidance("nasa", scale) for scale in options.nasa_scales)]
+    tried = [("nag", *numbers) for numbers in itertools.product(options.scales, options.taus, options.alphas)]
+    tried += [("nasa", scale) for scale in options.nasa_scales]
+    return [Guidance(*numbers, first_level=level) for level in options.levels for numbers in tried]
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -234,6 +235,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--taus", **numbers, default=[1.5, 2.5, 5], help="of nag")
     add("--alphas", **numbers, default=[0.25, 0.5, 1], help="of nag")
     add("--nasa-scales", **numbers, default=[0.25, 0.5, 1, 2], help="of nasa")
+    add("--levels", nargs="*", type=int, metavar="N", default=[0, 1], help="outermost levels that are steered")
     add("--two-passes", **numbers, default=TWO_PASSES, help="scales of the control (default: 0.5 1)")
     report.add_options(parser)
     return parser

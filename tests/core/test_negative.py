@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from ldm_unet import LdmUNet
 from PIL import Image
 from pipeline_kit import count_calls, equal, largest_difference, weights_of
 from pixart import write_pixart
@@ -159,6 +160,15 @@ def test_rows_are_steered_each_by_its_own_text_or_not_at_all(layout: str) -> Non
         torch.testing.assert_close(found[row, None], alone)
 
 
+def test_the_inner_levels_are_the_same_layers_in_both_layouts(ours: OneStepPipeline) -> None:
+    ldm = LdmUNet(ours.unet)
+    for level, count in ((0, 7), (1, 4), (2, 1), (3, 0)):
+        found = list(guidance.layers(ours.unet, level))
+        assert len(found) == count == len(list(guidance.layers(ldm, level)))
+    middle = ours.unet.get_submodule("mid_block.attentions.0.transformer_blocks.0.attn2")
+    assert list(guidance.layers(torch.compile(ours.unet, backend="eager"), 2)) == [middle]
+
+
 @torch.no_grad()
 def test_a_compiled_network_notices_and_keeps_up() -> None:
     network = Layered("diffusers").eval()
@@ -261,7 +271,7 @@ def test_settings_go_there_and_back(ours: OneStepPipeline) -> None:
     how = Guidance("nag", 3.0, 4.0, 0.7)
     made = ours(PROMPT, negative_prompt=[["a bicycle, red", "blur"]], negative_method=how)
     its = made.settings[0]
-    assert its.negative == (Negative("nag", 3.0, 4.0, 0.7, ("a bicycle, red", "blur")),)
+    assert its.negative == (Negative("nag", 3.0, 4.0, 0.7, texts=("a bicycle, red", "blur")),)
     assert PictureSettings.from_json(its.to_json()) == its
     lines = its.to_infotext("wadi").splitlines()
     assert lines[1] == "Negative prompt: a bicycle, red, blur" and "Negative method: nag, Negative scale: 3" in lines[2]
@@ -286,7 +296,7 @@ def test_settings_go_there_and_back(ours: OneStepPipeline) -> None:
 def test_settings_that_are_none_are_refused(ours: OneStepPipeline, changes: dict[str, Any]) -> None:
     values = json.loads(ours.plan(PROMPT, negative_prompt=UNWANTED)[0].to_json())
     values["negative"][0] |= changes
-    with pytest.raises(ValueError, match="negative|tau|alpha"):
+    with pytest.raises(ValueError, match="negative|tau|alpha|first_level"):
         PictureSettings.from_json(json.dumps(values))
 
 
