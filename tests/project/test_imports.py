@@ -29,6 +29,7 @@ ADAPTER |= {f"lorad.{module}" for module in ("linear", "layers", "format", "meta
 TOP = {"base", "pipeline", "control", "cli", "cli_control", "cli_study", "cli_tools", "__main__", "settings", "pictures"}
 TOP |= {"scheduler", "decoding", "devices", "embeddings", "single_file", "preprocess", "prompt_files", "stack"}
 TOP |= {"catalog", "cli_get", "hub", "released"}
+TOP |= {"precision", "seeds", "tiny", "backends"}
 TOP |= {"networks", "results", "diffusers_api", "diffusers_folder", "publishing", "cli_publish"}
 
 # Modules for users of another library, which import it as they load; nothing in the core imports them before it must.
