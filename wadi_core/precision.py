@@ -1,10 +1,9 @@
 """How exactly the parts of a pipeline compute: ``exact``, ``balanced`` or ``fast``, by what the device does fast.
 
 In one step an error of the U-Net's output is multiplied by sigma_T / alpha_T = 14.6, so that bfloat16 throughout is
-seen as grain. ``balanced`` computes products in bfloat16 only where the picture hardly notices it: everywhere in the
-autoencoder and the text encoder, and in the U-Net away from where the noise itself passes on its way from the input to
-the output. Which layers these are was measured (``benchmarks/quality/precision.py``), and follows for any network from
-their level and kind.
+seen as grain. ``balanced`` computes in bfloat16 only where the picture hardly notices it: everywhere in the autoencoder,
+and in the U-Net away from where the noise itself passes on its way from the input to the output. Which layers these are
+was measured (``benchmarks/quality/precision.py``), and follows for any network from their level and kind.
 
 The networks' own parameters stay in float32 whatever is chosen: layers keep a copy of their weight in the format that
 they compute in, and make it anew when the weight has changed. So adapters are fused and taken out as ever.

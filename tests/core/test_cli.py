@@ -82,7 +82,7 @@ def test_one_picture_in_a_process_of_its_own(place: Path, tmp_path: Path) -> Non
     )
     assert (result.status, result.error) == (0, "")
     path, network_call = result.out.splitlines()
-    assert path == str(picture) and re.fullmatch(r"1 network call: \d+\.\d{3} s", network_call)
+    assert path == str(picture) and re.fullmatch(r"1 network call: \d+\.\d{3} s, \w+ precision", network_call)
     said = pictures.read_settings(picture)
     assert (said.prompt, said.seed, said.width, said.lorad[0].strength) == ("a red apple", 3, 64, 0.5)
 
@@ -98,7 +98,7 @@ def test_many_prompts_from_arguments_and_a_file(run: Run, place: Path, tmp_path:
     paths = [tmp_path / f"p-{index:04d}.png" for index in (1, 2, 3)]
     *printed, last = result.out.splitlines()
     assert printed == [*map(str, paths), str(tmp_path / "all" / "sheet.png")]
-    assert re.fullmatch(r"2 network calls: \d+\.\d{3} s \(\d+\.\d{3} s a picture\)", last)
+    assert re.fullmatch(r"2 network calls: \d+\.\d{3} s \(\d+\.\d{3} s a picture\), \w+ precision", last)
     said = [pictures.read_settings(path) for path in paths]
     assert [(one.prompt, one.seed) for one in said] == [("a dog", 10), ("a cat", 11), ("zwei Eulen – 日本", 12)]
     with Image.open(printed[-1]) as sheet:

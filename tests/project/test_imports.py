@@ -30,6 +30,7 @@ TOP = {"base", "pipeline", "control", "cli", "cli_control", "cli_study", "cli_to
 TOP |= {"scheduler", "decoding", "devices", "embeddings", "single_file", "maps", "preprocess", "prompt_files", "stack"}
 TOP |= {"catalog", "cli_get", "hub", "released", "hosts", "checkpoint_writer", "sheets", "answer", "building"}
 TOP |= {"cli_negative"}
+TOP |= {"precision", "seeds", "tiny", "backends"}
 TOP |= {"networks", "results", "diffusers_api", "diffusers_folder", "publishing", "cli_publish"}
 
 # Modules for users of another library, which import it as they load; nothing in the core imports them before it must.
