@@ -80,6 +80,7 @@ def _choose(page: Any, mode: str) -> None:
     ).first.click()
     exactly = re.compile(rf"^\s*{re.escape(mode)}\s*$")
     page.locator("[role^=menuitem]").filter(has_text=exactly, visible=True).first.click()
+    page.keyboard.press("Escape")  # where the menu stays open, it takes the keys
     page.wait_for_timeout(500)
 
 

@@ -33,6 +33,7 @@ from comfy_server import PACK, ComfyServer
 pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
 
 APP_MODE_SINCE = (1, 40)
+LIVE_SINCE = (1, 58)  # before, a change is one when the text field is left
 APP = next(name for name in WORKFLOWS if name.endswith(".app"))
 CHAIN = """(count) => {
   app.graph.clear();
@@ -221,6 +222,8 @@ def test_an_app_opens_as_one(page: Any, shots: Path) -> None:
 
 
 def test_typing_into_the_live_template_draws(page: Any, shots: Path) -> None:
+    if version_of(page) < LIVE_SINCE:
+        pytest.skip("this front end runs when the text field is left")
     load(page, LIVE)
     comfy_live.run_on_change(page)
     times = comfy_live.type_and_time(page, 2)
