@@ -48,7 +48,7 @@ class StrengthSeedGrid(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model without the LoRaDs that are compared; others may be on it."),
                 io.Conditioning.Input("positive", tooltip="The prompt."),
                 io.Vae.Input("vae", tooltip="The decoder."),
-                LORAD.Input("lorad", tooltip="The LoRaD that is compared, from Open LoRaD or Embedded Model."),
+                LORAD.Input("lorad", tooltip="The LoRaD that is compared, from Open LoRaD or wadi-mini."),
                 io.String.Input(
                     "strengths",
                     default="0, 0.5, 1, 1.5",

@@ -69,11 +69,11 @@ class HighResolution(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="WaDi_HighResolution",
-            display_name="High Resolution (one step)",
+            display_name="High Resolution",
             category="WaDi/sampling",
             description="Makes coherent pictures above the model's native size, in the same single call. The scale "
             "follows from the latent; at native size nothing changes. ControlNets are adapted too.",
-            search_aliases=["wadi", "hires", "high resolution", "deep shrink", "scalecrafter", "large"],
+            search_aliases=["hires", "one step", "wadi", "high resolution", "deep shrink", "scalecrafter", "large"],
             inputs=[
                 io.Model.Input("model", tooltip="A model of Stable Diffusion 1 or 2, or wadi-mini, one-step or not."),
                 io.Combo.Input(

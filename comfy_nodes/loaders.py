@@ -20,7 +20,7 @@ from .sizes import square_of
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
-ALIASES = ["wadi", "lorad", "one step", "single step", "lora", "rotation", "adapter"]
+ALIASES = ["wadi", "lorad", "lora", "rotation", "adapter", "one step", "single step"]
 
 
 def name_input() -> io.Combo.Input:
@@ -185,7 +185,7 @@ class ApplyLoRaD(io.ComfyNode):
             node_id="WaDi_ApplyLoRaD",
             display_name="Apply LoRaD",
             category="WaDi/loaders",
-            description="Applies a LoRaD from Extract LoRaD, Embedded Model or Open LoRaD to a model, as Load LoRaD does.",
+            description="Applies a LoRaD from Extract LoRaD, wadi-mini or Open LoRaD to a model, as Load LoRaD does.",
             search_aliases=ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip="The base that the LoRaD is made for."),
@@ -209,11 +209,11 @@ class EmbeddedModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="WaDi_EmbeddedModel",
-            display_name="Embedded Model (wadi-mini)",
+            display_name="wadi-mini",
             category="WaDi/loaders",
             description="A small trained model of 128x128 pixels, included in the pack, no download. It generates "
             "simple scenes of everyday objects. With Apply LoRaD it needs one step.",
-            search_aliases=["wadi", "wadi-mini", "one step", "checkpoint", "demo", "tiny model"],
+            search_aliases=["wadi", "embedded model", "checkpoint", "demo", "tiny model", "one step"],
             inputs=[],
             outputs=[
                 io.Model.Output(

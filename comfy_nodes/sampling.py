@@ -243,7 +243,7 @@ class OneStepModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="WaDi_OneStepModel",
-            display_name="One-Step Model",
+            display_name="One-Step Model (complete network)",
             category="WaDi/sampling",
             description="Sets the exact sampling of a complete one-step network, released or merged. Not needed after "
             "Load LoRaD. For PixArt-alpha 256 it also corrects latent scale, positions and text length.",

@@ -69,3 +69,24 @@ def calls(comfy: ComfyServer) -> list[dict[str, Any]]:
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:
     assert found.shape == expected.shape
     return float((found - expected).abs().max() / expected.abs().max())
+
+
+def mini_model(graph: Graph, strength: float = 1.0) -> tuple[Node, Node]:
+    base = graph("WaDi_EmbeddedModel")
+    turned = graph("WaDi_ApplyLoRaD", model=base[0], lorad=base[3], strength=strength, one_step=True)
+    counted = graph("Probe_Count", model=turned[0], name="calls.json")
+    return base, counted
+
+
+def sampled(graph: Graph, model: Node, positive: Any, **more: Any) -> Node:
+    settings = {"width": 0, "height": 0, "batch_size": 1, "seed": SEED, **more}
+    return graph("WaDi_OneStepSampler", model=model[0], positive=positive, **settings)
+
+
+def codes(comfy: ComfyServer, graph: Graph, node: Node, latent: Any = None) -> list[str]:
+    """The notices of a node; each is among its lines too."""
+    graph("Probe_DumpLatent", latent=latent or node[0], name="latent.safetensors")
+    said = comfy.run(graph.prompt).ui.get(node.id, {})
+    notices = said.get("wadi_notices", [])
+    assert all(one["text"] in said["text"] for one in notices)
+    return [one["code"] for one in notices]

@@ -49,7 +49,9 @@ def pairs_of_names(names: Iterable[str], endings: Mapping[str, int]) -> dict[str
     for name in names:
         ending = next((ending for ending in endings if name.endswith(ending)), None)
         if name.endswith(_BESIDES):
-            raise ValueError("it changes biases and norms besides, as ComfyUI's Train LoRA does: use ComfyUI's Load LoRA for it")
+            raise ValueError(
+                "it changes biases and norms besides, as ComfyUI's Train LoRA does: use ComfyUI's Load LoRA for it"
+            )
         if ending is None or name == ending:
             raise ValueError(f"{name[:80]!r} is no part of a LoRaD: expected names that end in {' or '.join(endings)}")
         found.setdefault(name[: -len(ending)], {})[endings[ending]] = name
