@@ -319,9 +319,11 @@ def test_png_info_brings_everything_back(opened: Opened, shots: Path, tmp_path: 
     page.get_by_text(f"WaDi LoRaD: {name}").first.wait_for(state="visible")
     page.locator("#tab_pnginfo").get_by_text(f"Send to {tab}").first.click()
     page.locator(f"#{tab}_sampling").wait_for(state="visible")
-    page.wait_for_timeout(2000)
     panel = f"#script_{tab}_wadi"
-    assert page.locator(f"#{tab}_sampling input").first.input_value() == SAMPLER
+    arrived = "([place, value]) => document.querySelector(place).value === value"
+    page.wait_for_function(arrived, arg=[f"#{tab}_sampling input", SAMPLER])
+    page.wait_for_function(arrived, arg=[f"{panel}_lorad input", name])
+    page.wait_for_timeout(2000)
     assert page.locator(f"{panel}_accordion-visible-checkbox").is_checked()
     assert page.locator(f"{panel}_lorad input").first.input_value() == name
     assert float(page.locator(f"{panel}_strength input[type=number]").input_value()) == 0.25
@@ -349,10 +351,15 @@ def test_drawing_while_typing(opened: Opened, shots: Path) -> None:
     source = picture.get_attribute("src")
     page.locator("#txt2img_prompt textarea").press_sequentially(" and on a table", delay=40)
     page.wait_for_function("(old) => document.querySelector('#wadi_preview img').src !== old", arg=source)
-    page.wait_for_timeout(3000)
-    after = webui.post("/probe/live", {})
+    for _ in range(60):  # until each request has been drawn or dropped
+        page.wait_for_timeout(1000)
+        after = webui.post("/probe/live", {})
+        settled = after["asked"] - before["asked"] == after["drawn"] - before["drawn"] + after["stale"] - before["stale"]
+        if settled:
+            break
+    assert settled
+    page.wait_for_timeout(1000)
     calls = webui.calls()
-    assert after["asked"] - before["asked"] == after["drawn"] - before["drawn"] + after["stale"] - before["stale"]
     assert len(calls) == after["drawn"] - before["drawn"] - 1 and {tuple(call["timesteps"]) for call in calls} == {(999.0,)}
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.get_attribute("src").partition(",")[2])))).astype(int)
     (typed,) = opened.base.pictures(f"{PROMPT}, green and on a table", [SEED], opened.base.adapters["one-step"])
