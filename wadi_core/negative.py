@@ -2,7 +2,7 @@
 
 A preset is a method with its numbers. ``nag`` and ``nasa`` leave out the outermost level of a U-Net, which one step does not
 bear (docs/negative.md); ``nag-published`` has the values and the layers that the method's authors give for Stable
-Diffusion. For the other method no values of its authors are known here.
+Diffusion XL. For the other method no values of its authors are known here.
 """
 
 from __future__ import annotations
