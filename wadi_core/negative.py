@@ -1,7 +1,8 @@
 """What a picture is not to show: the texts, and how strongly attention is steered away from them.
 
 A preset is a method with its numbers. ``nag`` and ``nasa`` leave out the outermost level of a U-Net, which one step does not
-bear (docs/negative.md); those that end in ``-published`` are the values and the layers that the methods' authors give.
+bear (docs/negative.md); ``nag-published`` has the values and the layers that the method's authors give for Stable
+Diffusion XL. For the other method no values of its authors are known here.
 """
 
 from __future__ import annotations
@@ -63,7 +64,6 @@ PRESETS = {
     "nag": Guidance("nag", 2.0, 2.5, 0.5),
     "nasa": Guidance("nasa", 0.5),
     "nag-published": Guidance("nag", 2.0, 2.5, 0.5, first_level=0),
-    "nasa-published": Guidance("nasa", 0.5, first_level=0),
 }
 DEFAULT = "nag"
 
