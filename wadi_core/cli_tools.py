@@ -102,7 +102,8 @@ def named(options: argparse.Namespace) -> Iterator[str]:
     for option in ("base", "student", "file", "lorad", "control", "embedding", "vae"):
         value = getattr(options, option, None)
         for name in value if isinstance(value, list) else [value] if value else []:
-            yield split_strength(name)[0] if option == "lorad" else catalog.DECODERS.get(name, name)
+            known = catalog.DECODERS.get(name) if option == "vae" else None
+            yield known or (split_strength(name)[0] if option == "lorad" else name)
 
 
 def split_strength(entry: str) -> tuple[str, float]:

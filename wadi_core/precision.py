@@ -204,11 +204,11 @@ def attach(network: nn.Module, rule: Rule | None) -> None:
         rule: of each linear layer and convolution, by its place; None lets all compute as they are.
     """
     levels = len(getattr(network.config, "block_out_channels", (0,)))  # type: ignore[arg-type]
-    for path, layer in network.named_modules():
-        layer = layer.original if isinstance(layer, RotatedLinear) else layer
+    for path, found in network.named_modules():
+        layer: Any = found.original if isinstance(found, RotatedLinear) else found
         if type(layer) in _ORIGINALS:
             layer.__class__ = _ORIGINALS[type(layer)]
             del layer.low
         if rule is not None and type(layer) in _LAYERS:
             layer.__class__ = _LAYERS[type(layer)]
-            layer.low = _Low(rule(place_of(path, levels)))  # type: ignore[assignment]
+            layer.low = _Low(rule(place_of(path, levels)))

@@ -218,6 +218,7 @@ def main(words: list[str] | None = None) -> int:
     machine = repeats.this_machine()
     text = table(medians) + f"\n{repeats.place(machine)}, medians of {options.rounds} rounds.\n"
     output = Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
     repeats.write(output, f"latency-{options.size}", {"machine": machine, "rounds": rounds, "medians": medians}, text)
     draw_bars(medians, output / f"latency-{options.size}.png")
     return 0

@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from wadi_core import OneStepPipeline, pictures
 from wadi_core.lorad.checkpoint import write_safetensors
+from wadi_core.sheets import contact_sheet
 from wadi_core.tiny import from_layers, make_decoder
 
-from ..engine.logs import contact_sheet
 from ..settings import cli
 from ..settings.fields import FilePath
 from . import scenes
