@@ -29,7 +29,6 @@ from benchmarks import report
 from benchmarks.quality import distances
 from benchmarks.quality.sets import Generated, Real, feature_set, images_of
 from benchmarks.quality.streams import Stream
-from trainer.engine.logs import contact_sheet
 from trainer.evaluation.efficientnet import load_lite
 from trainer.evaluation.features import LiteFeatures
 from trainer.evaluation.retrieval import Prototypes
@@ -38,6 +37,7 @@ from wadi_core import OneStepPipeline, guidance
 from wadi_core.negative import PRESETS, Guidance, Negative
 from wadi_core.output import take_any_text
 from wadi_core.pictures import to_pictures
+from wadi_core.sheets import contact_sheet
 
 SHEET_ROWS = 10
 REFERENCE = 2  # times the pictures of a set

@@ -237,7 +237,9 @@ def test_a_long_text_is_read_to_its_end(ours: OneStepPipeline) -> None:
     assert largest_difference(one, other) > 5
 
 
-@pytest.mark.parametrize("more", [{"control_image": edges()}, {"width": 192, "height": 128, "hires": "shrink"}], ids=str)
+@pytest.mark.parametrize(
+    "more", [{"control_image": edges()}, {"width": 192, "height": 128, "hires": "shrink"}], ids=["control", "larger"]
+)
 def test_it_works_beside_what_else_steers(ours: OneStepPipeline, more: dict[str, Any]) -> None:
     ours.set_control("mini" if "control_image" in more else None)
     plain, found = ours(PROMPT, **more), ours(PROMPT, **more, negative_prompt=UNWANTED)
