@@ -17,16 +17,25 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from . import images, maps, packages
+from . import images, packages
 from .files import one_line, refusal
 
 if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from . import maps
+
 MODELS = "WADI_PREPROCESSORS"  # environment variable with the folder of weights
 ANNOTATORS = "lllyasviel/Annotators on Hugging Face"
 STEP, LARGEST = 64, 1024  # pixels: detectors are given sides divisible by the one, the shorter at most the other
+
+
+def _maps() -> ModuleType:
+    """:mod:`.maps`, which imports torch: a list of the kinds does not need it."""
+    from . import maps
+
+    return maps
 
 
 @dataclass(frozen=True)
@@ -53,12 +62,12 @@ _POSE = ("body_pose_model.pth", "hand_pose_model.pth", "facenet.pth")
 KINDS = {
     "canny": Kind("edges"),
     "invert": Kind("light and dark exchanged, for drawings in black on white"),
-    "shuffle": Kind("colours of the picture, its shapes shuffled", make=maps.shuffled),
-    "lineart-standard": Kind("lines, without a network", make=lambda pixels, seed: maps.lineart(pixels)),
-    "softedge-standard": Kind("soft edges, without a network", make=lambda pixels, seed: maps.soft_edges(pixels)),
-    "scribble-standard": Kind("bold strokes, without a network", make=lambda pixels, seed: maps.strokes(pixels)),
-    "tile": Kind("the picture without its details", make=lambda pixels, seed: maps.tile(pixels)),
-    "blur": Kind("the picture out of focus", make=lambda pixels, seed: maps.blurred(pixels)),
+    "shuffle": Kind("colours of the picture, its shapes shuffled", make=lambda pixels, seed: _maps().shuffled(pixels, seed)),
+    "lineart-standard": Kind("lines, without a network", make=lambda pixels, seed: _maps().lineart(pixels)),
+    "softedge-standard": Kind("soft edges, without a network", make=lambda pixels, seed: _maps().soft_edges(pixels)),
+    "scribble-standard": Kind("bold strokes, without a network", make=lambda pixels, seed: _maps().strokes(pixels)),
+    "tile": Kind("the picture without its details", make=lambda pixels, seed: _maps().tile(pixels)),
+    "blur": Kind("the picture out of focus", make=lambda pixels, seed: _maps().blurred(pixels)),
     "lineart": Kind("lines", "LineartDetector", ("sk_model.pth", "sk_model2.pth")),
     "lineart-coarse": Kind("coarse lines", "LineartDetector", ("sk_model.pth", "sk_model2.pth"), {"coarse": True}),
     "lineart-anime": Kind("lines of drawn characters", "LineartAnimeDetector", ("netG.pth",)),
@@ -126,7 +135,7 @@ def canny(image: Image, low: int = 100, high: int = 200) -> Image:
 
     if not 0 <= low <= high <= 1000:
         raise ValueError(f"canny needs thresholds from 0 to 1000, the low one not above the high one, not {low} and {high}")
-    return Image.fromarray(maps.canny(np.array(images.plain(image)), low, high))
+    return Image.fromarray(_maps().canny(np.array(images.plain(image)), low, high))
 
 
 def fit(image: Image, width: int, height: int) -> Image:

@@ -35,7 +35,6 @@ from trainer.evaluation.retrieval import Prototypes
 from trainer.mini import scenes
 from wadi_core import OneStepPipeline, guidance
 from wadi_core.negative import PRESETS, Guidance, Negative
-from wadi_core.output import take_any_text
 from wadi_core.pictures import to_pictures
 from wadi_core.sheets import contact_sheet
 
@@ -243,16 +242,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
-    take_any_text()
-    options = report.read_options(_parser(), words)
+    return report.run("negative", _parser(), words, _act)
 
-    def act() -> str:
-        found = measure(options)
-        name = "negative-sweep" if options.sweep else "mini-negative"
-        report.write_json(Path(options.output) / f"{name}.json", found)
-        return report.table("negative prompt", found["sets"])
 
-    return report.ended("negative", options.debug, act)
+def _act(options: argparse.Namespace) -> str:
+    found = measure(options)
+    name = "negative-sweep" if options.sweep else "mini-negative"
+    report.write_json(Path(options.output) / f"{name}.json", found)
+    return report.table("negative prompt", found["sets"])
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 from benchmarks import report
 from wadi_core import OneStep, OneStepPipeline, configs, precision
-from wadi_core.output import take_any_text
 from wadi_core.precision import EXACT, NARROW, Place, Rule
 from wadi_core.seeds import noise
 
@@ -113,23 +112,24 @@ def measure(subject: Subject) -> Iterator[tuple[str, dict[str, float]]]:
 
 def main(words: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
-    take_any_text()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--model", choices=tuple(SUBJECTS), default="mini", help="whose U-Net (default: mini)")
     parser.add_argument("--count", type=int, default=len(CAPTIONS), help="pictures of wadi-mini (default: 8)")
     parser.add_argument("--output", default="docs", metavar="DIR", help="where the report goes (default: docs)")
-    words = sys.argv[1:] if words is None else words
-    options = parser.parse_args(words)
+    parser.add_argument("--debug", action="store_true", help="show where an error comes from")
+    return report.run("precision", parser, words, _act, _check)
+
+
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if not 1 <= options.count <= len(CAPTIONS):
         parser.error(f"--count goes from 1 to {len(CAPTIONS)}")
 
-    def act() -> str:
-        rows = dict(measure(SUBJECTS[options.model](options.count)))
-        found = {**report.origin("quality/precision", words), "model": options.model, "errors": rows}
-        report.write_json(Path(options.output) / f"precision-{options.model}.json", found)
-        return report.table("in bfloat16", rows)
 
-    return report.ended("precision", False, act)
+def _act(options: argparse.Namespace) -> str:
+    rows = dict(measure(SUBJECTS[options.model](options.count)))
+    found = {**report.origin("quality/precision", options.words), "model": options.model, "errors": rows}
+    report.write_json(Path(options.output) / f"precision-{options.model}.json", found)
+    return report.table("in bfloat16", rows)
 
 
 if __name__ == "__main__":

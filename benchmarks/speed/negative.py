@@ -26,7 +26,6 @@ from benchmarks import report
 from benchmarks.speed import repeats
 from wadi_core import configs, guidance
 from wadi_core.negative import PRESETS, Guidance
-from wadi_core.output import take_any_text
 
 BARE = "without"
 CASES: dict[str, Guidance | None] = {BARE: None, "nag": PRESETS["nag"], "nasa": PRESETS["nasa"]}
@@ -109,7 +108,6 @@ def as_markdown(found: dict[str, Any]) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit status."""
-    take_any_text()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     add("--size", type=int, default=256, help="pixels on a side (default: 256)")
@@ -119,18 +117,17 @@ def main(words: Sequence[str] | None = None) -> int:
     add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="default: float32")
     add("--output", type=Path, default=Path("runs/speed"), metavar="DIR", help="where the report goes (default: runs/speed)")
     add("--only", choices=tuple(CASES), help=argparse.SUPPRESS)
-    options = parser.parse_args(words)
-    options.words = sys.argv[1:] if words is None else list(words)
+    add("--debug", action="store_true", help="show where an error comes from")
+    return report.run("negative", parser, words, _act, lambda parser, options: None)
+
+
+def _act(options: argparse.Namespace) -> str:
     if options.only:
         repeats.tell({"bytes": Calls(options).peak(CASES[options.only])})
-        return 0
-
-    def act() -> str:
-        found = measure(options)
-        repeats.write(options.output, "speed-negative", found, as_markdown(found))
         return ""
-
-    return report.ended("negative", False, act)
+    found = measure(options)
+    repeats.write(options.output, "speed-negative", found, as_markdown(found))
+    return ""
 
 
 if __name__ == "__main__":

@@ -151,13 +151,13 @@ def test_a_whole_run_on_a_learned_word(ready: None, place: Path, tmp_path: Path)
     assert found["settings"]["adapters"] == []
     assert str(tmp_path) not in json.dumps(found)
     with Image.open(tmp_path / "mini-inversion.png") as sheet:
-        assert sheet.width == 190 + 6 * 132
+        assert sheet.width == 194 + 6 * 132
         before = np.array(sheet)
     # An adapter that was learned beside the word is on where the word is said, and nowhere else.
     assert inversion.main([*words, "--adapters", str(place / "style.safetensors")]) == 0
     with Image.open(tmp_path / "mini-inversion.png") as sheet:
         changed = [bool((np.array(sheet)[:, left : left + 132] != before[:, left : left + 132]).any())
-                   for left in range(190, 190 + 6 * 132, 132)]  # fmt: skip
+                   for left in range(194, 194 + 6 * 132, 132)]  # fmt: skip
     assert changed == [False, True] * 3
 
 
@@ -220,7 +220,7 @@ def test_a_whole_run_on_subjects(
     examples = sorted((tmp_path / "learn" / "examples").glob("*"))
     assert len(examples) == 2 and all(len(list(folder.glob("*.png"))) == 10 for folder in examples)
     with Image.open(tmp_path / "mini-personal.png") as sheet:
-        assert sheet.width == 190 + 10 * 132
+        assert sheet.width == 194 + 10 * 132
     # What has been learned is not learned again, and what was stopped is not taken for learned.
     monkeypatch.setattr(personal, "personalize", lambda config: pytest.fail("learned twice"))
     assert personal.main(words) == 0

@@ -22,6 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(**changes: object) -> Namespace:
     words = ["--size", "small", "--precision", "fp32", "--base-weights", "fp32", "--steps", "1"]
+    words += ["--rotation-precision", "fp32", "--no-compile-rotation"]
     return Namespace(**{**vars(training.make_parser().parse_args(words)), **changes})
 
 

@@ -74,11 +74,11 @@ def test_what_is_refused(sd15: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="needs networks in float32"):
         sd15.load(backend="openvino", dtype="bf16")
     pipe = sd15.load(backend="openvino")
-    with pytest.raises(ValueError, match="without ControlNets and High Resolution"):
+    with pytest.raises(ValueError, match="without ControlNets, High Resolution"):
         pipe("a cat", width=128, height=128, hires=True)
     with pytest.raises(ValueError, match="set the backend eager first"):
         pipe.to(torch.bfloat16)
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ValueError, match=r'not installed: pip install "wadi-lorad\[openvino\]"'):
+    with pytest.raises(ValueError, match=r"the package openvino is not installed: .*\.\[openvino\]"):
         pipe.set_backend("openvino")
     assert pipe.backend == "openvino"

@@ -218,7 +218,7 @@ def test_generate_takes_embeddings(
     monkeypatch.setattr(os, "environ", os.environ.copy())
     monkeypatch.setattr(cli, "_silence", lambda: None)  # which would keep warnings off the other tests too
     common = ["generate", "a cat <left-of> a dog", "--base", str(place / "sd15"), "--device", "cpu"]
-    common += ["--lorad", str(place / "sd15-one-step.safetensors")]
+    common += ["--lorad", str(place / "sd15-one-step.safetensors"), "--precision", "exact"]
     output = tmp_path / "one.png"
     assert cli.main([*common, "-o", str(output), "--embedding", str(place / "left-of.safetensors")]) == 0
     pipe = load(place, embeddings=place / "left-of.safetensors")

@@ -56,6 +56,7 @@ def test_a_picture_of_names_alone(server: Hub, place: Path, tmp_path: Path) -> N
     words = ["generate", PROMPT, "-o", "a.png", "--base", "org/base", "--lorad", "org/adapters:one-step.safetensors"]
     words += ["--lorad", "org/adapters@main:style.safetensors:0.5", "--embedding", "org/word"]
     words += ["--control", "org/control", "--control-image", str(place / "map.png")]
+    words += ["--precision", "exact"]
     ended = server.wadi(tmp_path, *words)
     assert ended.returncode == 0, ended.stderr
     drawn = OneStepPipeline.from_pretrained(

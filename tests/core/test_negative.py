@@ -28,7 +28,7 @@ every_method = pytest.mark.parametrize("method", METHODS)
 
 @pytest.fixture(scope="module")
 def ours() -> OneStepPipeline:
-    return OneStepPipeline.from_pretrained("mini", device="cpu")
+    return OneStepPipeline.from_pretrained("mini", device="cpu", precision="exact")
 
 
 def edges() -> Image.Image:

@@ -54,7 +54,7 @@ FILES: dict[str, tuple[Callable[[], Tensors], dict[str, str], str]] = {
     "nothing in it": (lambda: {**tensors(), f"{KEY}.lorad_a": torch.zeros(0, 2)}, {}, "do not multiply"),
     "integers": (lambda: {k: t.int() for k, t in tensors().items()}, {}, "must be float32"),
     "float64": (lambda: {k: t.double() for k, t in tensors().items()}, {}, "must be float32"),
-    "newer format": (tensors, {"wadi.format": "2"}, "newer"),
+    "newer format": (tensors, {"wadi.format": "3"}, "newer"),
     "format zero": (tensors, {"wadi.format": "0"}, "no LoRaD format"),
     "format no number": (tensors, {"wadi.format": "one"}, "not a number"),
     "other pairing": (tensors, {"wadi.pairing": "halves"}, "unknown pairing"),

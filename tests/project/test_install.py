@@ -115,6 +115,16 @@ def test_test_passes_arguments_on_and_the_status_through(install: ModuleType, mo
     assert calls == [[sys.executable, "-m", "pytest", "-q", "tests/project/test_install.py", "-k", "nothing at all"]]
 
 
+def test_the_whole_suite_runs_in_a_few_processes(install: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+    monkeypatch.setattr(install, "prepared", lambda extra: Path(sys.executable))
+    monkeypatch.setattr(subprocess, "call", lambda command, cwd: calls.append(command) or 0)
+    for cores, processes in ((1, "1"), (2, "2"), (64, str(install.TEST_PROCESSES))):
+        monkeypatch.setattr(install, "cores", lambda cores=cores: cores)
+        assert install.main(["test"]) == 0
+        assert calls.pop() == [sys.executable, "-m", "pytest", "-n", processes, "--dist", "loadfile"]
+
+
 def test_get_passes_everything_on_and_keeps_the_folder(install: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(install, "prepared", lambda extra: Path(f"/env/{extra}/python"))

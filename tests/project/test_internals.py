@@ -26,6 +26,8 @@ INTERNALS = {
     },
     # The documented place of attention processors, which diffusers does not export at its top.
     "diffusers.models.attention_processor": {"AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor"},
+    # The decoder alone of AutoencoderTiny, whose encoder nobody needs here.
+    "diffusers.models.autoencoders.vae": {"DecoderTiny"},
     # The documented places of what schedulers derive from.
     "diffusers.configuration_utils": {"ConfigMixin", "register_to_config"},
     "diffusers.schedulers.scheduling_utils": {"KarrasDiffusionSchedulers", "SchedulerMixin"},

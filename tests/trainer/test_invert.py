@@ -143,7 +143,7 @@ def test_stopping_and_going_on_changes_nothing(place: Path, tmp_path: Path) -> N
     assert all(torch.equal(moments[0][name], moments[1][name]) for name in moments[0])
     assert one.architecture == "unet-custom" and one.extra["ss_steps"] == "4" and one.token == "<R>"
     with Image.open(tmp_path / "straight" / "sheet-000004.png") as sheet:
-        assert sheet.width == 190 + 2 * (64 + 4)  # teacher and student
+        assert sheet.width == 194 + 2 * (64 + 4)  # teacher and student
     assert {path.name for path in (tmp_path / "straight").iterdir()} >= {"losses.csv", "losses.png", "config.yaml"}
 
 
@@ -174,7 +174,7 @@ def test_several_words_from_the_same_pictures(place: Path, tmp_path: Path) -> No
     one, other = (Embedding.load(tmp_path / "run" / f"finetuned-{word}.safetensors") for word in ("R", "style"))
     assert (one.token, other.token) == ("<R>", "<style>") and one.vectors.shape == (2, 32)
     with Image.open(tmp_path / "run" / "sheet-000002.png") as sheet:
-        assert sheet.width == 190 + 64 + 4  # the teacher alone
+        assert sheet.width == 194 + 64 + 4  # the teacher alone
     OneStepPipeline.from_pretrained(
         place / "base", device="cpu", lorad=place / "one-step.safetensors", embeddings=[one, other], precision="exact"
     )("a cat <R> a wall in <style>")

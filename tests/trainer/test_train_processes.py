@@ -131,6 +131,7 @@ def test_what_processes_disagree_about_is_told(
     train(config)
     run = Distillation(config)
     monkeypatch.setattr(run.processes, "count", 2)
+    monkeypatch.setattr(run.processes, "any", lambda flag: flag)
     monkeypatch.setattr(run.processes, "gather", lambda value: ["", ""] if value == "" else [value, other])
     with pytest.raises(ValueError, match=f"do not go on from the same checkpoint: {told}"):
         DistillationSession(run)

@@ -79,15 +79,18 @@ def test_the_first_signal_says_what_happens_and_a_second_one_leaves(capfd: pytes
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
 def test_a_closed_terminal_is_one_request_however_often_it_is_told(capfd: pytest.CaptureFixture) -> None:
-    before = signal.getsignal(signal.SIGHUP)
-    with stop_signals() as stop:
-        for _ in range(3):
-            signal.raise_signal(signal.SIGHUP)
-        assert stop.caught == [signal.SIGHUP]
-        with pytest.raises(Left):
-            signal.raise_signal(signal.SIGTERM)
-    assert capfd.readouterr().err == f"\nfinishing this step, {SAID}"
-    assert signal.getsignal(signal.SIGHUP) == before
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+    try:
+        with stop_signals() as stop:
+            for _ in range(3):
+                signal.raise_signal(signal.SIGHUP)
+            assert stop.caught == [signal.SIGHUP]
+            with pytest.raises(Left):
+                signal.raise_signal(signal.SIGTERM)
+        assert capfd.readouterr().err == f"\nfinishing this step, {SAID}"
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")

@@ -41,7 +41,7 @@ HARMLESS = (
     *("version", "output", "name", "license", "steps", "device", "resume", "start_from", "base_config"),
     *("save_every", "keep_last", "keep_every", "save_lorad", "max_skipped", "embedding_cache", "offload"),
     *("log_every", "sheet_every", "sheet_prompts", "sheet_teacher_steps", "tensorboard", "wandb", "wandb_project", "webhook"),
-    *("evaluate_every", "evaluate_count", "evaluate_prompts", "reference", "extractor", "inception", "clip", "best_by"),
+    *("evaluate_every", "evaluate_count", "evaluate_prompts", "reference", "extractor", "inception", "clip_model", "best_by"),
     *("patience", "push_to_hub"),
 )
 

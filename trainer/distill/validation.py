@@ -54,9 +54,9 @@ class Validation:
         name = config.extractor or (MINI if self.reference_name == MINI else "inception")
         inception = Path(config.inception) if config.inception else None
         self.extractor = extractors.find(name, run.device, inception) if self.reference_name else None
-        self.clip = ClipScore(config.clip, run.device) if config.clip else None
+        self.clip = ClipScore(config.clip_model, run.device) if config.clip_model else None
         if self.extractor is None and self.clip is None:
-            raise ValueError("evaluate_every: there is nothing to measure with: name a reference or a clip folder")
+            raise ValueError("evaluate_every: there is nothing to measure with: name a reference or a clip_model")
         self.prompts = self._prompts()
         self.kept = run.output / "evaluation"
         self.table = LossTable(run.output / METRICS, run.step) if self.first else None

@@ -238,7 +238,7 @@ class TrainConfig:
         "", "what looks at them: inception, mini, or MODULE:FUNCTION; empty: mini for mini, else inception"
     )
     inception: FilePath = setting("", "file with Inception's weights; empty: torch hub's folder")
-    clip: FilePath = setting("", "folder of a CLIP model for the CLIP score; empty: none")
+    clip_model: FilePath = setting("", "folder of a CLIP model for the CLIP score; empty: none")
     best_by: str = setting("", "figure by which the best student is kept; empty: fid, or else clip_score")
     patience: int = setting(0, "evaluations without a better figure that end the run; 0: off", low=0)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..files import new_folder
+from ..packages import missing
 from ..precision import fast_bfloat16
 from ..stages import state_of
 from ..thirdparty import DiffusersNetwork
@@ -157,5 +158,5 @@ def _import() -> Any:
     try:
         import openvino
     except ModuleNotFoundError as error:
-        raise ValueError('the backend openvino is not installed: pip install "wadi-lorad[openvino]"') from error
+        raise ValueError(f"the backend openvino: {missing(error, 'openvino')}") from error
     return openvino
