@@ -97,8 +97,8 @@ def test_every_program_prepares_its_output_first(path: Path) -> None:
         return
     (main,) = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef) and node.name == "main"]
     documented = ast.get_docstring(main) is not None
-    first = ast.unparse(main.body[int(documented)])
-    assert first == "take_any_text()" or first.startswith("return report.run(")
+    first, last = ast.unparse(main.body[int(documented)]), ast.unparse(main.body[-1])
+    assert first == "take_any_text()" or last.startswith("return report.run(")
 
 
 def test_what_the_benchmarks_hand_everything_to_does_so_too() -> None:
