@@ -125,9 +125,9 @@ def test_the_installer_is_silent_and_quick_at_every_start(webui: WebUI) -> None:
 
 
 def another(data: Path, bases: dict[str, Base], folder: Path) -> Path:
-    """Folders for a second program with the checkpoint ``narrow`` and its adapters."""
+    """Folders for a second program with the checkpoint ``narrow``, what lies beside it, and its adapters."""
     models = lay_out("a1111", folder)
-    for file in (data / "models" / "Stable-diffusion").glob("narrow.*"):
+    for file in (data / "models" / "Stable-diffusion").glob("narrow[.-]*"):
         (models / "Stable-diffusion" / file.name).symlink_to(file)
     for path in bases["narrow"].adapters.values():
         (models / "Lora" / path.name).symlink_to(path)

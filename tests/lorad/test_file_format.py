@@ -45,6 +45,11 @@ FILES: dict[str, tuple[Callable[[], Tensors], dict[str, str], str]] = {
     "absurd angle": (lambda: with_value(1e30), {}, "absurdly large"),
     "peft's form": (lambda: of_peft("base_model.model."), {}, r"in peft's form: .*peft\.from_peft\(FOLDER\)\.save\(FILE\)"),
     "diffusers' form of peft's": (lambda: of_peft("unet."), {}, "in peft's form"),
+    "ComfyUI's Train LoRA": (
+        lambda: {**of_peft("diffusion_model."), "diffusion_model.x.diff_b": torch.zeros(2)},
+        {},
+        "use ComfyUI's Load LoRA for it",
+    ),
     "only a": (lambda: without("lorad_b"), {}, "only one of its two tensors"),
     "only b": (lambda: without("lorad_a"), {}, "only one of its two tensors"),
     "alpha": (lambda: {**tensors(), f"{KEY}.alpha": torch.ones(1)}, {}, "no part of a LoRaD"),

@@ -45,8 +45,11 @@ def classify(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
 
 
 def _is_of_peft(name: str) -> bool:
-    """Whether peft or diffusers' save_lora_adapter wrote a tensor: with the module's path, and not as a key of a LoRaD."""
-    return not name.startswith("transformer.") and name.count(".") > 1
+    """Whether peft or diffusers' save_lora_adapter wrote a tensor: with the module's path, and not as a key of a LoRaD.
+
+    ComfyUI's own training writes paths too, below the name that it has for the network.
+    """
+    return not name.startswith(("transformer.", "diffusion_model.")) and name.count(".") > 1
 
 
 def pairs_of_names(names: Iterable[str], endings: Mapping[str, int]) -> dict[str, tuple[str, str]]:
