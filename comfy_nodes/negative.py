@@ -147,7 +147,7 @@ class NegativePrompt(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="WaDi_NegativePrompt",
-            display_name="Negative Prompt (one step)",
+            display_name="Negative Prompt (one call)",
             category="WaDi/sampling",
             description="Keeps what a text says out of the picture, inside the single network call and without cfg. "
             "Works on cross-attention, next to LoRAs, ControlNets and IP-Adapters.",
