@@ -9,10 +9,11 @@ export const BYPASSED = 4;
 const PRIMITIVES = ["PrimitiveNode", "PrimitiveInt", "PrimitiveFloat", "PrimitiveBoolean", "PrimitiveString"];
 const DEEPEST = 300; // nodes in a row; a browser's stack ends somewhere
 
-/** Newer front ends want to be asked, older ones only have the field. */
+/** Newer front ends want to be asked, older ones only have the field. A subgraph's node answers with a link inside of it. */
 function linkInto(node, slot) {
   if (slot < 0 || !node.graph) return undefined;
-  return node.getInputLink ? node.getInputLink(slot) : node.graph.getLink(node.inputs?.[slot]?.link);
+  const asked = node.getInputLink && !node.isSubgraphNode?.();
+  return asked ? node.getInputLink(slot) : node.graph.getLink(node.inputs?.[slot]?.link);
 }
 
 export function isLinked(node, slot) {
