@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +71,17 @@ def test_the_way_of_the_noise_is_exact_in_any_network() -> None:
     assert {precision.balanced(Place(kind, 2)) for kind in ("resnet", "shortcut", "projection", "attention")} == {NARROW}
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """How the figures of docs/speed.md were measured: kernels of more threads add up in another way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.usefixtures("with_bfloat16")
-def test_balanced_is_hardly_seen_and_exact_comes_back_to_the_bit() -> None:
+def test_balanced_is_hardly_seen_and_exact_comes_back_to_the_bit(one_thread: None) -> None:
     pipe = OneStepPipeline.from_pretrained("mini", device="cpu")
     assert pipe.precision == "balanced"
     balanced = pipe(PROMPTS, seed=3, return_latents=True)
@@ -83,10 +93,9 @@ def test_balanced_is_hardly_seen_and_exact_comes_back_to_the_bit() -> None:
     assert torch.equal(exact.latents, fresh.latents)
     # x0 by itself, through one and the same decoder
     decoded = [pipe.decode(made.latents) for made in (exact, balanced, fast)]
-    # 1.3 with one thread, 2.0 with two, whose kernels add up in another way.
-    assert 0.1 < distance(decoded[0], decoded[1]) < 2.2
+    assert 0.1 < distance(decoded[0], decoded[1]) < 1.6
     assert distance(decoded[0], decoded[1]) < 0.6 * distance(decoded[0], decoded[2]) < 6
-    assert distance(exact.images, balanced.images) < 2.5
+    assert distance(exact.images, balanced.images) < 2
     assert [made.settings[0].precision for made in (exact, balanced, fast)] == ["exact", "balanced", "fast"]
 
 
